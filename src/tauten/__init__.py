@@ -1,0 +1,38 @@
+"""Tauten makes PyTorch models smaller and faster, and proves that they still work."""
+
+from tauten.api import compress, load, optimize, quantize
+from tauten.compression import ShareKMeans
+from tauten.core.errors import (
+    BusyError,
+    CorruptError,
+    GoalError,
+    InputError,
+    NotApplicableError,
+    TautenError,
+)
+from tauten.core.goal import Goal
+from tauten.core.measurement import Result
+from tauten.core.recipe import Recipe, Step
+from tauten.quantization import RTN, Int8
+from tauten.version import __version__
+
+__all__ = [
+    "RTN",
+    "BusyError",
+    "CorruptError",
+    "Goal",
+    "GoalError",
+    "InputError",
+    "Int8",
+    "NotApplicableError",
+    "Recipe",
+    "Result",
+    "ShareKMeans",
+    "Step",
+    "TautenError",
+    "__version__",
+    "compress",
+    "load",
+    "optimize",
+    "quantize",
+]

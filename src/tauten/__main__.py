@@ -1,0 +1,5 @@
+"""`python -m tauten`."""
+
+from tauten.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""The calls that users make. They check arguments and hand over; nothing is decided here."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tauten import compression, quantization
+from tauten.core.errors import InputError
+from tauten.core.goal import Goal
+from tauten.core.measurement import Result
+from tauten.core.recipe import Recipe, Step
+from tauten.core.technique import Technique
+from tauten.models import artifact
+from tauten.models.source import Source, open_source
+from tauten.search.run import run_recipe, run_search
+
+ModelLike = str | os.PathLike[str] | nn.Module | Source
+TECHNIQUES: dict[str, type[Technique]] = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
+
+
+def quantize(
+    model: ModelLike,
+    bits: int | None = None,
+    *,
+    group_size: int | None = None,
+    technique: str | Technique | None = None,
+    where: str = "*",
+    out: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Hold a model's weights in fewer bits.
+
+    Args:
+        model: A module, a Hugging Face folder or id, a GGUF file, or `package.module:factory`.
+        bits: 1 to 8, by default 8. 8 bits means int8 weights and activations (`int8`), fewer
+            means rounding to nearest (`rtn`), unless `technique` says otherwise.
+        group_size: Columns that share a scale, for techniques that have groups.
+        technique: Name or instance, such as `tauten.RTN(4, group_size=32)`.
+        where: Pattern of the layers to pack; the others stay as they are.
+        out: Also write the result there, as a folder that `load` reads.
+    Returns:
+        A module that is called like the model. The model itself isn't changed; what stays
+        unpacked is shared with it.
+    Raises:
+        InputError: An argument or the model doesn't serve; nothing is written.
+    """
+    if not isinstance(technique, Technique):
+        technique = quantization_technique(bits, group_size, technique)
+    elif bits is not None or group_size is not None:
+        raise InputError("give bits and group_size inside the technique instance, not beside it")
+    return _apply(model, technique, where, out)
+
+
+def quantization_technique(
+    bits: int | None = None, group_size: int | None = None, name: str | None = None
+) -> Technique:
+    """The technique that `quantize` uses: `int8` for 8 bits a row, `rtn` otherwise."""
+    knobs: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
+    name = name or ("int8" if bits in (None, 8) and group_size is None else "rtn")
+    if name == "rtn":
+        knobs["bits"] = 8 if bits is None else bits
+    elif bits not in (None, 8):
+        raise InputError(f"bits={bits}: {name} has no such knob; use technique='rtn'")
+    return make_technique(name, "quantize", knobs)
+
+
+def compress(
+    model: ModelLike,
+    *,
+    technique: str | Technique = "share_kmeans",
+    where: str = "*",
+    out: str | os.PathLike[str] | None = None,
+    **knobs: Any,
+) -> nn.Module:
+    """Give a model fewer distinct weights; by default within a 1% error of every tensor.
+
+    Args:
+        model: As for `quantize`.
+        technique: Name or instance, such as `tauten.ShareKMeans(max_error=0.02)`.
+        where: Pattern of the layers to compress.
+        out: Also write the result there.
+        **knobs: Of the technique named.
+    Returns:
+        A module that is called like the model.
+    Raises:
+        InputError: An argument or the model doesn't serve; nothing is written.
+    """
+    if not isinstance(technique, Technique):
+        technique = make_technique(technique, "compress", knobs)
+    elif knobs:
+        raise InputError("give knobs inside the technique instance, not beside it")
+    return _apply(model, technique, where, out)
+
+
+def optimize(
+    model: ModelLike,
+    data: Any = "python-docs",
+    goal: Goal | None = None,
+    *,
+    metric: str | Callable[[nn.Module, Any], Any] | None = None,
+    pillars: tuple[str, ...] = ("quantize", "compress"),
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    max_tokens: int = 16384,
+) -> Result:
+    """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
+
+    Args:
+        model: As for `quantize`.
+        data: Text (a file, a folder, JSONL, a name of the datasets library, or strings) for
+            models with a tokenizer, else an iterable of tensor batches such as a DataLoader.
+        goal: Limits and what to minimize; by default the smallest size within a 1% drop.
+        metric: `perplexity`, `accuracy`, `similarity`, or a function (model, batch) -> number
+            or one number an example, higher is better.
+        pillars: Whose techniques to try.
+        out: Folder to write. A killed run goes on when the same call is made again.
+        seed: Deals data out to calibration, development and test.
+        max_tokens: Most tokens a split of text.
+    Returns:
+        The model and what is known of it. If nothing meets the goal, the nearest miss and why.
+    Raises:
+        InputError: Model, data or metric don't serve.
+        GoalError: The goal contradicts itself or can't fit this machine.
+    """
+    unknown = set(pillars) - {"quantize", "compress"}
+    if unknown or not pillars:
+        raise InputError(f"pillars={pillars}: expected some of quantize, compress")
+    path = None if out is None else Path(out)
+    source = open_source(model)
+    return run_search(source, data, goal or Goal(), pillars, metric, path, seed, max_tokens)
+
+
+def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:
+    """Load what Tauten wrote.
+
+    Args:
+        path: The folder.
+        model: What it was made from, needed only where that was a module or factory.
+    Returns:
+        A callable module, with `generate` for language models; bit-equal to what was measured.
+    Raises:
+        InputError: It is no such folder, or `model` is needed.
+        CorruptError: A file changed since it was written.
+    """
+    return artifact.source(Path(path), model).open()
+
+
+def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
+    """A technique by name with its knobs checked."""
+    known = [n for n, kind in TECHNIQUES.items() if kind.pillar == pillar]
+    if name not in known:
+        raise InputError(f"technique {name!r}: {pillar} has {', '.join(known)}")
+    recipe = Recipe.from_dict({"steps": [{"technique": name, **knobs}]}, TECHNIQUES)
+    return recipe.steps[0].technique
+
+
+def _apply(
+    model: ModelLike, technique: Technique, where: str, out: str | os.PathLike[str] | None
+) -> nn.Module:
+    recipe = Recipe((Step(technique, where),))
+    result = run_recipe(open_source(model), recipe, None if out is None else Path(out))
+    assert result.model is not None, "it was asked for"
+    return result.model

@@ -1,0 +1,219 @@
+"""The command line: reads options, calls the API, prints. Errors are one line and exit code 2."""
+
+import logging
+import webbrowser
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from tauten.core.errors import TautenError
+
+app = typer.Typer(
+    help="Make PyTorch models smaller and faster, and prove that they still work.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A Hugging Face folder or id, a .gguf file, a folder that Tauten wrote, "
+        "or package.module:factory.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Text to measure on: a file, a folder, .jsonl, a name of the datasets library, or "
+        "python-docs (the language reference that comes with Python)."
+    ),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist yet.")]
+Base = Annotated[
+    str | None,
+    typer.Option("--model", help="What the folder was made from, if that was a module factory."),
+]
+Tokens = Annotated[int, typer.Option(help="Most tokens of text a split.", min=64)]
+Seed = Annotated[int, typer.Option(help="Deals documents out to calibration, development, test.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose expected errors end in one line and exit code 2."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        handler = RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+        logging.getLogger("tauten").addHandler(handler)
+        logging.getLogger("tauten").setLevel(logging.INFO)
+        try:
+            function(*args, **kwargs)
+        except TautenError as error:
+            errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+        finally:
+            logging.getLogger("tauten").removeHandler(handler)
+
+    app.command(function.__name__.rstrip("_"))(run)
+    return run
+
+
+@command
+def inspect(model: Model, base: Base = None) -> None:
+    """Show a model's blocks, units, shapes and sizes."""
+    from tauten.faces import inspect_facts
+    from tauten.report.terminal import print_inspect
+
+    print_inspect(inspect_facts(model, base), console)
+
+
+@command
+def optimize(
+    model: Model,
+    data: Data = "python-docs",
+    max_drop: Annotated[
+        str, typer.Option(help="Largest loss of quality, such as 2% or 0.02; 'none' for no limit.")
+    ] = "2%",
+    max_size: Annotated[
+        str | None, typer.Option(help="Largest weights file: 60MB, 1.5GiB, or 4x (a quarter).")
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Longest time of one token or call: 20ms.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Most memory, for this run and for its result: 4GB.")
+    ] = None,
+    minimize: Annotated[str, typer.Option(help="size, latency or memory.")] = "size",
+    out: Out = Path("optimized"),
+    max_tokens: Tokens = 16384,
+    seed: Seed = 0,
+) -> None:
+    """Find the best model within a goal, and prove it. Killed runs go on where they stopped."""
+    from tauten.api import optimize as call
+    from tauten.faces import goal_from_text, print_artifact
+    from tauten.models.source import open_source
+
+    source = open_source(model)
+    goal = goal_from_text(max_drop, max_size, max_latency, max_memory, minimize, source.size_bytes)
+    call(source, data, goal, out=out, seed=seed, max_tokens=max_tokens)
+    print_artifact(out, console)
+
+
+@command
+def quantize(
+    model: Model,
+    bits: Annotated[int, typer.Option(help="Bits a weight, 1 to 8.", min=1, max=8)] = 8,
+    group_size: Annotated[
+        int | None, typer.Option(help="Columns that share a scale; 0 for one a row.", min=0)
+    ] = None,
+    technique: Annotated[str | None, typer.Option(help="rtn or int8; chosen by the bits.")] = None,
+    out: Out = Path("quantized"),
+) -> None:
+    """Hold the weights in fewer bits. Needs no data and measures none."""
+    from tauten.api import quantization_technique
+    from tauten.faces import write_recipe_run
+
+    chosen = quantization_technique(bits, group_size, technique)
+    write_recipe_run(model, chosen, out, console)
+
+
+@command
+def compress(
+    model: Model,
+    max_error: Annotated[float, typer.Option(help="Largest error of one tensor, 0 to 1.")] = 0.01,
+    out: Out = Path("compressed"),
+) -> None:
+    """Give the weights fewer distinct values. Needs no data and measures none."""
+    from tauten.compression import ShareKMeans
+    from tauten.faces import write_recipe_run
+
+    write_recipe_run(model, ShareKMeans(max_error), out, console)
+
+
+@command
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.yaml.", show_default=False)],
+    model: Model,
+    out: Out = Path("applied"),
+) -> None:
+    """Apply a recipe that a run wrote; the same model gives the same bytes."""
+    from tauten.faces import read_recipe, write_recipe_run
+
+    write_recipe_run(model, read_recipe(recipe), out, console)
+
+
+@command
+def eval_(
+    model: Model,
+    reference: Annotated[
+        str | None, typer.Option(help="The original, to measure the drop against.")
+    ] = None,
+    data: Data = "python-docs",
+    base: Base = None,
+    max_tokens: Tokens = 16384,
+    seed: Seed = 0,
+) -> None:
+    """Measure quality on the test documents, and the drop against an original."""
+    from tauten.faces import evaluate_facts, print_evaluation
+
+    facts = evaluate_facts(model, reference, data, base, max_tokens, seed)
+    print_evaluation(facts, console)
+
+
+@command
+def bench(
+    model: Model,
+    reference: Annotated[
+        str | None, typer.Option(help="The original, timed alternately with the model.")
+    ] = None,
+    base: Base = None,
+    rounds: Annotated[int, typer.Option(help="Turns each model gets.", min=1)] = 5,
+) -> None:
+    """Time a language model's prompts and tokens, beside its original."""
+    from tauten.faces import bench_facts, print_bench
+
+    print_bench(bench_facts(model, reference, base, rounds), console)
+
+
+@command
+def run(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What to continue.")] = "Once upon a time",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.", min=1)] = 128,
+) -> None:
+    """Continue a prompt, greedily, printing as it goes."""
+    from tauten.faces import generate_text
+
+    generate_text(model, prompt, max_new_tokens)
+
+
+@command
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that Tauten wrote.")],
+    open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Print what a run found and write its HTML report anew."""
+    from tauten.faces import print_artifact, write_report
+
+    print_artifact(folder, console)
+    file = write_report(folder)
+    if open_:
+        webbrowser.open(file.resolve().as_uri())
+
+
+def main() -> None:
+    """Entry point of the `tauten` command."""
+    app()

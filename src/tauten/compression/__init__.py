@@ -1,0 +1,9 @@
+"""Compression: fewer distinct weights. One file a technique; this registry has a row for each."""
+
+from tauten.compression.share_kmeans import ShareKMeans
+from tauten.core.technique import Technique
+
+TECHNIQUES: dict[str, type[Technique]] = {
+    technique.name: technique
+    for technique in (ShareKMeans,)
+}

@@ -1,0 +1,60 @@
+"""Weight sharing: all weights of a tensor take one of a few shared values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.technique import WeightTechnique
+from tauten.formats.codebook import CodebookWeight
+from tauten.solvers.kmeans import kmeans_1d, nearest_code
+
+SAMPLE = 2**20  # values that k-means looks at; more changes the centres by less than rounding
+
+
+@dataclass(frozen=True)
+class ShareKMeans(WeightTechnique):
+    """Find the fewest shared values that keep each tensor within an error bound. Needs no data.
+
+    Source: trained quantization and weight sharing of Han et al. 2016, arXiv:1510.00149,
+    section 3, without retraining; the number of values is chosen by the error, not given.
+
+    Attributes:
+        max_error: Largest acceptable |W - W'| / |W| (Frobenius) of one tensor, between 0 and 1.
+        bits: 1 to 8 fixes the code's width instead, whatever the error; 0 lets `max_error` choose.
+    """
+
+    name = "share_kmeans"
+    pillar = "compress"
+
+    max_error: float = 0.01
+    bits: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_error < 1:
+            raise InputError(f"share_kmeans: max_error={self.max_error}: expected between 0 and 1")
+        if self.bits not in range(9):
+            raise InputError(f"share_kmeans: bits={self.bits}: expected 1 to 8, or 0 to choose")
+
+    @classmethod
+    def space(cls) -> Mapping[str, Sequence[Any]]:
+        return {"max_error": (0.01, 0.02, 0.05, 0.1)}
+
+    def encode(self, weight: Tensor) -> CodebookWeight:
+        values = weight.flatten()
+        stride = -(-values.numel() // SAMPLE)
+        sample = torch.cat([values[::stride].float(), torch.stack(torch.aminmax(values)).float()])
+        for bits in (self.bits,) if self.bits else range(2, 9):
+            centres = kmeans_1d(sample, 2**bits).half().float()
+            error = sample - centres[nearest_code(sample, centres).int()]
+            if self.bits or error.norm() <= self.max_error * sample.norm():
+                codes = nearest_code(weight.flatten(1), centres)
+                return CodebookWeight.from_codes(
+                    tuple(weight.shape), bits, codes, centres.half()[None]
+                )
+        raise NotApplicableError(
+            f"256 shared values leave an error above max_error={self.max_error}"
+        )

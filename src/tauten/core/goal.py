@@ -1,0 +1,84 @@
+"""What the user wants: limits on what may be lost or used, and what to make small."""
+
+import math
+import re
+from dataclasses import dataclass, fields
+
+from tauten.core.errors import GoalError
+
+MINIMIZE = ("size", "latency", "memory")
+_BYTE_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Limits to keep and the cost to minimize within them.
+
+    Attributes:
+        max_drop: Largest acceptable relative loss of quality, 0 to 1 (0.02 is 2%): perplexity may
+            rise, accuracy or a user's metric may fall by this share of the original's value.
+        max_size_bytes: Largest file of weights.
+        max_latency_s: Longest time of one token (language models) or one call (others).
+        max_memory_bytes: Most resident memory, for the optimization itself and for its result.
+        minimize: `size`, `latency` or `memory`.
+    Raises:
+        GoalError: A limit is negative, not a number, or no model could meet it.
+    """
+
+    max_drop: float | None = 0.01
+    max_size_bytes: int | None = None
+    max_latency_s: float | None = None
+    max_memory_bytes: int | None = None
+    minimize: str = "size"
+
+    def __post_init__(self) -> None:
+        if self.minimize not in MINIMIZE:
+            raise GoalError(f"minimize={self.minimize!r}: expected one of {', '.join(MINIMIZE)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "minimize" or value is None:
+                continue
+            if isinstance(value, str) or not math.isfinite(value) or value < 0:
+                raise GoalError(f"{field.name}={value!r}: expected a number, zero or more")
+            if value == 0 and field.name != "max_drop":
+                raise GoalError(f"{field.name}=0: no model can meet it; give a positive limit")
+        if self.max_drop is not None and self.max_drop >= 10:
+            raise GoalError(f"max_drop={self.max_drop}: is a ratio; write 0.02 or '2%' for 2%")
+
+
+def parse_ratio(text: str) -> float:
+    """Read '2%' or '0.02' as 0.02."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*(%?)\s*", text)
+    if not match:
+        raise GoalError(f"{text!r} isn't a ratio: write 2% or 0.02")
+    return _number(match[1], text) / (100 if match[2] else 1)
+
+
+def parse_bytes(text: str, original_bytes: int | None = None) -> int:
+    """Read '60MB', '1.5 GiB', '1000', or '4x' (a quarter of the original) as bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    unit = match[2].upper() if match else "?"
+    if match and unit == "X" and original_bytes is not None:
+        return int(original_bytes / _number(match[1], text))
+    if not match or unit not in _BYTE_UNITS:
+        raise GoalError(f"{text!r} isn't a size: write 60MB, 1.5GiB, or 4x (a quarter)")
+    return int(_number(match[1], text) * _BYTE_UNITS[unit])
+
+
+def parse_seconds(text: str) -> float:
+    """Read '20ms', '20ms/token', '0.02' or '10min' as seconds."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*(?:/\s*(?:token|call))?\s*", text)
+    if not match or (match[2] or "s") not in _TIME_UNITS:
+        raise GoalError(f"{text!r} isn't a time: write 20ms, 20ms/token or 0.5s")
+    return _number(match[1], text) * _TIME_UNITS[match[2] or "s"]
+
+
+def _number(digits: str, text: str) -> float:
+    try:
+        value = float(digits)
+    except ValueError:
+        raise GoalError(f"{text!r} has no readable number") from None
+    if value <= 0 and "x" in text:
+        raise GoalError(f"{text!r}: a factor must be positive")
+    return value

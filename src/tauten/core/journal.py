@@ -1,0 +1,60 @@
+"""An append-only record of what a run has finished; resuming is reading it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tauten.core.errors import BusyError
+
+
+class Journal:
+    """One JSON line a finished piece of work, on the disk before `add` returns.
+
+    The first line names the run; a journal of another run is never continued. A last line that a
+    kill cut short is dropped.
+
+    Args:
+        path: The file; made if absent.
+        run: What identifies the run: source, data, goal, seed, version.
+    Raises:
+        BusyError: The file belongs to another run.
+    """
+
+    def __init__(self, path: Path, run: dict[str, Any]):
+        self._path = path
+        self.entries: list[dict[str, Any]] = []
+        whole = 0
+        if path.exists():
+            raw = path.read_bytes()
+            for line in raw.splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                self.entries.append(json.loads(line))
+                whole += len(line)
+            if whole < len(raw):
+                os.truncate(path, whole)
+        if not self.entries:
+            self.add("run", **run)
+        elif self.entries[0] != json.loads(json.dumps({"event": "run", **run})):
+            changed = [k for k in run if self.entries[0].get(k) != json.loads(json.dumps(run[k]))]
+            raise BusyError(
+                f"{path.parent} holds an unfinished run with another {', '.join(changed)}; "
+                "repeat that command, delete the folder, or pass another -o"
+            )
+
+    def add(self, event: str, **values: Any) -> None:
+        """Record something as finished."""
+        entry = {"event": event, **values}
+        with self._path.open("ab") as opened:
+            opened.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        self.entries.append(json.loads(json.dumps(entry)))
+
+    def find(self, event: str, **values: Any) -> dict[str, Any] | None:
+        """The entry of an event with these values, None if it hasn't happened."""
+        for entry in self.entries:
+            if entry["event"] == event and all(entry.get(k) == v for k, v in values.items()):
+                return entry
+        return None

@@ -1,0 +1,107 @@
+"""An ordered list of techniques, each with the layers it is for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+
+from tauten.core.errors import InputError
+from tauten.core.technique import Technique
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A technique and the layers it is for.
+
+    Attributes:
+        where: Pattern of module names, with * and ?; several are separated by commas.
+    """
+
+    technique: Technique
+    where: str = "*"
+
+    def matches(self, name: str) -> bool:
+        """Whether it is for the layer of that name."""
+        return any(fnmatchcase(name, pattern.strip()) for pattern in self.where.split(","))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The first step whose pattern matches a layer decides how it is packed."""
+
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, *techniques: Technique) -> "Recipe":
+        """Each technique on every layer."""
+        return cls(tuple(Step(technique) for technique in techniques))
+
+    def step_for(self, name: str) -> tuple[int, Step] | None:
+        """Index (from 1) and step for a layer, None if no pattern matches."""
+        for index, step in enumerate(self.steps, 1):
+            if step.matches(name):
+                return index, step
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back."""
+        steps = [
+            {"technique": s.technique.name, "where": s.where, **s.technique.knobs()}
+            for s in self.steps
+        ]
+        return {"tauten": VERSION, "steps": steps}
+
+    @classmethod
+    def from_dict(cls, data: Any, known: Mapping[str, type[Technique]]) -> "Recipe":
+        """Read what `to_dict` wrote.
+
+        Args:
+            known: Techniques by name.
+        Raises:
+            InputError: A field is missing, unknown or out of range; the message names it.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
+            raise InputError("recipe: expected a mapping with a list of steps")
+        if data.get("tauten", VERSION) != VERSION:
+            raise InputError(f"recipe: version {data['tauten']}; this Tauten reads {VERSION}")
+        return cls(tuple(_step(raw, i, known) for i, raw in enumerate(data["steps"], 1)))
+
+    def to_yaml(self) -> str:
+        """The recipe as `recipe.yaml` holds it."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, known: Mapping[str, type[Technique]]) -> "Recipe":
+        """Read `recipe.yaml`."""
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"recipe: not YAML: {error}") from error
+        return cls.from_dict(data, known)
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "original"
+        parts = [
+            str(s.technique) if s.where == "*" else f"{s.technique} on {s.where}"
+            for s in self.steps
+        ]
+        return ", ".join(parts)
+
+
+def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:
+    if not isinstance(raw, dict) or "technique" not in raw:
+        raise InputError(f"recipe: step {index}: expected a mapping with `technique`")
+    knobs = {key: value for key, value in raw.items() if key not in ("technique", "where")}
+    name = raw["technique"]
+    if name not in known:
+        raise InputError(f"recipe: step {index}: unknown technique {name!r}; known: {list(known)}")
+    allowed = [field.name for field in fields(known[name])]
+    for key in knobs:
+        if key not in allowed:
+            raise InputError(f"recipe: step {index}: {name} has no knob {key!r}; it has {allowed}")
+    return Step(known[name](**knobs), str(raw.get("where", "*")))

@@ -1,0 +1,61 @@
+"""The interface that every technique of every pillar implements."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Technique(ABC):
+    """A way to change a model. Its fields are its knobs: settings and method are one object.
+
+    Attributes:
+        name: The word that recipes and the command line use.
+        pillar: The call it belongs to: quantize, compress, parallelize or distribute.
+    """
+
+    name: ClassVar[str]
+    pillar: ClassVar[str]
+
+    def knobs(self) -> dict[str, Any]:
+        """Its settings, as recipes write them."""
+        return asdict(self)
+
+    @classmethod
+    def space(cls) -> Mapping[str, Sequence[Any]]:
+        """Values of each knob that a search may try."""
+        return {}
+
+    def __str__(self) -> str:
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{self.name}({', '.join(changed)})"
+
+
+@dataclass(frozen=True)
+class WeightTechnique(Technique):
+    """A technique that packs one weight at a time; most are.
+
+    The walk over the model, streaming, resuming and saving come for free: a subclass only says
+    how one weight is encoded, and what its layer does with activations.
+
+    Attributes:
+        activation: `float` keeps activations as they are; `int8` rounds each token's to 8 bits.
+    """
+
+    activation: ClassVar[str] = "float"
+
+    @abstractmethod
+    def encode(self, weight: Tensor) -> nn.Module:
+        """Pack a weight: (out, in, ...) floating -> a `formats.PackedWeight`.
+
+        Raises:
+            NotApplicableError: The technique can't pack this weight; it is then left as it is,
+                and the report says why.
+        """

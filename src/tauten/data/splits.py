@@ -1,0 +1,52 @@
+"""Split examples into calibration, development and sealed test parts, never through one."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from tauten.core.errors import InputError
+
+T = TypeVar("T")
+SHARES = (0.2, 0.4, 0.4)
+FEWEST = 4  # a confidence interval needs a few independent examples in each part
+
+
+@dataclass(frozen=True)
+class Splits(Generic[T]):
+    """Examples by purpose.
+
+    Attributes:
+        calibration: Techniques may look at them.
+        development: The search compares candidates on them.
+        test: Looked at once, for the final certificate.
+    """
+
+    calibration: tuple[T, ...]
+    development: tuple[T, ...]
+    test: tuple[T, ...]
+
+
+def split(examples: Sequence[T], names: Sequence[str], seed: int = 0) -> Splits[T]:
+    """Deal examples out by a hash of name and seed, so that the order given doesn't matter.
+
+    Args:
+        examples: Independent examples; nothing is cut.
+        names: One for each, distinct.
+    Raises:
+        InputError: There are too few.
+    """
+    if len(examples) < FEWEST * 3:
+        raise InputError(
+            f"{len(examples)} documents are too few to tune and certify on; "
+            f"pass at least {FEWEST * 3}, better 100"
+        )
+    order = sorted(
+        range(len(examples)),
+        key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest(),
+    )
+    first = max(FEWEST, round(SHARES[0] * len(order)))
+    second = first + max(FEWEST, round(SHARES[1] * len(order)))
+    parts = order[:first], order[first:second], order[second:]
+    calibration, development, test = (tuple(examples[i] for i in part) for part in parts)
+    return Splits(calibration, development, test)

@@ -1,0 +1,100 @@
+"""Examples from DataLoaders and other iterables of tensors."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from tauten.core.errors import InputError
+
+ROWS_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Independent examples, batched on demand.
+
+    Attributes:
+        leaves: Tensors with one row an example, or None where batches can't be taken apart.
+        spec: How leaves form a batch.
+        batches: The batches as given, where they can't be taken apart; each is then an example.
+    """
+
+    leaves: list[Tensor] | None
+    spec: Any
+    batches: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.batches) if self.leaves is None else self.leaves[0].shape[0]
+
+    def take(self, indices: Sequence[int]) -> list[Any]:
+        """Batches of the given examples."""
+        if self.leaves is None:
+            return [self.batches[i] for i in indices]
+        rows = torch.tensor(indices)
+        parts = rows.split(ROWS_PER_BATCH)
+        return [tree_unflatten([leaf[part] for leaf in self.leaves], self.spec) for part in parts]
+
+
+def load_rows(data: Iterable[Any]) -> Rows:
+    """Read an iterable of batches whole.
+
+    A batch is a tensor, or a tuple, list or dict of tensors. Where all batches have tensors that
+    agree in all but their first dimension, each row is an example of its own; otherwise each batch is.
+
+    Raises:
+        InputError: It isn't iterable, is empty, or holds something else than tensors.
+    """
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise InputError(f"data is a {type(data).__name__}; expected an iterable of tensor batches")
+    batches = [data] if isinstance(data, Tensor) else list(data)
+    if not batches:
+        raise InputError("data is empty; pass at least a dozen examples")
+    flat = [tree_flatten(batch) for batch in batches]
+    for number, (leaves, _) in enumerate(flat, 1):
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise InputError(f"data: batch {number} holds something else than tensors")
+        if any(leaf.is_floating_point() and not leaf.isfinite().all() for leaf in leaves):
+            raise InputError(f"data: batch {number} holds NaN or infinity")
+    spec = flat[0][1]
+    if not _can_be_taken_apart([leaves for leaves, _ in flat], [s for _, s in flat]):
+        return Rows(None, spec, batches)
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    return Rows([torch.cat(column) for column in columns], spec, [])
+
+
+def inputs_of(batch: Any) -> Any:
+    """What the model is called with: the first of a (inputs, targets) pair, else the batch."""
+    return batch[0] if isinstance(batch, tuple | list) and batch else batch
+
+
+def call_model(model: torch.nn.Module, batch: Any) -> Any:
+    """Call a model on the inputs of a batch; a dict is passed as keywords."""
+    inputs = inputs_of(batch)
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor that counts: logits or last hidden state of a transformers output, or the first."""
+    for name in ("logits", "last_hidden_state"):
+        value = getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    leaves, _ = tree_flatten(output)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise InputError(f"the model returned a {type(output).__name__} without a tensor in it")
+    return tensors[0]
+
+
+def _can_be_taken_apart(leaves: list[list[Tensor]], specs: list[Any]) -> bool:
+    if any(spec != specs[0] for spec in specs):
+        return False
+    for batch in leaves:
+        if any(leaf.dim() == 0 or leaf.shape[0] != batch[0].shape[0] for leaf in batch):
+            return False
+    rows = [[leaf.shape[1:] for leaf in batch] for batch in leaves]
+    return all(row == rows[0] for row in rows)

@@ -1,0 +1,97 @@
+"""Token windows of documents, batched for a language model."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauten.core.errors import InputError
+from tauten.data.texts import Document
+
+SHORTEST = 16  # tokens; a shorter piece says little and costs a forward pass
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Windows of tokens, padded on the right, which a causal model never looks back from.
+
+    Attributes:
+        ids: (windows, length) int64.
+        lengths: (windows,) int64, real tokens of each.
+        documents: (windows,) int64, index of the document each comes from.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    documents: Tensor
+
+
+def token_batches(
+    documents: Sequence[Document],
+    tokenizer: Any,
+    window: int = 512,
+    max_tokens: int = 16384,
+    batch_tokens: int = 1024,
+) -> list[TokenBatch]:
+    """Cut documents into windows, as evenly over documents as `max_tokens` allows.
+
+    Args:
+        documents: Each is cut on its own; no window spans two.
+        tokenizer: As transformers makes them.
+        window: Longest window in tokens.
+        max_tokens: Stop adding windows here; every document gives its first before any gives a
+            second.
+        batch_tokens: Most tokens in a batch, padding included; at least one window.
+    Raises:
+        InputError: No document has 16 tokens.
+    """
+    pieces = [_windows(_encode(tokenizer, document.text), window) for document in documents]
+    chosen = list(_round_robin(pieces, max_tokens))
+    if not chosen:
+        raise InputError(
+            f"the text is too short: no document has {SHORTEST} tokens; pass longer documents"
+        )
+    chosen.sort(key=lambda item: -item[1].numel())  # similar lengths together: little padding
+    batches, batch = [], [chosen[0]]
+    for item in chosen[1:]:
+        if (len(batch) + 1) * batch[0][1].numel() > batch_tokens:
+            batches.append(_stack(batch))
+            batch = []
+        batch.append(item)
+    return [*batches, _stack(batch)]
+
+
+def count_tokens(batches: Iterable[TokenBatch]) -> int:
+    """Real tokens in batches."""
+    return sum(int(batch.lengths.sum()) for batch in batches)
+
+
+def _encode(tokenizer: Any, text: str) -> Tensor:
+    # verbose=False: the tokenizer warns of texts beyond the model's length; windows are shorter.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _windows(ids: Tensor, window: int) -> list[Tensor]:
+    return [piece for piece in ids.split(window) if piece.numel() >= SHORTEST]
+
+
+def _round_robin(pieces: list[list[Tensor]], max_tokens: int) -> Iterator[tuple[int, Tensor]]:
+    total = 0
+    for turn in range(max((len(p) for p in pieces), default=0)):
+        for document, windows in enumerate(pieces):
+            if turn < len(windows):
+                if total and total + windows[turn].numel() > max_tokens:
+                    return
+                total += windows[turn].numel()
+                yield document, windows[turn]
+
+
+def _stack(items: list[tuple[int, Tensor]]) -> TokenBatch:
+    lengths = torch.tensor([ids.numel() for _, ids in items])
+    ids = torch.zeros(len(items), int(lengths.max()), dtype=torch.int64)
+    for row, (_, piece) in enumerate(items):
+        ids[row, : piece.numel()] = piece
+    return TokenBatch(ids, lengths, torch.tensor([document for document, _ in items]))

@@ -1,0 +1,177 @@
+"""What quality means: one score an independent example."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauten.core.errors import InputError, TautenError
+from tauten.core.measurement import Drop
+from tauten.core.progress import track
+from tauten.data.tensors import call_model, main_output
+from tauten.data.windows import TokenBatch
+from tauten.evaluation.statistics import linear_drop, log_drop
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the same examples in the same order, comparable between models.
+
+    Attributes:
+        total: (n,) score of each example, summed over what it holds.
+        weight: (n,) what it holds: tokens, or 1.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+
+class Metric(ABC):
+    """A quality of a model, measured by example."""
+
+    name: str
+
+    @abstractmethod
+    def scores(self, model: nn.Module, batches: Sequence[Any]) -> Scores:
+        """Score a model on batches."""
+
+    @abstractmethod
+    def value(self, scores: Scores) -> float:
+        """The figure that people quote."""
+
+    @abstractmethod
+    def drop(self, original: Scores, candidate: Scores) -> Drop:
+        """Relative loss between two models on the same batches."""
+
+    def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
+        """Look at the original before any candidate; most metrics needn't."""
+
+
+class Perplexity(Metric):
+    """exp of the mean loss of a language model a token; lower is better."""
+
+    name = "perplexity"
+
+    def scores(self, model: nn.Module, batches: Sequence[TokenBatch]) -> Scores:
+        count = 1 + max(int(batch.documents.max()) for batch in batches)
+        total, weight = torch.zeros(count).double(), torch.zeros(count).double()
+        for batch in track(batches, "perplexity", len(batches)):
+            with torch.inference_mode():
+                logits = model(input_ids=batch.ids, use_cache=False).logits  # (windows, length, V)
+            losses, mask = next_token_losses(logits, batch)
+            total.index_add_(0, batch.documents, (losses * mask).double().sum(1))
+            weight.index_add_(0, batch.documents, mask.double().sum(1))
+        held = weight > 0
+        return Scores(total[held], weight[held])
+
+    def value(self, scores: Scores) -> float:
+        return float((scores.total.sum() / scores.weight.sum()).exp())
+
+    def drop(self, original: Scores, candidate: Scores) -> Drop:
+        return log_drop(original.total, candidate.total, original.weight)
+
+
+class Mean(Metric):
+    """Mean of a score, higher is better: what accuracy, similarity and users' metrics share."""
+
+    higher_is_better = True
+
+    @abstractmethod
+    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
+        """(examples,) scores of a batch, or one value for all of it."""
+
+    def scores(self, model: nn.Module, batches: Sequence[Any]) -> Scores:
+        parts = []
+        for index, batch in enumerate(track(batches, self.name, len(batches))):
+            with torch.inference_mode():
+                parts.append(torch.as_tensor(self.score(model, batch, index)).double().flatten())
+        total = torch.cat(parts)
+        if not total.isfinite().all():
+            raise TautenError(f"the metric {self.name} returned NaN or infinity")
+        return Scores(total, torch.ones_like(total))
+
+    def value(self, scores: Scores) -> float:
+        return float(scores.total.sum() / scores.weight.sum())
+
+    def drop(self, original: Scores, candidate: Scores) -> Drop:
+        return linear_drop(
+            original.total, candidate.total, original.weight, self.higher_is_better
+        )
+
+
+class Accuracy(Mean):
+    """Share of examples whose highest output is the target's class; batches are (inputs, target)."""
+
+    name = "accuracy"
+
+    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
+        return (main_output(call_model(model, batch)).argmax(-1) == batch[1]).float()
+
+
+class Similarity(Mean):
+    """Cosine of each example's output to the original model's; needs no labels."""
+
+    name = "similarity"
+
+    def __init__(self) -> None:
+        self._reference: list[Tensor] = []
+
+    def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
+        with torch.inference_mode():
+            self._reference = [features(original, batch) for batch in batches]
+
+    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
+        return nn.functional.cosine_similarity(features(model, batch), self._reference[index])
+
+
+class UserMetric(Mean):
+    """A user's function (model, batch) -> number or one number an example.
+
+    Args:
+        function: Higher is better, unless it has an attribute `higher_is_better = False`.
+    """
+
+    def __init__(self, function: Callable[[nn.Module, Any], Any]):
+        count = len(inspect.signature(function).parameters)
+        if count != 2:
+            raise InputError(f"the metric takes {count} arguments; expected (model, batch)")
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.higher_is_better = bool(getattr(function, "higher_is_better", True))
+        self._function = function
+
+    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
+        return torch.as_tensor(self._function(model, batch))
+
+
+def features(model: nn.Module, batch: Any) -> Tensor:
+    """(examples, n) output of a model, averaged over real tokens where there is a mask."""
+    output = main_output(call_model(model, batch))
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    if mask is not None and output.dim() == 3:
+        output = (output * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    return output.flatten(1).float()
+
+
+def next_token_losses(logits: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Loss of each token given those before it.
+
+    Args:
+        logits: (windows, length, vocabulary).
+    Returns:
+        (windows, length - 1) float32 losses, and a mask of the same shape: 1 at real tokens.
+    """
+    targets = batch.ids[:, 1:]
+    losses = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
+    ).view(targets.shape)
+    return losses, token_mask(batch)
+
+
+def token_mask(batch: TokenBatch) -> Tensor:
+    """(windows, length - 1) float, 1 where the next token is real."""
+    position = torch.arange(1, batch.ids.shape[1])
+    return (position < batch.lengths[:, None]).float()

@@ -1,0 +1,93 @@
+"""How sure a drop is: paired, by independent example."""
+
+import math
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from tauten.core.measurement import Drop
+
+CONFIDENCE = 0.95
+
+
+def ratio_interval(
+    numerator: Tensor, denominator: Tensor, confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """Ratio of sums with an interval whose ends are each one-sided bounds.
+
+    The variance is that of a ratio estimator over independent clusters (Cochran 1977, Sampling
+    Techniques, eq. 6.13), with Student's t on n - 1 degrees of freedom.
+
+    Args:
+        numerator: (n,), one value an independent example.
+        denominator: (n,), positive in sum.
+        confidence: Of each end on its own.
+    Returns:
+        Ratio, lower and upper end; with fewer than two examples the ends are infinite.
+    """
+    n = numerator.numel()
+    top, bottom = numerator.double(), denominator.double()
+    ratio = float(top.sum() / bottom.sum())
+    if n < 2:
+        return ratio, -math.inf, math.inf
+    residual = top - ratio * bottom
+    variance = n / (n - 1) * float(residual.square().sum()) / float(bottom.sum()) ** 2
+    reach = float(stats.t.ppf(confidence, n - 1)) * math.sqrt(variance)
+    return ratio, ratio - reach, ratio + reach
+
+
+def log_drop(original: Tensor, candidate: Tensor, weight: Tensor) -> Drop:
+    """Relative rise of exp(mean loss), as of perplexity.
+
+    Args:
+        original: (n,) loss of each example, summed over its tokens.
+        candidate: (n,) the same for the candidate.
+        weight: (n,) tokens of each example.
+    """
+    low_mid_high = ratio_interval(candidate.double() - original.double(), weight)
+    value, low, high = (_expm1(x) for x in low_mid_high)
+    return Drop(value, low, high, original.numel())
+
+
+def linear_drop(
+    original: Tensor, candidate: Tensor, weight: Tensor, higher_is_better: bool
+) -> Drop:
+    """Relative loss of a mean score.
+
+    Args:
+        original: (n,) score of each example, summed over what it holds.
+        candidate: (n,) the same for the candidate.
+        weight: (n,) what each example holds; the mean is sum of scores over sum of weights.
+        higher_is_better: Direction of the score.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    lost = sign * (original.double() - candidate.double())
+    total = float(original.double().sum())
+    if total <= 0:
+        # Nothing to lose a share of (an accuracy of 0): the loss is given in absolute terms.
+        base = weight.double()
+    else:
+        base = original.double()
+    value, low, high = ratio_interval(lost, base)
+    if _binary(original, weight) and _binary(candidate, weight):
+        # With few disagreements the normal interval is too narrow: at zero it has no width.
+        exact = _exact_loss_bound(lost) / float(base.sum())
+        high = max(high, exact)
+    return Drop(value, low, high, original.numel())
+
+
+def _exact_loss_bound(lost: Tensor) -> float:
+    """Upper bound of the examples lost, were none gained: Clopper and Pearson 1934."""
+    n, losses = lost.numel(), int((lost > 0).sum())
+    gains = int((lost < 0).sum())
+    rate = 1.0 if losses >= n else float(stats.beta.ppf(CONFIDENCE, losses + 1, n - losses))
+    return n * rate - gains
+
+
+def _binary(score: Tensor, weight: Tensor) -> bool:
+    return bool((weight == 1).all()) and bool(((score == 0) | (score == 1)).all())
+
+
+def _expm1(x: float) -> float:
+    return math.expm1(x) if x < 700 else math.inf

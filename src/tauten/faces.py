@@ -1,0 +1,203 @@
+"""What the command line does with the API's answers: gather facts, print them."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tauten.api import TECHNIQUES
+from tauten.core.errors import InputError
+from tauten.core.files import write_text
+from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
+from tauten.core.progress import progress_bars
+from tauten.core.recipe import Recipe
+from tauten.core.technique import Technique
+from tauten.evaluation.divergence import Divergence, batches_within
+from tauten.evaluation.latency import compare_latency
+from tauten.evaluation.task import is_language_model, make_task
+from tauten.models import artifact
+from tauten.models.source import Source, open_source
+from tauten.models.structure import find_structure
+from tauten.report.html import render_html
+from tauten.report.terminal import print_result
+from tauten.report.text import format_percent, format_seconds
+from tauten.search.run import run_recipe
+
+
+def open_model(name: str, base: str | None) -> Source:
+    """A source from the command line; `base` is what an artifact was made from."""
+    path = Path(name)
+    if base is not None and artifact.is_artifact(path):
+        return artifact.source(path, base)
+    return open_source(name)
+
+
+def goal_from_text(
+    max_drop: str,
+    max_size: str | None,
+    max_latency: str | None,
+    max_memory: str | None,
+    minimize: str,
+    original_bytes: int,
+) -> Goal:
+    """A goal from what was typed."""
+    return Goal(
+        max_drop=None if max_drop == "none" else parse_ratio(max_drop),
+        max_size_bytes=None if max_size is None else parse_bytes(max_size, original_bytes),
+        max_latency_s=None if max_latency is None else parse_seconds(max_latency),
+        max_memory_bytes=None if max_memory is None else parse_bytes(max_memory),
+        minimize=minimize,
+    )
+
+
+def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
+    """What `report.terminal.print_inspect` shows."""
+    source = open_model(name, base)
+    model = source.skeleton()
+    structure = find_structure(model)
+    units = []
+    for unit in structure.units:
+        weights = {id(w): w for w in (model.get_submodule(n).weight for n in unit.names)}
+        size = sum(w.nbytes for w in weights.values() if isinstance(w, torch.Tensor))
+        shape = list(next(iter(weights.values())).shape)  # type: ignore[union-attr]
+        units.append(
+            {"names": unit.names, "block": unit.block, "shape": shape, "size_bytes": size}
+        )
+    tied = [
+        list(unit.names)
+        for unit in structure.units
+        if len(unit.names) > len({id(model.get_submodule(n).weight) for n in unit.names})
+    ]
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "size_bytes": source.size_bytes,
+        "blocks": list(structure.blocks),
+        "units": units,
+        "tied": tied,
+        "notes": [source.whole] if source.whole else [],
+    }
+
+
+def read_recipe(file: Path) -> Recipe:
+    """A recipe.yaml."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: can't be read ({error})") from None
+    return Recipe.from_yaml(text, TECHNIQUES)
+
+
+def write_recipe_run(model: str, what: Technique | Recipe, out: Path, console: Console) -> None:
+    """Apply a recipe to a model on disk and print what came of it."""
+    recipe = what if isinstance(what, Recipe) else Recipe.of(what)
+    run_recipe(open_source(model), recipe, out, load=False)
+    print_artifact(out, console)
+
+
+def print_artifact(folder: Path, console: Console) -> None:
+    """Print the report of an artifact."""
+    manifest, timing = artifact.read_manifest(folder), artifact.read_timing(folder)
+    print_result(manifest, timing, console, str(folder))
+
+
+def write_report(folder: Path) -> Path:
+    """Render the HTML report of an artifact anew."""
+    file = folder / artifact.REPORT
+    write_text(file, render_html(artifact.read_manifest(folder), artifact.read_timing(folder)))
+    return file
+
+
+def evaluate_facts(
+    name: str, reference: str | None, data: str, base: str | None, max_tokens: int, seed: int
+) -> dict[str, Any]:
+    """Quality on the test documents, and against a reference if there is one."""
+    source = open_model(name, base)
+    original = open_source(reference) if reference else source
+    model = source.open()
+    task = make_task(original, model, data, None, seed, max_tokens)
+    metric, batches = task.metric(), task.splits.test
+    with progress_bars():
+        before_model = original.open() if reference else model
+        metric.prepare(before_model, batches)
+        before = metric.scores(before_model, batches)
+        after = metric.scores(model, batches) if reference else before
+        facts: dict[str, Any] = {
+            "model": name,
+            "metric": metric.name,
+            "value": metric.value(after),
+            "size_bytes": source.size_bytes,
+            **task.facts(),
+        }
+        if reference:
+            facts |= {"original": metric.value(before), "drop": metric.drop(before, after)}
+        if reference and task.is_text:
+            vocabulary = int(before_model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+            chosen = batches_within(batches, vocabulary)
+            facts["kl"] = float(Divergence(before_model, chosen).of(model).mean())
+    return facts
+
+
+def print_evaluation(facts: dict[str, Any], console: Console) -> None:
+    """Print what `evaluate_facts` gathered."""
+    table = Table(show_header=False, title=f"{facts['metric']} of {facts['model']}")
+    table.add_row(facts["metric"], f"{facts['value']:.4f}")
+    if "drop" in facts:
+        drop = facts["drop"]
+        interval = f"{format_percent(drop.low)} to {format_percent(drop.high)}"
+        table.add_row("of the original", f"{facts['original']:.4f}")
+        table.add_row("drop", f"{format_percent(drop.value)} (90% interval {interval})")
+    if "kl" in facts:
+        table.add_row("KL to the original", f"{facts['kl']:.5f} nats a token")
+    table.add_row("measured on", f"{facts['documents']['test']} documents of {facts['name']}")
+    console.print(table)
+
+
+def bench_facts(name: str, reference: str | None, base: str | None, rounds: int) -> dict[str, Any]:
+    """Latency of a language model, alternated with its original."""
+    models = {"model": open_model(name, base).open()}
+    if reference:
+        models["original"] = open_source(reference).open()
+    for key, model in models.items():
+        if not is_language_model(model):
+            raise InputError(
+                f"bench: the {key} is no language model; time a call with tauten.optimize instead"
+            )
+    with progress_bars():
+        times = compare_latency(models, None, True, rounds)
+    return {key: latency.facts() for key, latency in times.items()}
+
+
+def print_bench(facts: dict[str, Any], console: Console) -> None:
+    """Print what `bench_facts` gathered."""
+    table = Table("", "token", "spread", "tokens/s", "prompt of 128")
+    for name, latency in facts.items():
+        row = (latency["median_s"], latency["spread_s"], latency["prefill_s"])
+        token, spread, prefill = (format_seconds(x) for x in row)
+        table.add_row(name, token, spread, f"{latency['tokens_per_s']:.1f}", prefill)
+    console.print(table)
+
+
+def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
+    """Continue a prompt on standard output."""
+    from transformers import TextStreamer
+
+    source = open_source(name)
+    model = source.open()
+    if not is_language_model(model) or source.tokenizer is None:
+        raise InputError(f"{name}: isn't a language model with a tokenizer; call it from Python")
+    tokenizer = source.tokenizer()
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    if not ids.numel():
+        raise InputError("the prompt is empty; pass some text")
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    with torch.inference_mode():
+        model.generate(  # type: ignore[operator]
+            ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
+        )
+    sys.stdout.flush()

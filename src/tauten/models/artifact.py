@@ -1,0 +1,114 @@
+"""The folder that a run leaves: packed weights, a manifest, and what came with the model."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tauten.core.errors import CorruptError, InputError
+from tauten.core.files import sha256_file
+from tauten.models.packing import install_empty
+from tauten.models.reader import SafetensorsReader
+from tauten.models.source import Source, open_source
+
+MANIFEST = "tauten.json"
+WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"
+TIMING = "timing.json"
+REPORT = "report.html"
+FORMAT = 1
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether Tauten wrote a folder."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact.
+
+    Raises:
+        InputError: The folder is no artifact, or a newer Tauten wrote it.
+        CorruptError: The manifest is damaged.
+    """
+    if not is_artifact(folder):
+        raise InputError(f"{folder}: no {MANIFEST} there; pass a folder that Tauten wrote")
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = int(manifest["format"])
+        needed = manifest["modules"], manifest["weights"]["sha256"], manifest["source"]["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{folder / MANIFEST}: damaged ({error}); make it anew") from error
+    if version > FORMAT or not isinstance(needed[0], dict):
+        raise InputError(
+            f"{folder}: format {version}, but this Tauten reads up to {FORMAT}; upgrade Tauten"
+        )
+    return manifest
+
+
+def read_timing(folder: Path) -> dict[str, Any]:
+    """Figures that differ from run to run; empty where nothing was timed."""
+    file = folder / TIMING
+    if not file.is_file():
+        return {}
+    try:
+        timing: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptError(f"{file}: damaged ({error}); delete it and run bench again") from error
+    return timing
+
+
+def source(folder: Path, model: Any = None) -> Source:
+    """An artifact as a source.
+
+    Args:
+        folder: The artifact.
+        model: What it was made from, where that isn't a Hugging Face model: a module of the same
+            shape, or `package.module:factory`. Its weights are replaced by the packed ones.
+    Raises:
+        InputError: `model` is needed, or doesn't fit.
+        CorruptError: The weights aren't those that the manifest describes.
+    """
+    from tauten.models import huggingface
+
+    manifest = read_manifest(folder)
+    reader = SafetensorsReader([folder / WEIGHTS])
+    if sha256_file(folder / WEIGHTS) != manifest["weights"]["sha256"]:
+        raise CorruptError(f"{folder / WEIGHTS}: changed since it was written; make it anew")
+    if (folder / "config.json").is_file():
+        build = huggingface.skeleton_builder(huggingface.read_config(folder), folder)
+        original = Source(
+            str(folder), "artifact", build, manifest["weights"]["sha256"], reader.size_bytes
+        )
+        original.tokenizer = huggingface.tokenizer_loader(folder)
+    elif model is None:
+        raise InputError(
+            f"{folder} was made from a module, which a file can't hold; "
+            "pass it too: tauten.load(folder, model=...) or --model package.module:factory"
+        )
+    else:
+        original = open_source(model)
+    return packed_source(original, manifest["modules"], reader, str(folder))
+
+
+def packed_source(
+    original: Source, specs: dict[str, dict[str, Any]], reader: SafetensorsReader, name: str
+) -> Source:
+    """The source of a packed model: an original's structure with packed layers and new tensors."""
+
+    def skeleton() -> nn.Module:
+        return install_empty(original.skeleton(), specs).eval()
+
+    return dataclasses.replace(
+        original,
+        name=name,
+        kind="artifact",
+        skeleton=skeleton,
+        reader=reader,
+        base_prefix="",
+        size_bytes=reader.size_bytes,
+        keep_dtype=original.kind in ("module", "factory"),
+        whole="",
+    )

@@ -1,0 +1,76 @@
+"""GGUF files, read through transformers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from tauten.core.errors import CorruptError, InputError
+from tauten.core.files import sha256_file
+from tauten.models.source import Source, shared_copy
+
+
+def source(file: Path) -> Source:
+    """A GGUF file, dequantized to float32 in memory.
+
+    It is loaded whole: transformers converts all tensors of a GGUF in one go.
+
+    Raises:
+        CorruptError: The file is truncated or no GGUF.
+        InputError: transformers doesn't know its architecture.
+    """
+    _check(file)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
+        ).eval()
+    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
+    model.requires_grad_(False)
+
+    def tokenizer() -> Any:
+        return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+    def save_companions(out: Path) -> None:
+        model.config.save_pretrained(out)
+        _plain_config(out / "config.json", type(model).__name__)
+        tokenizer().save_pretrained(out)
+        for licence in file.parent.glob("LICENSE*"):
+            shutil.copyfile(licence, out / licence.name)
+
+    return Source(
+        name=str(file),
+        kind="gguf",
+        skeleton=lambda: shared_copy(model),
+        fingerprint=sha256_file(file),
+        size_bytes=file.stat().st_size,
+        save_companions=save_companions,
+        tokenizer=tokenizer,
+        whole="a GGUF is converted in one go, so it is loaded whole",
+    )
+
+
+def _check(file: Path) -> None:
+    """Refuse a file whose tensors reach beyond its end, before transformers maps it."""
+    import gguf
+
+    try:
+        tensors = gguf.GGUFReader(file).tensors
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptError(
+            f"{file}: not a whole GGUF file ({reason}); copy or download it again"
+        ) from None
+    if not tensors:
+        raise CorruptError(f"{file}: a GGUF without tensors; pass one that holds the weights")
+
+
+def _plain_config(file: Path, architecture: str) -> None:
+    """Name the architecture, which a configuration made from a GGUF may lack."""
+    config = json.loads(file.read_text())
+    config["architectures"] = [architecture]
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+

@@ -1,0 +1,156 @@
+"""Fill a model's empty tensors from a reader: all at once, or a block at a time as it runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tauten.core.errors import CorruptError
+from tauten.formats.packed import PackedWeight
+from tauten.models.reader import TensorReader
+
+
+@dataclass
+class Slot:
+    """One tensor of a model and every place it stands in; a tied tensor has several.
+
+    Attributes:
+        empty: The meta tensor that stands for it while it isn't loaded.
+        names: Its names in the model.
+        places: (module, attribute) pairs.
+        packed: It belongs to a packed weight and keeps its stored dtype.
+    """
+
+    empty: Tensor
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+    packed: bool = False
+
+
+class Loader:
+    """Knows where each tensor of a model comes from.
+
+    Args:
+        model: Its parameters and persistent buffers are what is filled.
+        reader: Source of tensors by name.
+        blocks: Names of the blocks that may be loaded and freed on their own.
+        dtype: Floating tensors of the model are cast to it; None keeps them as stored.
+        prefix: Base model's name that checkpoints may leave out or add (`transformer`, `bert`).
+    Raises:
+        CorruptError: The reader lacks a tensor, or holds it in another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reader: TensorReader,
+        blocks: Iterable[str],
+        dtype: torch.dtype | None = torch.float32,
+        prefix: str = "",
+    ):
+        self.reader, self.dtype = reader, dtype
+        self._available = set(reader.names())
+        self._prefix = f"{prefix}." if prefix else ""
+        slots = tensor_slots(model)
+        self._parts: dict[str, list[Slot]] = {"": [], **{block: [] for block in blocks}}
+        for slot in slots:
+            owners = {self._part_of(name) for name in slot.names}
+            # What two blocks share stays loaded with the outer part.
+            self._parts[owners.pop() if len(owners) == 1 else ""].append(slot)
+        self._slot_of = {id(slot.empty): slot for slot in slots}
+        self.source_name = {id(slot): self._find(slot) for slot in slots}
+        self.missing = [s.names[0] for s in slots if self.source_name[id(s)] is None]
+
+    def check(self, where: str) -> None:
+        """Raise CorruptError if a tensor has no source; `where` names the file or folder."""
+        if self.missing:
+            more = f" and {len(self.missing) - 1} more" if len(self.missing) > 1 else ""
+            raise CorruptError(f"{where}: lacks tensor {self.missing[0]!r}{more}")
+
+    def slots(self, part: str) -> list[Slot]:
+        """Tensors of a block, or of all that lies outside blocks ('')."""
+        return self._parts[part]
+
+    def slot_of(self, tensor: Tensor) -> Slot:
+        """The slot of an empty tensor of the model."""
+        return self._slot_of[id(tensor)]
+
+    def raw(self, slot: Slot) -> Tensor:
+        """A tensor as it is stored."""
+        name = self.source_name[id(slot)]
+        assert name is not None, "check() was called"
+        tensor = self.reader.read(name)
+        if tensor.shape != slot.empty.shape or (slot.packed and tensor.dtype != slot.empty.dtype):
+            got, want = _describe(tensor), _describe(slot.empty)
+            raise CorruptError(f"tensor {name!r} is {got}, but the model needs {want}")
+        return tensor
+
+    def load(self, part: str) -> None:
+        """Fill the tensors of a part."""
+        for slot in self._parts[part]:
+            tensor = self.raw(slot)
+            if tensor.is_floating_point() and not slot.packed and self.dtype is not None:
+                tensor = tensor.to(self.dtype)
+            place(slot, tensor)
+
+    def free(self, part: str) -> None:
+        """Empty the tensors of a part again."""
+        for slot in self._parts[part]:
+            place(slot, slot.empty)
+
+    def load_all(self) -> None:
+        """Fill the whole model."""
+        for part in self._parts:
+            self.load(part)
+
+    def stream(self, model: nn.Module) -> None:
+        """Fill the outer part now, and each block only while it runs."""
+        self.load("")
+        for block in self._parts:
+            if block:
+                module = model.get_submodule(block)
+                module.register_forward_pre_hook(lambda *_, block=block: self.load(block))
+                module.register_forward_hook(lambda *_, block=block: self.free(block))
+
+    def _part_of(self, name: str) -> str:
+        return next((b for b in self._parts if b and name.startswith(b + ".")), "")
+
+    def _find(self, slot: Slot) -> str | None:
+        for name in slot.names:
+            shorter = name.removeprefix(self._prefix)
+            for candidate in (name, shorter, self._prefix + name):
+                if candidate in self._available:
+                    return candidate
+        return None
+
+
+def place(slot: Slot, tensor: Tensor) -> None:
+    """Put a tensor in every place of a slot."""
+    value: Tensor = tensor
+    if isinstance(slot.empty, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+        value = nn.Parameter(tensor, requires_grad=False)
+    for module, key in slot.places:
+        store = module._parameters if key in module._parameters else module._buffers
+        store[key] = value  # type: ignore[assignment]
+
+
+def tensor_slots(model: nn.Module) -> list[Slot]:
+    """Parameters and persistent buffers, each once."""
+    slots: dict[int, Slot] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        transient = module._non_persistent_buffers_set
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None or key in transient:
+                continue
+            packed = isinstance(module, PackedWeight)
+            slot = slots.setdefault(id(tensor), Slot(tensor, packed=packed))
+            slot.names.append(f"{prefix}.{key}" if prefix else key)
+            if (module, key) not in slot.places:
+                slot.places.append((module, key))
+    return list(slots.values())
+
+
+def _describe(tensor: Tensor) -> str:
+    shape = "x".join(map(str, tensor.shape)) or "a scalar"
+    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"

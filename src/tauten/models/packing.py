@@ -1,0 +1,106 @@
+"""Replace a model's layers by packed ones, and describe them so that a file can be read back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tauten.core.errors import CorruptError
+from tauten.formats.packed import PackedWeight, from_spec
+from tauten.runtime.modules import PackedConv, PackedEmbedding, PackedLinear, PackedModule
+
+LAYERS: dict[str, type[PackedModule]] = {
+    layer.__name__: layer for layer in (PackedLinear, PackedConv, PackedEmbedding)
+}
+
+
+def matrix_of(module: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight with rows of outputs: (out, in, ...)."""
+    return weight.t() if isinstance(module, Conv1D) else weight  # GPT-2's Conv1D holds (in, out)
+
+
+def packed_layer(module: nn.Module, packed: PackedWeight, activation: str) -> PackedModule:
+    """The packed twin of a layer of `structure.PACKABLE`; it takes over the layer's bias."""
+    dtype, bias = module.weight.dtype, getattr(module, "bias", None)
+    assert isinstance(dtype, torch.dtype)
+    if isinstance(module, nn.Embedding):
+        return PackedEmbedding(packed, None, "float", dtype)
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return PackedConv(packed, bias, "float", dtype, _convolution_settings(module))
+    return PackedLinear(packed, bias, activation, dtype)
+
+
+def replace_modules(model: nn.Module, new_of_old: dict[nn.Module, PackedModule]) -> None:
+    """Put packed layers wherever the old ones stand, also where one stands in several places."""
+    for parent in list(model.modules()):
+        for leaf, child in list(parent.named_children()):
+            if child in new_of_old:
+                setattr(parent, leaf, new_of_old[child])
+
+
+def packed_modules(model: nn.Module) -> Iterator[tuple[str, PackedModule]]:
+    """Packed layers of a model with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedModule):
+            yield name, module
+
+
+def module_spec(module: PackedModule, tied_to: str | None) -> dict[str, Any]:
+    """JSON description of a packed layer; `tied_to` names the layer that holds its weight."""
+    return {
+        "layer": type(module).__name__,
+        "activation": module.activation,
+        "dtype": str(module.dtype_like.dtype).removeprefix("torch."),
+        "settings": module.settings,
+        "weight": module.packed.spec() if tied_to is None else {"tied_to": tied_to},
+    }
+
+
+def model_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Descriptions of all packed layers by name."""
+    owners: dict[int, str] = {}
+    specs = {}
+    for name, module in packed_modules(model):
+        owner = owners.setdefault(id(module.packed), name)
+        specs[name] = module_spec(module, None if owner == name else owner)
+    return specs
+
+
+def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Module:
+    """Replace layers by empty packed ones (weights on the meta device) as descriptions say.
+
+    Returns:
+        The model; another module only where the model itself is one layer.
+    Raises:
+        CorruptError: A description doesn't fit the model.
+    """
+    weights: dict[str, PackedWeight] = {}
+    new_of_old: dict[nn.Module, PackedModule] = {}
+    for name, spec in specs.items():
+        try:
+            old = model.get_submodule(name)
+            layer, dtype = LAYERS[spec["layer"]], getattr(torch, spec["dtype"])
+            tied_to = spec["weight"].get("tied_to")
+            packed = weights[tied_to] if tied_to else from_spec(spec["weight"])
+            settings = spec["settings"]
+            new = layer(packed, getattr(old, "bias", None), spec["activation"], dtype, settings)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CorruptError(f"packed layer {name!r} doesn't fit this model: {error}") from error
+        weights[name] = packed
+        new_of_old[old] = new
+    replace_modules(model, new_of_old)
+    return new_of_old.get(model, model)
+
+
+def _convolution_settings(module: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
+    padding = module.padding if isinstance(module.padding, str) else list(module.padding)
+    return {
+        "stride": list(module.stride),
+        "padding": padding,
+        "dilation": list(module.dilation),
+        "groups": module.groups,
+        "padding_mode": module.padding_mode,
+        "pad_edges": list(module._reversed_padding_repeated_twice),
+    }

@@ -1,0 +1,125 @@
+"""Read tensors of a checkpoint one at a time."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tauten.core.errors import CorruptError, InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class TensorReader(Protocol):
+    """Where a model's tensors come from."""
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as it is stored, in memory of its own."""
+        ...
+
+
+class SafetensorsReader:
+    """Tensors of one or several safetensors files.
+
+    A file is open only while a tensor is read: a mapping that stays open counts as resident
+    memory of the process.
+
+    Raises:
+        CorruptError: A file is missing, truncated or not safetensors.
+    """
+
+    def __init__(self, files: Iterable[Path]):
+        self._file_of: dict[str, Path] = {}
+        self.files = tuple(files)
+        for file in self.files:
+            for name in _names_in(file):
+                self._file_of[name] = file
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self._file_of.keys()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as it is stored.
+
+        Raises:
+            CorruptError: It holds NaN or infinity, or can't be read.
+        """
+        file = self._file_of[name]
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensor = opened.get_tensor(name).clone()
+        except (OSError, SafetensorError) as error:
+            raise CorruptError(f"{file}: can't read tensor {name!r}: {error}") from error
+        check_finite(tensor, f"{file}: tensor {name!r}")
+        return tensor
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def open_folder(folder: Path) -> SafetensorsReader:
+    """Read the safetensors of a Hugging Face folder, sharded or not.
+
+    Raises:
+        InputError: There are none; a pickle checkpoint is never loaded.
+        CorruptError: The index is damaged or names a file outside the folder.
+    """
+    if (folder / INDEX).is_file():
+        return SafetensorsReader(_indexed_files(folder))
+    if (folder / SINGLE).is_file():
+        return SafetensorsReader([folder / SINGLE])
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles:
+        raise InputError(
+            f"{folder / pickles[0]} is a pickle checkpoint, which can run code when loaded; "
+            "convert it to safetensors in an environment you trust, then pass that folder"
+        )
+    raise InputError(f"{folder}: holds neither {SINGLE} nor {INDEX}; pass a complete model folder")
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Refuse NaN and infinity; `what` begins the message."""
+    if tensor.is_floating_point() and tensor.numel():
+        # The extremes of a tensor with NaN are NaN; no temporary of its size is needed.
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+        low, high = torch.aminmax(values)
+        if not (low.isfinite() and high.isfinite()):
+            raise CorruptError(f"{what} holds NaN or infinity; get an undamaged checkpoint")
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise CorruptError(
+            f"{file}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def _indexed_files(folder: Path) -> list[Path]:
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        names = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptError(f"{folder / INDEX}: not a safetensors index ({error})") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CorruptError(
+                f"{folder / INDEX} names {name!r}, which isn't a safetensors file of that folder"
+            )
+        if not (folder / name).is_file():
+            raise CorruptError(f"{folder / name} is missing, though the index names it; get it too")
+    return [folder / name for name in names]

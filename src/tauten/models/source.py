@@ -1,0 +1,183 @@
+"""Open whatever the user has: a Hugging Face folder or id, a GGUF file, a module, a factory."""
+
+import copy
+import hashlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauten.core.errors import InputError
+from tauten.models.loader import Loader
+from tauten.models.reader import SafetensorsReader, check_finite
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass
+class Source:
+    """A model that can be opened any number of times; it is never changed.
+
+    Attributes:
+        name: What the user passed, for messages and reports.
+        kind: `huggingface`, `gguf`, `module`, `factory` or `artifact`.
+        skeleton: Builds the module; with a reader its tensors are on the meta device, without one
+            they are shared with the original.
+        fingerprint: Changes when the model does; names a run's journal.
+        size_bytes: Bytes of its weights on disk (in memory for modules).
+        reader: Source of its tensors, None where they are in memory.
+        base_prefix: Name of the base model that checkpoints may leave out.
+        save_companions: Writes configuration and tokenizer files into a folder.
+        tokenizer: Loads the tokenizer, None where there is none.
+        keep_dtype: Compute in the dtype that is stored, as a module in memory does; else float32.
+        whole: Why its blocks can't be loaded one by one; empty where they can.
+    """
+
+    name: str
+    kind: str
+    skeleton: Callable[[], nn.Module]
+    fingerprint: str
+    size_bytes: int
+    reader: SafetensorsReader | None = None
+    base_prefix: str = ""
+    save_companions: Callable[[Path], None] = lambda folder: None
+    tokenizer: Callable[[], Any] | None = None
+    keep_dtype: bool = False
+    whole: str = ""
+
+    def open(self, blocks: tuple[str, ...] = (), stream: bool = False) -> nn.Module:
+        """The model, ready to be called, in float32 where it came from disk.
+
+        Args:
+            blocks: Names of its blocks.
+            stream: Load each block only while it runs.
+        """
+        model = self.skeleton()
+        if self.reader is not None:
+            loader = self.loader(model, blocks)
+            if stream:
+                loader.stream(model)
+            else:
+                loader.load_all()
+        return model.eval()
+
+    def loader(self, model: nn.Module, blocks: tuple[str, ...]) -> Loader:
+        """A loader of a skeleton of this source."""
+        assert self.reader is not None, "a source in memory needs no loader"
+        dtype = None if self.keep_dtype else torch.float32
+        loader = Loader(model, self.reader, blocks, dtype, self.base_prefix)
+        loader.check(self.name)
+        return loader
+
+
+def open_source(model: "str | os.PathLike[str] | nn.Module | Source") -> Source:
+    """Open a model.
+
+    Args:
+        model: A folder with config.json and safetensors, a hub id (needs network), a .gguf file,
+            a folder that Tauten wrote, `package.module:factory`, or a module.
+    Raises:
+        InputError: It is none of these, or of a kind that is refused; the message says what to
+            pass instead.
+        CorruptError: Its files are damaged.
+    """
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, nn.Module):
+        return module_source(model)
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"model is a {type(model).__name__}: pass a module, a folder or a file")
+    text = os.fspath(model)
+    path = Path(text).expanduser()
+    # Imported late: transformers takes seconds, and a plain module doesn't need it.
+    from tauten.models import artifact, huggingface
+
+    if path.is_dir():
+        return artifact.source(path) if artifact.is_artifact(path) else huggingface.source(path)
+    if path.is_file():
+        return _open_file(path)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        return factory_source(text)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) or re.fullmatch(r"[\w.-]+", text):
+        return huggingface.source(huggingface.download(text))
+    raise InputError(f"{text}: no such file or folder; pass a model folder or a .gguf file")
+
+
+def _open_file(path: Path) -> Source:
+    from tauten.models import gguf
+
+    if path.suffix == ".gguf":
+        return gguf.source(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise InputError(
+            f"{path} is a pickle checkpoint, which can run code when loaded; "
+            "convert it to a safetensors folder in an environment you trust, or pass the module"
+        )
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} holds weights only; pass the folder with its config.json")
+    raise InputError(f"{path}: not a model; pass a model folder or a .gguf file")
+
+
+def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Source:
+    """A module in memory; what is made from it shares the tensors that stay as they are.
+
+    Raises:
+        CorruptError: A tensor holds NaN or infinity.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for key, tensor in tensors.items():
+        check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise InputError(f"{type(model).__name__} has tensors on the meta device; load it first")
+    return Source(
+        name=name or type(model).__name__,
+        kind=kind,
+        skeleton=lambda: shared_copy(model),
+        fingerprint=fingerprint_tensors(tensors),
+        size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+    )
+
+
+def factory_source(text: str) -> Source:
+    """`package.module:factory`, found from the working directory like any import."""
+    module_name, _, attribute = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{text}: can't import it ({error}); expected package.module:factory"
+        ) from error
+    model = factory() if callable(factory) else factory
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{text} returned a {type(model).__name__}; expected an nn.Module")
+    return module_source(model, text, "factory")
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy for inference: modules and parameters of its own on the same storage, no gradients."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{type(model).__name__} can't be copied ({error})") from error
+
+
+def fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous()
+        digest.update(content.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

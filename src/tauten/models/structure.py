@@ -1,0 +1,115 @@
+"""Where a model's weights sit: blocks, units, and the layers that can be packed."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+PACKABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, Conv1D)
+SIBLINGS = (
+    r"(q|k|v)(_proj|_lin|_linear)?",
+    r"query|key|value",
+    r"(gate|up)(_proj)?|w1|w3",
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that must share one decision: fused siblings, or one tied tensor under its names.
+
+    Attributes:
+        names: Module names, in model order.
+        block: Name of the block it lies in; empty outside all blocks.
+    """
+
+    names: tuple[str, ...]
+    block: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The parts of a model.
+
+    Attributes:
+        blocks: Names of the repeated elements, in order; empty where nothing repeats.
+        units: All packable weights.
+    """
+
+    blocks: tuple[str, ...]
+    units: tuple[Unit, ...]
+
+    def block_of(self, name: str) -> str:
+        """Block that a module lies in; empty outside all blocks."""
+        return _block_of(name, self.blocks)
+
+
+def find_structure(model: nn.Module) -> Structure:
+    """Find blocks and units of any module; see `Structure`.
+
+    The blocks are the elements of the `ModuleList` or `Sequential` with the most parameters whose
+    elements are all of one class. Tied weights are found by identity, fused siblings (q, k, v;
+    gate, up) by their names and a common input size under one parent.
+    """
+    blocks = _find_blocks(model)
+    groups: dict[object, list[str]] = {}
+    key_of_weight: dict[int, object] = {}
+    for name, module in packable_modules(model):
+        key = key_of_weight.setdefault(id(module.weight), _sibling_key(name, module))
+        groups.setdefault(key, []).append(name)
+    if _crosses_parts(model, blocks):
+        blocks = ()  # blocks that share tensors can't be loaded and packed one by one
+    units = tuple(Unit(tuple(names), _block_of(names[0], blocks)) for names in groups.values())
+    return Structure(blocks, units)
+
+
+def packable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers whose weight can be packed, with their names, in model order.
+
+    Subclasses are left out: they may use their weight in ways their base doesn't
+    (`nn.MultiheadAttention` reads its output projection's weight directly).
+    """
+    for name, module in model.named_modules():
+        # An embedding with max_norm rewrites its own weight in forward.
+        if type(module) in PACKABLE and getattr(module, "max_norm", None) is None:
+            yield name, module
+
+
+def _sibling_key(name: str, module: nn.Module) -> object:
+    parent, _, leaf = name.rpartition(".")
+    if type(module) is nn.Linear:
+        for index, pattern in enumerate(SIBLINGS):
+            if re.fullmatch(pattern, leaf):
+                return parent, index, module.in_features
+    return name
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, ...]:
+    best: tuple[str, ...] = ()
+    best_size = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
+            continue
+        children = list(module)
+        parametric = all(any(True for _ in child.parameters()) for child in children)
+        if len({type(child) for child in children}) > 1 or type(children[0]) in PACKABLE:
+            continue
+        size = sum(p.numel() for p in module.parameters())
+        if parametric and size > best_size:
+            prefix = f"{name}." if name else ""
+            best, best_size = tuple(f"{prefix}{key}" for key, _ in module.named_children()), size
+    return best
+
+
+def _crosses_parts(model: nn.Module, blocks: tuple[str, ...]) -> bool:
+    part_of: dict[int, str] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        part = _block_of(name, blocks)
+        if part_of.setdefault(id(tensor), part) != part:
+            return True
+    return False
+
+
+def _block_of(name: str, blocks: tuple[str, ...]) -> str:
+    return next((b for b in blocks if name == b or name.startswith(b + ".")), "")

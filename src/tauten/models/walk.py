@@ -1,0 +1,203 @@
+"""The streaming walk: apply a recipe to a model, one part at a time.
+
+A part is a block, or all that lies outside the blocks. With a store, each part's packed tensors go
+to disk as soon as they are made, and the model keeps only their shapes; a part that the store
+already holds is skipped. So peak memory is one part's packed tensors and the temporaries of one
+weight, and a killed walk goes on where it stopped.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.measurement import LayerRecord
+from tauten.core.progress import track
+from tauten.core.recipe import Recipe
+from tauten.core.technique import WeightTechnique
+from tauten.formats.packed import PackedWeight
+from tauten.models import packing
+from tauten.models.loader import Loader, tensor_slots
+from tauten.models.store import BlockStore
+from tauten.models.structure import Structure, packable_modules
+from tauten.runtime.modules import PackedModule
+
+ERROR_CHUNK = 2**21  # weights compared at once
+
+
+class Walk:
+    """One pass of a recipe over a model.
+
+    Args:
+        model: Changed in place: a skeleton with a loader, or a copy that shares tensors.
+        structure: Of the model.
+        recipe: What to do with each layer.
+        loader: Source of empty tensors; None where all tensors are in memory.
+        store: Where parts go; None keeps them in the model.
+    Attributes:
+        layers: What was decided for each layer, in model order within its part.
+        specs: Description of each packed layer, enough to rebuild it empty.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        recipe: Recipe,
+        loader: Loader | None = None,
+        store: BlockStore | None = None,
+    ):
+        self.model, self.structure, self.recipe = model, structure, recipe
+        self._loader, self._store = loader, store
+        # Weights are kept beside their packed form, so that no other tensor takes over their id.
+        self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
+        self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
+        self.layers: list[LayerRecord] = []
+        self.specs: dict[str, dict[str, Any]] = {}
+
+    @property
+    def parts(self) -> list[str]:
+        """All parts in the order they are walked."""
+        return ["", *self.structure.blocks]
+
+    def run(self) -> nn.Module:
+        """Walk all parts.
+
+        Returns:
+            The packed model; with a store its packed tensors are on the meta device.
+        Raises:
+            InputError: No layer at all was packed.
+        """
+        members: dict[str, list[tuple[str, nn.Module]]] = {part: [] for part in self.parts}
+        for name, module in packable_modules(self.model):
+            members[self.structure.block_of(name)].append((name, module))
+        for part in track(self.parts, "packing blocks", len(self.parts)):
+            done = self._store.finished(part) if self._store else None
+            if done is None:
+                self._pack_part(part, members[part])
+            else:
+                self.specs |= done["specs"]
+                self.layers += [_layer_record(raw) for raw in done["layers"]]
+        if self.recipe.steps and not self.specs:
+            reasons = {record.reason for record in self.layers} or {"it has no packable layer"}
+            raise InputError(
+                f"{self.recipe} changed nothing in {type(self.model).__name__}: "
+                f"{'; '.join(sorted(reasons))}"
+            )
+        return self.model
+
+    def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
+        new_of_old: dict[nn.Module, PackedModule] = {}
+        records, specs = [], {}
+        for name, module in members:
+            record, packed = self._pack_layer(name, module)
+            records.append(record)
+            if packed is not None:
+                new_of_old[module] = packed
+                owner = self._shared[id(module.weight)][1]
+                specs[name] = packing.module_spec(packed, None if owner == name else owner)
+        if self.model in new_of_old:  # the model itself is one layer
+            self.model = new_of_old[self.model]
+        packing.replace_modules(self.model, new_of_old)
+        if self._store is not None:
+            self._save_part(part, specs, records)
+        self.specs |= specs
+        self.layers += records
+
+    def _pack_layer(self, name: str, module: nn.Module) -> tuple[LayerRecord, PackedModule | None]:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        found = self.recipe.step_for(name)
+        if found is None or not weight.is_floating_point():
+            reason = "kept: no step of the recipe is for it" if found is None else "kept: not floating"
+            return self._kept(name, weight, reason), None
+        technique = found[1].technique
+        assert isinstance(technique, WeightTechnique), "other techniques don't reach the walk"
+        if id(weight) in self._shared:
+            packed, owner, _ = self._shared[id(weight)]
+            record = self._record(name, weight, packed, 0, 0.0, f"tied to {owner}: stored once")
+            return record, packing.packed_layer(module, packed, technique.activation)
+        matrix = packing.matrix_of(module, self._stored(weight).detach())
+        try:
+            packed = technique.encode(matrix)  # type: ignore[assignment]
+        except NotApplicableError as error:
+            return self._kept(name, weight, f"kept: {error}"), None
+        if packed.size_bytes >= matrix.nbytes:
+            return self._kept(name, weight, "kept: packing would not make it smaller"), None
+        self._shared[id(weight)] = packed, name, weight
+        reason = f"step {found[0]} of the recipe is for {found[1].where}"
+        error_ratio = relative_error(matrix, packed)
+        record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
+        return record, packing.packed_layer(module, packed, technique.activation)
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        """A tensor of the model as its source holds it."""
+        if not tensor.is_meta:
+            return tensor
+        assert self._loader is not None, "empty tensors come with a loader"
+        return self._loader.raw(self._loader.slot_of(tensor))
+
+    def _save_part(
+        self, part: str, specs: dict[str, dict[str, Any]], records: list[LayerRecord]
+    ) -> None:
+        assert self._store is not None
+        tensors = {}
+        for slot in tensor_slots(self.model):
+            owners = {self.structure.block_of(name) for name in slot.names}
+            if (owners.pop() if len(owners) == 1 else "") == part:
+                tensors[slot.names[0]] = self._stored(slot.empty).detach()
+        layers = [asdict(record) for record in records]
+        self._store.write(part, tensors, specs=specs, layers=layers)
+        for name in specs:
+            module = self.model.get_submodule(name)
+            assert isinstance(module, PackedModule)
+            module.packed.to("meta")
+
+    def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:
+        return self._record(name, weight, None, self._stored_bytes(weight), 0.0, reason)
+
+    def _stored_bytes(self, weight: Tensor) -> int:
+        return self._stored(weight).nbytes if weight.is_meta else weight.nbytes
+
+    def _record(
+        self,
+        name: str,
+        weight: Tensor,
+        packed: PackedWeight | None,
+        original_bytes: int,
+        error: float,
+        reason: str,
+    ) -> LayerRecord:
+        bits = getattr(packed, "bits", None)
+        dtype = str(weight.dtype).removeprefix("torch.")
+        return LayerRecord(
+            name=name,
+            unit=self._unit_of[name],
+            shape=tuple(weight.shape),
+            format=dtype if packed is None else f"{packed.kind} {bits} bit",
+            bits_per_weight=round(8 * original_bytes / weight.numel(), 3)
+            if packed is None
+            else round(packed.bits_per_weight, 3),
+            original_bytes=original_bytes,
+            size_bytes=original_bytes if packed is None else packed.size_bytes * (original_bytes > 0),
+            error=error,
+            reason=reason,
+        )
+
+
+def relative_error(matrix: Tensor, packed: PackedWeight) -> float:
+    """|W - W'| / |W| (Frobenius), 0 for a zero weight: matrix (out, in, ...) floating."""
+    flat = matrix.flatten(1)
+    step = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
+    lost = total = 0.0
+    for start in range(0, flat.shape[0], step):
+        rows = slice(start, start + step)
+        exact = flat[rows].float()
+        lost += float((exact - packed.dequantize_rows(rows)).square().sum())
+        total += float(exact.square().sum())
+    return round((lost / total) ** 0.5, 6) if total else 0.0
+
+
+def _layer_record(raw: dict[str, Any]) -> LayerRecord:
+    return LayerRecord(**{**raw, "shape": tuple(raw["shape"])})

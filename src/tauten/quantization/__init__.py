@@ -1,0 +1,13 @@
+"""Quantization: fewer bits a weight. One file a technique; this registry has a row for each."""
+
+from tauten.core.technique import Technique
+from tauten.quantization.int8 import Int8
+from tauten.quantization.rtn import RTN
+
+TECHNIQUES: dict[str, type[Technique]] = {
+    technique.name: technique
+    for technique in (
+        RTN,
+        Int8,
+    )
+}

@@ -1,0 +1,36 @@
+"""8-bit weights and activations: the integer product that CPUs of the last years are fast at."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tauten.core.errors import InputError
+from tauten.core.technique import WeightTechnique
+from tauten.formats.integer import IntegerWeight
+from tauten.solvers.nearest import round_to_nearest
+
+
+@dataclass(frozen=True)
+class Int8(WeightTechnique):
+    """One symmetric scale a row of weights; each token's activations are rounded to 8 bits (W8A8).
+
+    Source: vector-wise quantization of Dettmers et al. 2022, arXiv:2208.07339, section 2.1,
+    without its outlier columns.
+
+    Attributes:
+        clip: `minmax` keeps the largest weights exact; `mse` clips them where that lowers the
+            squared error.
+    """
+
+    name = "int8"
+    pillar = "quantize"
+    activation = "int8"
+
+    clip: str = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.clip not in ("mse", "minmax"):
+            raise InputError(f"int8: clip={self.clip!r}: expected mse or minmax")
+
+    def encode(self, weight: Tensor) -> IntegerWeight:
+        return round_to_nearest(weight, bits=8, group_size=0, zero="none", clip=self.clip)

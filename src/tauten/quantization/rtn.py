@@ -1,0 +1,49 @@
+"""Round to nearest: the fastest way to fewer bits, and the baseline of all others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tauten.core.errors import InputError
+from tauten.core.technique import WeightTechnique
+from tauten.formats.integer import ZERO_KINDS, IntegerWeight
+from tauten.solvers.nearest import round_to_nearest
+
+
+@dataclass(frozen=True)
+class RTN(WeightTechnique):
+    """Round each weight to the nearest level of its group's grid. Needs no data.
+
+    Attributes:
+        bits: 1 to 8.
+        group_size: Columns that share a scale; 0 for one scale a row.
+        zero: `float` (any offset, as GGUF Q4_1), `integer` (an integer zero point) or `none`.
+        clip: `mse` narrows each group's span where that lowers the squared error; `minmax` not.
+    """
+
+    name = "rtn"
+    pillar = "quantize"
+
+    bits: int = 4
+    group_size: int = 64
+    zero: str = "float"
+    clip: str = "mse"
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(1, 9):
+            raise InputError(f"rtn: bits={self.bits}: expected an integer from 1 to 8")
+        if not isinstance(self.group_size, int) or self.group_size < 0:
+            raise InputError(f"rtn: group_size={self.group_size}: expected 0 or a positive integer")
+        if self.zero not in ZERO_KINDS:
+            raise InputError(f"rtn: zero={self.zero!r}: expected one of {', '.join(ZERO_KINDS)}")
+        if self.clip not in ("mse", "minmax"):
+            raise InputError(f"rtn: clip={self.clip!r}: expected mse or minmax")
+
+    @classmethod
+    def space(cls) -> Mapping[str, Sequence[Any]]:
+        return {"bits": (8, 6, 5, 4, 3, 2), "group_size": (32, 64, 128), "zero": ("float", "none")}
+
+    def encode(self, weight: Tensor) -> IntegerWeight:
+        return round_to_nearest(weight, self.bits, self.group_size, self.zero, self.clip)

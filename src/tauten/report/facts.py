@@ -1,0 +1,233 @@
+"""What a run found, in words that the terminal and the HTML report share.
+
+`manifest` is an artifact's `tauten.json`, `timing` its `timing.json`; see `models.artifact`.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tauten.report.text import (
+    format_bytes,
+    format_limit,
+    format_number,
+    format_percent,
+    format_seconds,
+    is_number,
+    plural,
+)
+from tauten.report.trials import TrialRow, trial_rows
+
+Facts = Mapping[str, Any]
+_EVIDENCE = {
+    "test": "that no choice was made on",
+    "development": "that the trials were compared on",
+}
+_TITLES = {"test": "Sealed test split", "development": "Development split"}
+
+
+@dataclass(frozen=True)
+class Badge:
+    """Whether the result is proven. `tone` is good, warn or bad."""
+
+    text: str
+    tone: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Quality on one split of the data.
+
+    Attributes:
+        tone: Of its bound beside the goal: good, bad, or even without a goal.
+        bar: Places in percent of the bar's width: low, value, high, zero and goal (None without
+            one); None if a figure isn't finite.
+    """
+
+    title: str
+    metric: str
+    original: float
+    value: float
+    drop: float
+    low: float
+    high: float
+    examples: int
+    sentence: str
+    tone: str
+    bar: dict[str, float | None] | None
+
+
+def badge(manifest: Facts) -> Badge:
+    """The certificate in a few words."""
+    limit, reason = max_drop(manifest), manifest.get("reason") or ""
+    reason = reason[:1].upper() + reason[1:]
+    if manifest.get("certified"):
+        text = "Certified" if limit is None else f"Certified within {format_limit(limit)}"
+        return Badge(text, "good", reason)
+    if not measured(manifest):
+        detail = "Nothing was measured on data, so no drop is claimed."
+        return Badge("Not measured", "warn", detail)
+    return Badge("Not certified", "bad", reason)
+
+
+def max_drop(manifest: Facts) -> float | None:
+    """The goal's limit on the drop, None without one."""
+    return (manifest.get("goal") or {}).get("max_drop")
+
+
+def chosen_measurement(manifest: Facts) -> Facts | None:
+    """Of the chosen trial on the development split."""
+    index, trials = manifest.get("chosen"), manifest.get("trials") or []
+    return None if index is None else trials[index].get("measurement")
+
+
+def measured(manifest: Facts) -> list[Facts]:
+    """Qualities of the chosen model, the strongest evidence first."""
+    development = (chosen_measurement(manifest) or {}).get("quality")
+    return [quality for quality in (manifest.get("test"), development) if quality]
+
+
+def goal_lines(goal: Facts | None) -> list[str]:
+    """The goal as sentences; empty without one."""
+    if not goal:
+        return []
+    parts = {
+        "max_drop": ("Lose at most {} of quality.", format_limit),
+        "max_size_bytes": ("Weights file of at most {}.", format_bytes),
+        "max_latency_s": ("At most {} a token or call.", format_seconds),
+        "max_memory_bytes": ("At most {} of memory.", format_bytes),
+    }
+    lines = [
+        sentence.format(show(goal[name]))
+        for name, (sentence, show) in parts.items()
+        if goal.get(name) is not None
+    ]
+    return [*lines, f"Within that, minimize {goal.get('minimize', 'size')}."]
+
+
+def splits(manifest: Facts) -> list[Split]:
+    """Qualities of the chosen model on each split, with bars on one common scale."""
+    qualities, limit = measured(manifest), max_drop(manifest)
+    ends = [0.0] if limit is None else [0.0, limit]
+    for quality in qualities:
+        ends += [v for v in (quality["drop"]["low"], quality["drop"]["high"]) if is_number(v)]
+    return [_split(quality, limit, min(ends), max(ends)) for quality in qualities]
+
+
+def _split(quality: Facts, limit: float | None, low: float, high: float) -> Split:
+    drop = quality["drop"]
+    kept = limit is not None and is_number(drop["high"]) and drop["high"] <= limit
+    return Split(
+        title=_TITLES.get(quality["split"]) or str(quality["split"]),
+        metric=quality["metric"],
+        original=quality["original"],
+        value=quality["value"],
+        drop=drop["value"],
+        low=drop["low"],
+        high=drop["high"],
+        examples=drop["examples"],
+        sentence=_sentence(quality, limit),
+        tone="even" if limit is None else "good" if kept else "bad",
+        bar=_bar(drop, limit, low, high),
+    )
+
+
+def _bar(
+    drop: Facts, limit: float | None, low: float, high: float
+) -> dict[str, float | None] | None:
+    margin = 0.08 * (high - low)
+    if margin == 0 or not all(is_number(drop[key]) for key in ("low", "value", "high")):
+        return None
+
+    def place(value: float) -> float:
+        return round(100 * (value - low + margin) / (high - low + 2 * margin), 2)
+
+    places: dict[str, float | None] = {k: place(drop[k]) for k in ("low", "value", "high")}
+    return {**places, "zero": place(0.0), "goal": None if limit is None else place(limit)}
+
+
+def _sentence(quality: Facts, limit: float | None) -> str:
+    """What a drop and its interval mean, for readers without statistics."""
+    drop, before, after = quality["drop"], quality["original"], quality["value"]
+    verb = "stayed at" if before == after else "rose" if after > before else "fell"
+    move = verb + (f" from {format_number(before)} to" if before != after else "")
+    examples = plural(
+        drop["examples"], "document" if quality["metric"] == "perplexity" else "example"
+    )
+    evidence = _EVIDENCE.get(quality["split"], f"of the {quality['split']} split")
+    start = f"On {examples} {evidence}, {quality['metric']} {move} {format_number(after)}."
+    return f"{start} {bound_sentence(drop, limit)}"
+
+
+def bound_sentence(drop: Facts, limit: float | None) -> str:
+    """What the 95% bound says, beside the goal if there is one."""
+    low, high = drop["low"], drop["high"]
+    if not is_number(high):
+        return "Nothing bounds the loss: the measurement isn't finite."
+    if high < 0:
+        claim = f"With 95% confidence it is better than the original by {format_percent(-high)}"
+    else:
+        claim = f"With 95% confidence the loss is below {format_percent(high)}"
+    if limit is None:
+        return f"{claim}. The goal sets no limit on it."
+    if high <= limit:
+        return f"{claim}, within the {format_limit(limit)} that the goal allows."
+    if is_number(low) and low > limit:
+        return (
+            f"The loss is above the {format_limit(limit)} that the goal allows: "
+            f"even the lower end of its interval is {format_percent(low)}."
+        )
+    return f"{claim}. The goal allows {format_limit(limit)}, so that isn't shown to hold."
+
+
+def next_steps(manifest: Facts, timing: Facts, path: str) -> list[tuple[str, str]]:
+    """Commands worth trying next, each with what it is for."""
+    steps = []
+    out = shlex.quote(path)
+    source = shlex.quote(str((manifest.get("source") or {}).get("name") or "MODEL"))
+    if not measured(manifest):
+        aim = "measure what it costs in quality"
+        steps.append((f"tauten optimize {source} --data TEXT --max-drop 2%", aim))
+    else:
+        steps += _other_limit(manifest)
+    language = timing.get("unit") == "token" or any(
+        quality["metric"] == "perplexity" for quality in measured(manifest)
+    )
+    if language:
+        steps.append((f'tauten run {out} "Once upon a time"', "try it"))
+    steps.append((f"tauten report {out}", "every trial and layer, with reasons"))
+    return steps
+
+
+def _other_limit(manifest: Facts) -> list[tuple[str, str]]:
+    """The nearest limit that would change the outcome, from trials that are already measured."""
+    limit = max_drop(manifest)
+    rows = [row for row in trial_rows(manifest) if is_number(row.high) and row.high > 0]
+    chosen = chosen_measurement(manifest)
+    if limit is None or not rows:
+        return []
+    if manifest.get("certified") and chosen:
+        smaller = [r for r in rows if (r.size_bytes or 0) < chosen["size_bytes"]]
+        return [_accepting(min(smaller, key=_bound), "take")] if smaller else []
+    best = min(rows, key=_bound)
+    if _bound(best) > limit:
+        return [_accepting(best, "accept")]
+    return [("tauten optimize ... --data MORE_TEXT", "more documents narrow the interval")]
+
+
+def _accepting(row: TrialRow, verb: str) -> tuple[str, str]:
+    # Rounded up to two digits: the limit must not lie below the bound it is to allow.
+    percent = 100 * _bound(row)
+    step = 10.0 ** (math.floor(math.log10(percent)) - 1)
+    limit = f"{math.ceil(percent / step) * step:.6g}%"
+    return (
+        f"tauten optimize ... --max-drop {limit}",
+        f"would {verb} trial {row.number}: {format_bytes(row.size_bytes)}",
+    )
+
+
+def _bound(row: TrialRow) -> float:
+    return row.high if row.high is not None else math.inf

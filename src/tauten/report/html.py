@@ -1,0 +1,114 @@
+"""One HTML file that tells what a run found. It loads no script, font or style from elsewhere."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tauten.report import text
+from tauten.report.facts import badge, goal_lines, max_drop, splits
+from tauten.report.layers import format_shares, layer_units
+from tauten.report.plot import Plot, pareto_plot
+from tauten.report.tiles import headline, tiles
+from tauten.report.trials import TrialRow, trial_rows
+
+_FILTERS = {
+    "bytes": text.format_bytes,
+    "percent": text.format_percent,
+    "limit": text.format_limit,
+    "seconds": text.format_seconds,
+    "number": text.format_number,
+    "count": text.format_count,
+    "shape": text.format_shape,
+}
+# A plot scaled down to a phone would have unreadable labels, so that it gets its own layout.
+_PLOT_SIZES = {"wide": (1000, 420), "narrow": (380, 340)}
+
+
+def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
+    """The report of an artifact.
+
+    Args:
+        manifest: Contents of its `tauten.json`.
+        timing: Contents of its `timing.json`; empty if nothing was timed.
+    """
+    rows = trial_rows(manifest)
+    records = manifest.get("layers") or []
+    source = shlex.quote(str(manifest["source"]["name"]))
+    recipe = yaml.safe_dump(manifest["recipe"], sort_keys=False)
+    return (
+        _environment()
+        .get_template("template.html.jinja")
+        .render(
+            m=manifest,
+            timing=timing,
+            name=manifest["source"]["name"],
+            badge=badge(manifest),
+            headline=headline(manifest, timing),
+            tiles=tiles(manifest, timing),
+            goal=goal_lines(manifest.get("goal")),
+            max_drop=max_drop(manifest),
+            splits=splits(manifest),
+            trials=rows,
+            timed=any(row.latency_s is not None for row in rows),
+            plots=_plots(rows, manifest),
+            units=layer_units(records),
+            layer_count=len(records),
+            shares=format_shares(records),
+            recipe=recipe,
+            command=f"tauten apply recipe.yaml {source} -o OUT",
+            facts=_facts(manifest, timing),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment
+
+
+def _plots(rows: list[TrialRow], manifest: Mapping[str, Any]) -> dict[str, Plot]:
+    size_limit = (manifest.get("goal") or {}).get("max_size_bytes")
+    plots = {
+        name: pareto_plot(rows, max_drop(manifest), size_limit, width, height)
+        for name, (width, height) in _PLOT_SIZES.items()
+    }
+    return {name: plot for name, plot in plots.items() if plot is not None}
+
+
+def _facts(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What someone who repeats the run must know, as (name, value); unknown ones are left out."""
+    source, machine = manifest["source"], timing.get("machine") or {}
+    weights, data = manifest["weights"], manifest.get("data") or {}
+    facts = [
+        ("Source", f"{source['name']} ({source.get('kind') or 'unknown kind'})"),
+        ("Source fingerprint", source.get("fingerprint")),
+        ("Parameters", source.get("parameters") and text.format_count(source["parameters"])),
+        ("Weights", f"{weights['file']}, {weights['size_bytes']:,} bytes"),
+        ("Weights SHA-256", weights.get("sha256")),
+        ("Data", data.get("name")),
+        ("Documents", _by_split(data.get("documents"))),
+        ("Tokens", _by_split(data.get("tokens"))),
+        ("Seed", manifest.get("seed")),
+        ("Processor", machine.get("cpu")),
+        ("Threads", machine.get("threads")),
+        ("PyTorch", machine.get("torch")),
+        ("Python", machine.get("python")),
+        ("Tauten", machine.get("tauten") or manifest.get("tauten")),
+        ("Whole run", timing.get("seconds") and text.format_seconds(timing["seconds"])),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _by_split(counts: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in (counts or {}).items())

@@ -1,0 +1,76 @@
+"""Finding, loading and setting up the native library."""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tauten.core.errors import InputError
+
+SETS = ("portable", "avx2", "avx512")  # instruction sets, as the library numbers them
+_FOLDER = Path(__file__).parent / "native"
+
+
+@dataclass
+class Library:
+    """The loaded library and the instruction set that its calls use."""
+
+    handle: ctypes.CDLL
+    isa: int
+
+    def supports(self, name: str) -> bool:
+        """Whether this processor runs an instruction set of `SETS`."""
+        return bool(self.handle.tauten_supports(SETS.index(name)))
+
+    def use(self, name: str) -> None:
+        """Compute with one instruction set from now on, as `TAUTEN_ISA` does from the start."""
+        if name not in SETS or not self.supports(name):
+            usable = ", ".join(filter(self.supports, SETS))
+            raise InputError(f"instruction set {name!r}: this machine runs {usable}")
+        self.isa = SETS.index(name)
+
+
+@functools.cache
+def load() -> Library | None:
+    """The native library, None (with one notice) where it wasn't built."""
+    paths = [_FOLDER / f"_kernels{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next(filter(Path.exists, paths), None)
+    if path is None:
+        warnings.warn(
+            "tauten's native kernels aren't built (no C++ compiler when it was installed): packed "
+            "layers run in plain torch, much slower; install g++ or clang and reinstall tauten",
+            stacklevel=2,
+        )
+        return None
+    handle = ctypes.CDLL(str(path))
+    pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    handle.tauten_linear.argtypes = [
+        *(pointer, number),  # x, tokens
+        *(pointer, pointer, pointer, flag, flag, flag),  # codes, scale, zero; kind, half, bits
+        *(number, number, number),  # rows, columns, chunks in a group
+        *(pointer, pointer, flag, flag, flag),  # bias, y; int8, isa, threads
+    ]
+    handle.tauten_share_pool.argtypes = [pointer]
+    handle.tauten_share_pool(_torch_pool())
+    library = Library(handle, 0)
+    library.use(os.environ.get("TAUTEN_ISA") or next(filter(library.supports, SETS[::-1])))
+    return library
+
+
+def _torch_pool() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded, if it is found.
+
+    Calling into the same copy shares its threads; a second OpenMP runtime would fight it.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for pattern in ("libgomp*.so*", "libomp*", "libiomp5*"):
+        for path in sorted(folder.glob(pattern)):
+            entry = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
+            if entry is not None:
+                return ctypes.cast(entry, ctypes.c_void_p).value
+    return None

@@ -1,0 +1,179 @@
+// Products of integer weights with activations kept in float32.
+// Part of one instruction set's unit, after its `Simd`.
+#pragma once
+#include "weights.h"
+
+namespace tauten {
+namespace {
+
+void pad(const Problem& p, int64_t begin, int64_t end) {
+  const int64_t size = p.group_chunks * kChunkColumns, width = p.chunks * kChunkColumns;
+  for (int64_t token = begin; token < end; ++token) {
+    const float* x = p.x + token * p.in;
+    float* padded = p.padded + token * width;
+    __builtin_memcpy(padded, x, p.in * sizeof(float));
+    for (int64_t i = p.in; i < width; ++i) padded[i] = 0;
+    for (int64_t group = 0; group < p.groups; ++group) {
+      const int64_t end_column = (group + 1) * size < p.in ? (group + 1) * size : p.in;
+      float total = 0;
+      for (int64_t i = group * size; i < end_column; ++i) total += x[i];
+      p.total[group * p.tokens + token] = total;
+    }
+  }
+}
+
+// code - center of 16 rows x 32 columns, as signed bytes.
+template <int Bits>
+inline void unpack_signed(const uint8_t* p, Simd::Bytes (&codes)[kQuads]) {
+  unpack<Bits>(p, codes);
+  if constexpr (Bits < 8 && center(Bits) != 0)
+    for (int i = 0; i < kQuads; ++i)
+      codes[i] = Simd::subtract(codes[i], Simd::splat(center(Bits)));
+}
+
+// `Tokens` tokens by one block of rows, unpacked in registers.
+template <int Bits, int Tokens>
+void float_tile(const Problem& p, int64_t block, int64_t token) {
+  constexpr int kChains = Tokens >= 4 ? 1 : 4 / Tokens;
+  const int64_t width = p.chunks * kChunkColumns;
+  const uint8_t* source = p.codes + block * p.chunks * 64 * Bits;
+  const float* x = p.padded + token * width;
+  Simd::Floats y[Tokens];
+  for (auto& v : y) v = Simd::splat_float(0);
+
+  for (int64_t group = 0, chunk = 0; group < p.groups; ++group) {
+    Simd::Floats sums[Tokens][kChains];
+    for (auto& row : sums)
+      for (auto& v : row) v = Simd::splat_float(0);
+    const int64_t end = chunk + p.group_chunks < p.chunks ? chunk + p.group_chunks : p.chunks;
+    for (; chunk < end; ++chunk, source += 64 * Bits) {
+      for (int i = 0; i < Bits; ++i) __builtin_prefetch(source + 4096 + 64 * i);
+      Simd::Bytes codes[kQuads];
+      unpack_signed<Bits>(source, codes);
+#pragma GCC unroll 8
+      for (int i = 0; i < kQuads; ++i) {
+        const Simd::Floats columns[4] = {Simd::column<0>(codes[i]), Simd::column<1>(codes[i]),
+                                         Simd::column<2>(codes[i]), Simd::column<3>(codes[i])};
+#pragma GCC unroll 8
+        for (int t = 0; t < Tokens; ++t)
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; ++k) {
+            const float value = x[t * width + chunk * kChunkColumns + 4 * i + k];
+            Simd::Floats& sum = sums[t][k % kChains];
+            sum = Simd::fma(columns[k], Simd::splat_float(value), sum);
+          }
+      }
+    }
+
+    const int64_t index = (block * p.groups + group) * kBlockRows;
+    const Simd::Floats scale = load_real(p.scale, index, p.half);
+    for (int t = 0; t < Tokens; ++t) {
+      for (int c = 1; c < kChains; ++c) sums[t][0] = Simd::add(sums[t][0], sums[t][c]);
+      y[t] = Simd::fma(sums[t][0], scale, y[t]);
+    }
+    if (has_shift(p)) {
+      const Simd::Floats shift = load_shift(p, index, scale, center(Bits));
+      for (int t = 0; t < Tokens; ++t) {
+        const float total = p.total[group * p.tokens + token + t];
+        y[t] = Simd::fma(shift, Simd::splat_float(total), y[t]);
+      }
+    }
+  }
+  for (int t = 0; t < Tokens; ++t) store_block(p, block, token + t, y[t]);
+}
+
+template <int Bits, int Tokens>
+void float_tokens(const Problem& p, int64_t block, int64_t token) {
+  for (; p.tokens - token >= Tokens; token += Tokens) float_tile<Bits, Tokens>(p, block, token);
+  if constexpr (Tokens > 1) float_tokens<Bits, Tokens / 2>(p, block, token);
+}
+
+template <int Bits>
+void float_direct(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; ++block)
+    float_tokens<Bits, Simd::kDirectTokens>(p, block, 0);
+}
+
+template <int Column>
+inline void store_column(float* target, Simd::Bytes codes, Simd::Floats scale, Simd::Floats shift) {
+  Simd::store_floats(target + Column * kBlockRows,
+                     Simd::fma(Simd::column<Column>(codes), scale, shift));
+}
+
+// Weights of `count` chunks of one block, (columns, 16) float32.
+template <int Bits>
+void dequantize(const Problem& p, int64_t block, int64_t chunk, int64_t count, float* target) {
+  for (const int64_t end = chunk + count; chunk < end; ++chunk) {
+    const int64_t index = (block * p.groups + chunk / p.group_chunks) * kBlockRows;
+    const Simd::Floats scale = load_real(p.scale, index, p.half);
+    const Simd::Floats shift =
+        has_shift(p) ? load_shift(p, index, scale, center(Bits)) : Simd::splat_float(0);
+    Simd::Bytes codes[kQuads];
+    unpack_signed<Bits>(p.codes + (block * p.chunks + chunk) * 64 * Bits, codes);
+    for (int i = 0; i < kQuads; ++i, target += 4 * kBlockRows) {
+      store_column<0>(target, codes[i], scale, shift);
+      store_column<1>(target, codes[i], scale, shift);
+      store_column<2>(target, codes[i], scale, shift);
+      store_column<3>(target, codes[i], scale, shift);
+    }
+  }
+}
+
+constexpr int64_t kSlabStride = kSlabChunks * kChunkColumns * kBlockRows;  // of a block in scratch
+
+// Adds the product of some columns to `sums`, (tokens, 2, 16).
+template <int Tokens>
+void slab_tile(const float* x, int64_t width, const float* weights, int64_t columns,
+               float* sums) {
+  Simd::Floats y[2][Tokens];
+  for (int t = 0; t < Tokens; ++t)
+    for (int b = 0; b < 2; ++b) y[b][t] = Simd::load_floats(sums + (2 * t + b) * kBlockRows);
+  for (int64_t k = 0; k < columns; ++k) {
+    const Simd::Floats first = Simd::load_floats(weights + k * kBlockRows);
+    const Simd::Floats second = Simd::load_floats(weights + kSlabStride + k * kBlockRows);
+#pragma GCC unroll 8
+    for (int t = 0; t < Tokens; ++t) {
+      const Simd::Floats value = Simd::splat_float(x[t * width + k]);
+      y[0][t] = Simd::fma(first, value, y[0][t]);
+      y[1][t] = Simd::fma(second, value, y[1][t]);
+    }
+  }
+  for (int t = 0; t < Tokens; ++t)
+    for (int b = 0; b < 2; ++b) Simd::store_floats(sums + (2 * t + b) * kBlockRows, y[b][t]);
+}
+
+// A tile of `count` tokens, at most `Tokens`.
+template <int Tokens>
+void slab_tile_of(const float* x, int64_t width, const float* weights, int64_t columns,
+                  float* sums, int64_t count) {
+  if (count == Tokens) return slab_tile<Tokens>(x, width, weights, columns, sums);
+  if constexpr (Tokens > 1) slab_tile_of<Tokens - 1>(x, width, weights, columns, sums, count);
+}
+
+// Scratch: the weights of a slab of 2 blocks, then (tokens, 2, 16) sums.
+template <int Bits>
+void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch) {
+  const int64_t width = p.chunks * kChunkColumns;
+  float* sums = scratch + 2 * kSlabStride;
+  for (; begin < end; begin += 2) {
+    const int64_t blocks = end - begin < 2 ? 1 : 2;
+    for (int64_t i = 0; i < p.tokens * 2 * kBlockRows; ++i) sums[i] = 0;
+    for (int64_t chunk = 0; chunk < p.chunks; chunk += kSlabChunks) {
+      const int64_t count = p.chunks - chunk < kSlabChunks ? p.chunks - chunk : kSlabChunks;
+      for (int64_t b = 0; b < blocks; ++b)
+        dequantize<Bits>(p, begin + b, chunk, count, scratch + b * kSlabStride);
+      for (int64_t i = 0; i < p.tiles; ++i) {
+        const int64_t token = tile_start(p, i), tokens = tile_start(p, i + 1) - token;
+        const float* x = p.padded + token * width + chunk * kChunkColumns;
+        slab_tile_of<Simd::kTileTokens>(x, width, scratch, count * kChunkColumns,
+                                        sums + 2 * token * kBlockRows, tokens);
+      }
+    }
+    for (int64_t token = 0; token < p.tokens; ++token)
+      for (int64_t b = 0; b < blocks; ++b)
+        store_block(p, begin + b, token, Simd::load_floats(sums + (2 * token + b) * kBlockRows));
+  }
+}
+
+}  // namespace
+}  // namespace tauten

@@ -1,0 +1,129 @@
+// The library's C interface: dispatch, scratch memory and threads.
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "problem.h"
+#include "threads.h"
+
+namespace tauten {
+namespace {
+
+constexpr int64_t kDirectTokens = 8;   // up to here codes are unpacked straight into registers
+constexpr int64_t kBatchTokens = 512;  // more are cut, so that scratch stays small and in cache
+
+const Kernels* kernels(int isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == 1 && avx2) return &kAvx2;
+  if (isa == 2 && avx2 && __builtin_cpu_supports("avx512vnni") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    return &kAvx512;
+#endif
+  return isa == 0 ? &kPortable : nullptr;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One allocation cut into arrays that start on cache lines.
+class Arena {
+ public:
+  explicit Arena(int64_t bytes) : memory_(new char[bytes + 64]) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
+    next_ = memory_.get() + (-address & 63);
+  }
+  static int64_t size(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+  template <class T>
+  T* take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(next_);
+    next_ += size(count * sizeof(T));
+    return taken;
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  char* next_;
+};
+
+// Pieces small enough to balance threads, yet long enough to read memory in a stream.
+int64_t grain(int64_t blocks, int threads, int64_t multiple) {
+  return ceil_div(std::max<int64_t>(blocks / (4 * threads), 1), multiple) * multiple;
+}
+
+void multiply(Problem p, const Kernels& k, bool int8, int threads) {
+  const int64_t width = p.chunks * kChunkColumns, cells = p.tokens * p.groups;
+  const bool direct = p.tokens <= kDirectTokens;
+  p.tiles = ceil_div(p.tokens, k.tile_tokens);
+  const int64_t worker_bytes =
+      direct ? 0 : Arena::size(blocked_scratch_bytes(p, int8));
+  const int64_t token_bytes = Arena::size(p.tokens * width * (int8 ? 1 : 4)) +
+                              (int8 && !direct ? Arena::size(p.tokens * width) : 0) +
+                              (int8 ? 2 : 1) * Arena::size(cells * 4);
+  Arena arena(token_bytes + threads * worker_bytes);
+  if (int8) {
+    p.rounded = arena.take<int8_t>(p.tokens * width);
+    p.step = arena.take<float>(cells);
+    p.sum = arena.take<int32_t>(cells);
+    if (!direct) p.tiled = arena.take<int8_t>(p.tokens * width);
+  } else {
+    p.padded = arena.take<float>(p.tokens * width);
+    p.total = arena.take<float>(cells);
+  }
+  char* scratch = arena.take<char>(threads * worker_bytes);
+
+  const auto prepare = int8 ? k.quantize : k.pad;
+  parallel_for(p.tokens, kDirectTokens, threads,
+               [&](int, int64_t begin, int64_t end) { prepare(p, begin, end); });
+  if (p.tiled)
+    parallel_for(p.tiles, 1, threads,
+                 [&](int, int64_t begin, int64_t end) { k.tile(p, begin, end); });
+  if (direct) {
+    const auto product = int8 ? k.int8_direct : k.float_direct;
+    parallel_for(p.blocks, grain(p.blocks, threads, 1), threads,
+                 [&](int, int64_t begin, int64_t end) { product(p, begin, end); });
+  } else {
+    const auto product = int8 ? k.int8_blocked : k.float_blocked;
+    parallel_for(p.blocks, grain(p.blocks, threads, kPairBlocks), threads,
+                 [&](int worker, int64_t begin, int64_t end) {
+                   product(p, begin, end, scratch + worker * worker_bytes);
+                 });
+  }
+}
+
+}  // namespace
+}  // namespace tauten
+
+#define TAUTEN_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Whether this processor runs instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI).
+TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
+
+// y = x w^T + bias; shapes as in problem.h, which the caller has checked. `group_chunks` is the
+// number of chunks that share a scale. Returns 0, 1 where memory ran out, 2 for an unknown `isa`.
+TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* codes,
+                                const void* scale, const void* zero, int zero_kind, int half,
+                                int bits, int64_t out, int64_t in, int64_t group_chunks,
+                                const float* bias, float* y, int int8, int isa, int threads) {
+  using namespace tauten;
+  const Kernels* k = kernels(isa);
+  if (!k) return 2;
+  Problem p{};
+  p.codes = codes, p.scale = scale, p.zero = zero;
+  p.zero_kind = static_cast<Zero>(zero_kind), p.half = half, p.bits = bits;
+  p.out = out, p.in = in, p.blocks = ceil_div(out, kBlockRows);
+  p.chunks = ceil_div(in, kChunkColumns), p.group_chunks = group_chunks;
+  p.groups = ceil_div(p.chunks, group_chunks);
+  p.bias = bias;
+  try {
+    for (int64_t begin = 0; begin < tokens; begin += kBatchTokens) {
+      p.x = x + begin * in, p.y = y + begin * out;
+      p.tokens = std::min(kBatchTokens, tokens - begin);
+      multiply(p, *k, int8 != 0, std::max(threads, 1));
+    }
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
+}

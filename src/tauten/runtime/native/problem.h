@@ -1,0 +1,75 @@
+// What the kernels compute, and the table of functions that each instruction set fills in.
+#pragma once
+#include <cstdint>
+
+namespace tauten {
+
+constexpr int64_t kBlockRows = 16;     // output rows that are interleaved
+constexpr int64_t kChunkColumns = 32;  // columns unpacked at a time
+constexpr int64_t kQuads = 8;          // runs of 4 columns in a chunk
+constexpr int64_t kPairBlocks = 2;     // blocks that the blocked kernels take at a time
+constexpr int64_t kSlabChunks = 32;    // 1024 columns of a pair in float32 fit in a core's L2
+
+enum class Zero : int32_t { kNone, kInteger, kFloat };
+
+// y = x w^T + bias. Rows are padded to blocks of 16 and columns to chunks of 32; a group is a
+// whole number of chunks, the last one may have fewer.
+struct Problem {
+  // The weight in the interleaved layout (see formats/interleaved.py).
+  const uint8_t* codes;  // (blocks, chunks, bits, 16, 4)
+  const void* scale;     // (blocks, groups, 16) float16 if `half`, else float32
+  const void* zero;      // the same shape: uint8 (kInteger), as scale (kFloat), or null
+  Zero zero_kind;
+  bool half;
+  int bits;
+  int64_t out, in, blocks, chunks, groups, group_chunks;
+
+  // The tokens.
+  const float* x;     // (tokens, in)
+  const float* bias;  // (out,) or null
+  float* y;           // (tokens, out)
+  int64_t tokens;
+  int64_t tiles;      // that the tokens of a blocked kernel are cut into
+
+  // Scratch, filled by `quantize` (int8) or `pad` (float).
+  int8_t* rounded;  // (tokens, chunks * 32)
+  int8_t* tiled;    // the same, rewritten by `tile` for `int8_blocked`
+  float* padded;    // (tokens, chunks * 32)
+  float* step;      // (groups, tokens), x = rounded * step
+  int32_t* sum;     // (groups, tokens) of rounded
+  float* total;     // (groups, tokens) of x
+};
+
+// First token of a tile; all tiles have the same number of tokens, give or take one.
+inline int64_t tile_start(const Problem& p, int64_t tile) { return tile * p.tokens / p.tiles; }
+
+// Ranges are of tokens for `quantize` and `pad`, of tiles for `tile`, of blocks for the products. `direct` unpacks
+// into registers, for few tokens; `blocked` unpacks a pair of blocks into scratch first.
+struct Kernels {
+  void (*quantize)(const Problem&, int64_t begin, int64_t end);
+  int64_t tile_tokens;  // at most so many in a tile
+  void (*tile)(const Problem&, int64_t begin, int64_t end);
+  void (*pad)(const Problem&, int64_t begin, int64_t end);
+  void (*int8_direct)(const Problem&, int64_t begin, int64_t end);
+  void (*int8_blocked)(const Problem&, int64_t begin, int64_t end, void* scratch);
+  void (*float_direct)(const Problem&, int64_t begin, int64_t end);
+  void (*float_blocked)(const Problem&, int64_t begin, int64_t end, void* scratch);
+};
+
+// Vector code keeps small arrays in registers only where the loops over them are unrolled.
+#define TAUTEN_UNROLL _Pragma("GCC unroll 16")
+
+// Scratch of one thread in a `blocked` kernel: a pair's codes, one byte each; or a slab of a
+// pair's weights in float32 and its (tokens, 2, 16) sums.
+inline int64_t blocked_scratch_bytes(const Problem& p, bool int8) {
+  const int64_t chunk = kPairBlocks * kBlockRows * kChunkColumns;
+  return int8 ? p.chunks * chunk : 4 * (kSlabChunks * chunk + p.tokens * kPairBlocks * kBlockRows);
+}
+
+extern const Kernels kPortable;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace tauten

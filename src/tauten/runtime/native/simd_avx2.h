@@ -1,0 +1,137 @@
+// 256-bit vectors in pairs, so that one value still holds 16 rows.
+#pragma once
+#include <immintrin.h>
+
+#include "problem.h"
+
+namespace tauten {
+namespace {
+
+struct Simd {
+  struct Bytes {
+    __m256i low, high;
+  };
+  struct Floats {
+    __m256 low, high;
+  };
+  using Ints = Bytes;
+  using Quad = __m256i;
+
+  static constexpr bool kSignedBytes = true;  // products of unsigned bytes above 127 saturate
+  static constexpr int kDirectTokens = 2;
+  static constexpr int kTileTokens = 2;
+
+  static Bytes load(const uint8_t* p) { return {load32(p), load32(p + 32)}; }
+  static void store(uint8_t* p, Bytes v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), v.high);
+  }
+  static __m256i load32(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static Bytes splat(uint8_t v) {
+    const __m256i all = _mm256_set1_epi8(static_cast<char>(v));
+    return {all, all};
+  }
+  static Bytes subtract(Bytes a, Bytes b) {
+    return {_mm256_sub_epi8(a.low, b.low), _mm256_sub_epi8(a.high, b.high)};
+  }
+
+  // (v >> shift) & mask in each byte; a negative shift is to the left.
+  template <int Shift>
+  static Bytes field(Bytes v, uint8_t mask) {
+    const __m256i keep = _mm256_set1_epi8(static_cast<char>(mask));
+    return {_mm256_and_si256(shifted<Shift>(v.low), keep),
+            _mm256_and_si256(shifted<Shift>(v.high), keep)};
+  }
+  template <int Shift>
+  static Bytes insert(Bytes low, Bytes v, uint8_t mask) {  // low | field(v)
+    const Bytes bits = field<Shift>(v, mask);
+    return {_mm256_or_si256(low.low, bits.low), _mm256_or_si256(low.high, bits.high)};
+  }
+  template <int Shift>
+  static __m256i shifted(__m256i v) {
+    if constexpr (Shift > 0) return _mm256_srli_epi16(v, Shift);
+    if constexpr (Shift < 0) return _mm256_slli_epi16(v, -Shift);
+    return v;
+  }
+
+  static Quad quad(const int8_t* x) {
+    int32_t v;
+    __builtin_memcpy(&v, x, 4);
+    return _mm256_set1_epi32(v);
+  }
+  // Codes are unsigned below 128, or signed. Neighbours' products add up to at most
+  // 2 * 127 * 127 or 2 * 128 * 127, which int16 holds.
+  template <bool Signed>
+  static Ints dot(Ints sum, Bytes codes, Quad x) {
+    return {dot8<Signed>(sum.low, codes.low, x), dot8<Signed>(sum.high, codes.high, x)};
+  }
+  template <bool Signed>
+  static __m256i dot8(__m256i sum, __m256i codes, __m256i x) {
+    if constexpr (Signed) {
+      x = _mm256_sign_epi8(x, codes);
+      codes = _mm256_abs_epi8(codes);
+    }
+    const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static Ints splat_int(int32_t v) {
+    const __m256i all = _mm256_set1_epi32(v);
+    return {all, all};
+  }
+  static Ints add(Ints a, Ints b) {
+    return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+  }
+
+  // Byte `Column` of each row's 4, as a signed number.
+  template <int Column>
+  static Floats column(Bytes v) {
+    return to_float({signed_byte<Column>(v.low), signed_byte<Column>(v.high)});
+  }
+  template <int Column>
+  static __m256i signed_byte(__m256i v) {
+    if constexpr (Column < 3) v = _mm256_slli_epi32(v, 24 - 8 * Column);
+    return _mm256_srai_epi32(v, 24);
+  }
+
+  static Floats to_float(Ints v) {
+    return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)};
+  }
+  static Floats splat_float(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
+  static Floats add(Floats a, Floats b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+  }
+  static Floats multiply(Floats a, Floats b) {
+    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+  }
+  static Floats fma(Floats a, Floats b, Floats c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  }
+  static Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static Floats load_halves(const uint16_t* p) {
+    const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+  }
+  static Floats load_bytes(const uint8_t* p) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return to_float({_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))});
+  }
+  static Floats load_some(const float* p, int64_t count) {
+    float v[kBlockRows] = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return load_floats(v);
+  }
+  static void store_floats(float* p, Floats v) {
+    _mm256_storeu_ps(p, v.low);
+    _mm256_storeu_ps(p + 8, v.high);
+  }
+  static void store_some(float* p, Floats v, int64_t count) {
+    float all[kBlockRows];
+    store_floats(all, v);
+    for (int64_t i = 0; i < count; ++i) p[i] = all[i];
+  }
+};
+
+}  // namespace
+}  // namespace tauten

@@ -1,0 +1,86 @@
+// 512-bit vectors: one register holds 16 rows x 4 columns of codes, or 16 sums.
+#pragma once
+#include <immintrin.h>
+
+#include "problem.h"
+
+namespace tauten {
+namespace {
+
+struct Simd {
+  using Bytes = __m512i;
+  using Ints = __m512i;
+  using Floats = __m512;
+  using Quad = __m512i;  // 4 int8 activations, repeated for each row
+
+  static constexpr bool kSignedBytes = false;  // 8-bit codes enter `dot` unsigned
+  static constexpr int kDirectTokens = 8;      // register tile of the direct kernels
+  static constexpr int kTileTokens = 6;        // register tile of the blocked kernels, by a pair
+
+  static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static void store(uint8_t* p, Bytes v) { _mm512_storeu_si512(p, v); }
+  static Bytes splat(uint8_t v) { return _mm512_set1_epi8(static_cast<char>(v)); }
+  static Bytes subtract(Bytes a, Bytes b) { return _mm512_sub_epi8(a, b); }
+
+  // (v >> shift) & mask in each byte; a negative shift is to the left.
+  template <int Shift>
+  static Bytes field(Bytes v, uint8_t mask) {
+    return _mm512_and_si512(shifted<Shift>(v), splat(mask));
+  }
+  template <int Shift>
+  static Bytes insert(Bytes low, Bytes v, uint8_t mask) {  // low | field(v)
+    return _mm512_ternarylogic_epi32(low, shifted<Shift>(v), splat(mask), 0xF8);
+  }
+  template <int Shift>
+  static Bytes shifted(Bytes v) {
+    if constexpr (Shift > 0) return _mm512_srli_epi16(v, Shift);
+    if constexpr (Shift < 0) return _mm512_slli_epi16(v, -Shift);
+    return v;
+  }
+
+  static Quad quad(const int8_t* x) {
+    int32_t v;
+    __builtin_memcpy(&v, x, 4);
+    return _mm512_set1_epi32(v);
+  }
+  template <bool Signed>
+  static Ints dot(Ints sum, Bytes codes, Quad x) {
+    return _mm512_dpbusd_epi32(sum, codes, x);
+  }
+  static Ints splat_int(int32_t v) { return _mm512_set1_epi32(v); }
+  static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+
+  // Byte `Column` of each row's 4, as a signed number.
+  template <int Column>
+  static Floats column(Bytes v) {
+    if constexpr (Column < 3) v = _mm512_slli_epi32(v, 24 - 8 * Column);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 24));
+  }
+
+  static Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+  static Floats splat_float(float v) { return _mm512_set1_ps(v); }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+  static Floats load_halves(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Floats load_bytes(const uint8_t* p) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v));
+  }
+  static Floats load_some(const float* p, int64_t count) {
+    return _mm512_maskz_loadu_ps(first(count), p);
+  }
+  static void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+  static void store_some(float* p, Floats v, int64_t count) {
+    _mm512_mask_storeu_ps(p, first(count), v);
+  }
+  static __mmask16 first(int64_t count) {
+    return static_cast<__mmask16>((1u << count) - 1);
+  }
+};
+
+}  // namespace
+}  // namespace tauten

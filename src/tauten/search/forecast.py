@@ -1,0 +1,107 @@
+"""What a run will need, said before it starts."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tauten.core.errors import GoalError
+from tauten.models.source import Source
+from tauten.models.structure import Structure
+
+BATCH_TOKENS = 1024
+LIBRARIES_BYTES = 500 * 10**6  # torch and transformers themselves, measured
+TEMPORARIES = 3  # logits, their float32 copy and the loss's softmax live at once
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Estimated needs of a run.
+
+    Attributes:
+        memory_bytes: Peak resident memory.
+        disk_bytes: In the output folder, trials included.
+        time_s: Wall time.
+        stream: Blocks are loaded one at a time, because the model is large for the memory.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    time_s: float
+    stream: bool
+
+
+def forecast(
+    source: Source,
+    model: nn.Module,
+    structure: Structure,
+    trials: int,
+    tokens: int,
+    memory_limit_bytes: int | None,
+) -> Forecast:
+    """Estimate memory, disk and time.
+
+    Args:
+        source: Of the model.
+        model: Its skeleton.
+        structure: Of the model.
+        trials: Recipes that may be tried, 0 where nothing is evaluated.
+        tokens: Tokens (or rows) of one evaluation.
+        memory_limit_bytes: Of the user; None for what the machine has free.
+    Raises:
+        GoalError: Even one block at a time needs more than the limit.
+    """
+    weights = sum(p.numel() for p in model.parameters())
+    part_weights = _part_weights(model, structure)
+    outer, block = part_weights.pop(""), max(part_weights.values(), default=0)
+    working = LIBRARIES_BYTES + (_activation_bytes(model) if tokens else 0)
+    largest = max((p.numel() for p in model.parameters()), default=0)
+    whole = working + 4 * weights * 2  # float32 original and candidate, at their worst
+    streamed = working + 4 * (outer + 2 * block) if tokens else working + 6 * largest + 2 * block
+    limit = memory_limit_bytes or available_memory_bytes()
+    can_stream = source.reader is not None and bool(structure.blocks)
+    if source.reader is None:
+        whole, streamed = whole - 4 * weights + source.size_bytes, whole
+    stream = can_stream and (whole > limit or not tokens)
+    needed = streamed if stream else whole
+    if needed > limit and memory_limit_bytes is not None:
+        why = f"; {source.whole}" if source.whole else ""
+        raise GoalError(
+            f"max_memory_bytes: this needs about {needed / 1e6:.0f} MB of memory, the limit is "
+            f"{limit / 1e6:.0f} MB{why}; raise the limit or pass a smaller model"
+        )
+    disk = int(weights * 1.1 * (1 if not trials else 3))
+    seconds = _seconds(weights, trials, tokens)
+    return Forecast(int(needed), disk, seconds, stream)
+
+
+def available_memory_bytes() -> int:
+    """Memory that a new process could use now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _part_weights(model: nn.Module, structure: Structure) -> dict[str, int]:
+    counts = {"": 0, **{block: 0 for block in structure.blocks}}
+    for name, parameter in model.named_parameters():
+        counts[structure.block_of(name)] += parameter.numel()
+    return counts
+
+
+def _activation_bytes(model: nn.Module) -> int:
+    vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 0) or 1000)
+    return TEMPORARIES * BATCH_TOKENS * vocabulary * 4 + 2**28  # and the kept KL reference
+
+
+def _seconds(weights: int, trials: int, tokens: int) -> float:
+    """Two operations a weight and token at the speed of a probing product, and the packing."""
+    size = 1024
+    left, right = torch.ones(size, size), torch.ones(size, size)
+    left @ right
+    start = time.perf_counter()
+    left @ right
+    operations_per_s = 2 * size**3 / (time.perf_counter() - start)
+    evaluate = 2 * weights * tokens / operations_per_s * 1.5
+    pack = weights / 2e7
+    return (trials + 3) * evaluate + max(1, trials) * pack

@@ -1,0 +1,53 @@
+"""Recipes from the gentlest to the boldest: what the loop tries, in this order."""
+
+from tauten.compression import ShareKMeans
+from tauten.core.recipe import Recipe, Step
+from tauten.core.technique import WeightTechnique
+from tauten.models.structure import Structure
+from tauten.quantization import RTN, Int8
+
+QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
+    # (inside blocks, outside): embeddings and heads are few and sensitive, so they step down late.
+    (Int8(), Int8()),
+    (RTN(8, 0, "none"), RTN(8, 0, "none")),
+    (RTN(6, 64), RTN(8, 0, "none")),
+    (RTN(5, 32), RTN(8, 0, "none")),
+    (RTN(4, 32), RTN(8, 0, "none")),
+    (RTN(4, 32), RTN(6, 64)),
+    (RTN(4, 64), RTN(6, 64)),
+    (RTN(4, 64), RTN(4, 64)),
+    (RTN(3, 32), RTN(4, 32)),
+    (RTN(2, 32), RTN(3, 32)),
+)
+COMPRESSION = (
+    (ShareKMeans(0.01), ShareKMeans(0.01)),
+    (ShareKMeans(0.05), ShareKMeans(0.02)),
+    (ShareKMeans(0.1), ShareKMeans(0.05)),
+)
+BY_PILLAR = {"quantize": QUANTIZATION, "compress": COMPRESSION}
+
+
+def ladder(structure: Structure, pillar: str) -> list[Recipe]:
+    """Recipes of a pillar for a model, gentlest first.
+
+    Args:
+        structure: Tells which layers lie inside blocks.
+        pillar: `quantize` or `compress`.
+    """
+    inside = block_pattern(structure)
+    recipes = []
+    for in_blocks, outside in BY_PILLAR[pillar]:
+        if not inside or in_blocks == outside:
+            recipe = Recipe.of(in_blocks)
+        else:
+            recipe = Recipe((Step(in_blocks, inside), Step(outside)))
+        if recipe not in recipes:
+            recipes.append(recipe)
+    return recipes
+
+
+def block_pattern(structure: Structure) -> str:
+    """Pattern of all layers inside blocks, such as `model.layers.*`; empty without blocks."""
+    if not structure.blocks:
+        return ""
+    return structure.blocks[0].rpartition(".")[0] + ".*" if "." in structure.blocks[0] else "*"

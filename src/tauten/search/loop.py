@@ -1,0 +1,234 @@
+"""The loop, first version: try a ladder of recipes, keep the best within the goal, prove it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauten.core.errors import TautenError
+from tauten.core.goal import Goal
+from tauten.core.journal import Journal
+from tauten.core.measurement import Drop, Measurement, Quality, Trial
+from tauten.core.progress import track
+from tauten.core.recipe import Recipe
+from tauten.evaluation.divergence import Divergence, batches_within
+from tauten.evaluation.latency import compare_latency
+from tauten.evaluation.metrics import Metric, Scores
+from tauten.evaluation.task import Task
+from tauten.search.workspace import Candidate, Workspace, recipe_id
+
+HOPELESS = 3.0  # a drop this many times the limit, twice in a row, ends the descent
+
+
+@dataclass
+class Search:
+    """One run of the loop.
+
+    Args:
+        workspace: Keeps trials and the journal.
+        task: What quality means and where it is measured.
+        goal: What to reach.
+        stream: Load blocks one at a time.
+    """
+
+    workspace: Workspace
+    task: Task
+    goal: Goal
+    stream: bool = False
+
+    def __post_init__(self) -> None:
+        self.trials: list[Trial] = []
+        self._metric = self.task.metric()
+        self._divergence: Divergence | None = None
+        self._original: Scores | None = None
+        self._original_model: nn.Module | None = None
+
+    def run(self, ladders: Sequence[Sequence[Recipe]]) -> int | None:
+        """Try recipes.
+
+        Args:
+            ladders: Each goes from the gentlest recipe to the boldest; one is left where two
+                recipes in a row lose far more than the goal allows.
+        Returns:
+            Index of the chosen trial, None if no recipe could be measured.
+        """
+        self._original = self._measure_original()
+        for recipes in ladders:
+            hopeless = 0
+            for recipe in track(recipes, "trying recipes", len(recipes)):
+                trial = self._try(recipe)
+                self.trials.append(trial)
+                self._discard_losers()
+                if trial.measurement is not None:
+                    hopeless = hopeless + 1 if self._is_hopeless(trial.measurement) else 0
+                if hopeless == 2:
+                    break
+        self._original_model = None
+        return self._best()
+
+    def certify(self, candidate: Candidate) -> Quality:
+        """Measure a candidate on the sealed test split, once a run."""
+        metric, batches = self.task.metric(), self.task.splits.test
+        original = self.open_original()
+        metric.prepare(original, batches)
+        before = self._scores("test original", metric, original, batches)
+        name = f"test {recipe_id(candidate.recipe)}"
+        after = self._scores(name, metric, self.open(candidate), batches)
+        return _quality(metric, before, after, "test")
+
+    def verdict(self, measurement: Measurement) -> str:
+        """What keeps a candidate from the goal; empty if nothing does."""
+        goal, reasons = self.goal, []
+        if goal.max_drop is not None and measurement.quality.drop.high > goal.max_drop:
+            high = measurement.quality.drop.high
+            reasons.append(f"drop may be {high:.2%}, limit {goal.max_drop:.2%}")
+        if goal.max_size_bytes is not None and measurement.size_bytes > goal.max_size_bytes:
+            reasons.append(f"{measurement.size_bytes} bytes, limit {goal.max_size_bytes}")
+        if goal.max_memory_bytes is not None and measurement.memory_bytes > goal.max_memory_bytes:
+            reasons.append(f"{measurement.memory_bytes} bytes of memory")
+        if goal.max_latency_s is not None and (measurement.latency_s or 0) > goal.max_latency_s:
+            reasons.append(f"{measurement.latency_s:.4f} s, limit {goal.max_latency_s:.4f} s")
+        return "; ".join(reasons)
+
+    def _best(self) -> int | None:
+        """The cheapest trial within the goal, else the one that misses it least."""
+        measured = [
+            (i, t.measurement) for i, t in enumerate(self.trials) if t.measurement is not None
+        ]
+        if not measured:
+            return None
+        within = [(i, m) for i, m in measured if not self.verdict(m)]
+        if within:
+            return min(within, key=lambda item: self._cost(item[1]))[0]
+        return min(measured, key=lambda item: self._excess(item[1]))[0]
+
+    def _cost(self, m: Measurement) -> tuple[float, float]:
+        costs = {"size": m.size_bytes, "latency": m.latency_s, "memory": m.memory_bytes}
+        return float(costs[self.goal.minimize] or 0), m.quality.drop.value
+
+    def _excess(self, m: Measurement) -> float:
+        """Largest factor by which a limit is exceeded."""
+        limits = (
+            (m.quality.drop.high, self.goal.max_drop),
+            (m.size_bytes, self.goal.max_size_bytes),
+            (m.memory_bytes, self.goal.max_memory_bytes),
+            (m.latency_s or 0, self.goal.max_latency_s),
+        )
+        return max(value / max(limit, 1e-9) for value, limit in limits if limit is not None)
+
+    def _is_hopeless(self, measurement: Measurement) -> bool:
+        limit = self.goal.max_drop
+        return limit is not None and measurement.quality.drop.low > HOPELESS * limit
+
+    def _try(self, recipe: Recipe) -> Trial:
+        journal = self.workspace.journal
+        known = journal.find("trial", trial=recipe_id(recipe))
+        if known is not None:
+            return _trial(recipe, known)
+        try:
+            candidate = self.workspace.apply(recipe)
+            measurement = self._measure(candidate)
+            trial = Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
+        except TautenError as error:
+            trial = Trial(recipe, None, "failed", str(error))
+        entry = {**asdict(trial), "recipe": recipe.to_dict()}
+        journal.add("trial", trial=recipe_id(recipe), **entry)
+        return trial
+
+    def _measure(self, candidate: Candidate) -> Measurement:
+        assert self._original is not None
+        model = self.open(candidate)
+        batches = self.task.splits.development
+        name = f"development {recipe_id(candidate.recipe)}"
+        scores = self._scores(name, self._metric, model, batches)
+        quality = _quality(self._metric, self._original, scores, "development")
+        divergence = self._reference_divergence()
+        latency = original_latency = None
+        if self.goal.max_latency_s is not None or self.goal.minimize == "latency":
+            latency, original_latency = self._time(model)
+        return Measurement(
+            quality=quality,
+            size_bytes=candidate.weights.size_bytes,
+            memory_bytes=candidate.memory_bytes,
+            kl=float(divergence.of(model).mean()) if divergence else None,
+            latency_s=latency,
+            original_latency_s=original_latency,
+        )
+
+    def _time(self, model: nn.Module) -> tuple[float, float]:
+        example = self.task.splits.development[0]
+        models = {"original": self._original_once(), "candidate": model}
+        times = compare_latency(models, example, self.task.is_text)
+        return times["candidate"].median_s, times["original"].median_s
+
+    def _measure_original(self) -> Scores:
+        batches = self.task.splits.development
+        self._metric.prepare(self._original_once(), batches)
+        return self._scores("development original", self._metric, self._original_once, batches)
+
+    def _reference_divergence(self) -> Divergence | None:
+        if not self.task.is_text:
+            return None
+        if self._divergence is None:
+            model = self._original_once()
+            vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+            batches = batches_within(self.task.splits.development, vocabulary)
+            self._divergence = Divergence(model, batches)
+        return self._divergence
+
+    def _original_once(self) -> nn.Module:
+        if self._original_model is None:
+            self._original_model = self.open_original()
+        return self._original_model
+
+    def open_original(self) -> nn.Module:
+        """The original, ready to be called."""
+        blocks = self.workspace.structure.blocks
+        return self.workspace.source.open(blocks, self.stream)
+
+    def open(self, candidate: Candidate) -> nn.Module:
+        """A candidate, ready to be called."""
+        return candidate.source.open(self.workspace.structure.blocks, self.stream)
+
+    def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
+        return journaled_scores(self.workspace.journal, name, metric, model, batches)
+
+    def _discard_losers(self) -> None:
+        best = self._best()
+        for index, trial in enumerate(self.trials):
+            if index != best and trial.measurement is not None:
+                self.workspace.discard(trial.recipe)
+
+
+def journaled_scores(
+    journal: Journal, name: str, metric: Metric, model: Any, batches: Sequence[Any]
+) -> Scores:
+    """Scores from the journal, or measured and journaled; floats survive JSON exactly.
+
+    Args:
+        model: The model, or a function without arguments that opens it.
+    """
+    known = journal.find("scores", of=name)
+    if known is None:
+        scores = metric.scores(model if isinstance(model, nn.Module) else model(), batches)
+        total, weight = scores.total.tolist(), scores.weight.tolist()
+        journal.add("scores", of=name, total=total, weight=weight)
+        return scores
+    doubles = {"dtype": torch.float64}
+    return Scores(torch.tensor(known["total"], **doubles), torch.tensor(known["weight"], **doubles))
+
+
+def _quality(metric: Metric, before: Scores, after: Scores, split: str) -> Quality:
+    drop = metric.drop(before, after)
+    return Quality(metric.name, metric.value(after), metric.value(before), drop, split)
+
+
+def _trial(recipe: Recipe, entry: dict[str, Any]) -> Trial:
+    raw = entry["measurement"]
+    measurement = None
+    if raw is not None:
+        quality = {**raw["quality"], "drop": Drop(**raw["quality"]["drop"])}
+        measurement = Measurement(**{**raw, "quality": Quality(**quality)})
+    return Trial(recipe, measurement, entry["verdict"], entry["error"])

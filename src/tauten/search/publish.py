@@ -1,0 +1,178 @@
+"""From a chosen candidate to a folder that is whole, or a model in memory."""
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauten.core.errors import BusyError
+from tauten.core.files import sha256_file, sync_folder, write_json, write_text
+from tauten.core.goal import Goal
+from tauten.core.measurement import Result, Trial
+from tauten.evaluation.footprint import resident_bytes
+from tauten.evaluation.latency import compare_latency
+from tauten.evaluation.task import Task
+from tauten.models import artifact
+from tauten.models.artifact import packed_source
+from tauten.models.reader import SafetensorsReader
+from tauten.models.source import Source
+from tauten.search.loop import Search
+from tauten.search.workspace import Candidate
+from tauten.version import __version__
+
+STAGING = "artifact"
+
+
+@dataclass
+class Facts:
+    """What the manifest says of a run beside its result.
+
+    Attributes:
+        source: Of the original.
+        model: Its skeleton, for counting parameters.
+        task: Data and metric; None where nothing was measured.
+        goal: Of the run.
+        seed: Of the run.
+        chosen: Index of the chosen trial.
+        timing: As `timing.json` holds it.
+    """
+
+    source: Source
+    model: nn.Module
+    task: Task | None = None
+    goal: Goal | None = None
+    seed: int = 0
+    chosen: int | None = None
+    timing: dict[str, Any] = field(default_factory=dict)
+
+
+def finish(
+    folder: Path, out: Path | None, candidate: Candidate, facts: Facts, result: Result, load: bool
+) -> Result:
+    """Write the artifact if there is an output folder, and load the model.
+
+    Args:
+        folder: Of the run.
+        out: The artifact; it appears whole, by one rename.
+        candidate: What was chosen.
+        facts: For the manifest.
+        result: Completed by this call.
+        load: Put the model into the result.
+    """
+    manifest = make_manifest(candidate, facts, result)
+    result.original, result.timing = manifest["source"], facts.timing
+    if out is not None:
+        _publish(folder, out, candidate, facts, manifest)
+        result.path = str(out)
+    if load:
+        reader = candidate.source.reader
+        if out is not None:
+            reader = SafetensorsReader([out / artifact.WEIGHTS])
+        assert reader is not None
+        packed = packed_source(facts.source, candidate.specs, reader, str(out or "candidate"))
+        result.model = packed.open()
+    return result
+
+
+def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[str, Any]:
+    """The manifest; equal runs give equal manifests, so nothing timed is in it."""
+    source, parameters = facts.source, sum(p.numel() for p in facts.model.parameters())
+    return {
+        "tauten": __version__,
+        "format": artifact.FORMAT,
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "fingerprint": source.fingerprint,
+            "size_bytes": source.size_bytes,
+            "bf16_bytes": 2 * parameters,
+            "parameters": parameters,
+        },
+        "recipe": result.recipe.to_dict(),
+        "recipe_text": str(result.recipe),
+        "goal": asdict(facts.goal) if facts.goal else None,
+        "weights": {"file": artifact.WEIGHTS, "size_bytes": candidate.weights.size_bytes},
+        "memory_bytes": candidate.memory_bytes,
+        "modules": candidate.specs,
+        "layers": [asdict(layer) for layer in result.layers],
+        "trials": [_trial_facts(trial) for trial in result.trials],
+        "chosen": facts.chosen,
+        "certified": result.certified,
+        "reason": result.reason,
+        "test": asdict(result.test) if result.test else None,
+        "data": facts.task.facts() if facts.task else None,
+        "seed": facts.seed,
+    }
+
+
+def time_candidate(search: Search, candidate: Candidate) -> dict[str, Any]:
+    """Latencies of the original and the candidate in one alternated run."""
+    models = {"original": search.open_original(), "chosen": search.open(candidate)}
+    example = search.task.splits.development[0]
+    times = compare_latency(models, example, search.task.is_text)
+    facts = {name: latency.facts() for name, latency in times.items()}
+    unit = "token" if search.task.is_text else "call"
+    return {"unit": unit, **facts, "machine": machine()}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "tauten": __version__,
+    }
+
+
+def _publish(
+    folder: Path, out: Path, candidate: Candidate, facts: Facts, manifest: dict[str, Any]
+) -> None:
+    """Build the artifact beside its place, then rename it there."""
+    from tauten.report.html import render_html
+
+    if out.exists():
+        # Only a run that was killed between its rename and its clean-up finds its own artifact.
+        if candidate.journal.find("published") and artifact.is_artifact(out):
+            return
+        raise BusyError(f"{out} appeared while the run was going; move it away and run again")
+    staging = folder / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    candidate.weights.write(staging / artifact.WEIGHTS)
+    manifest["weights"]["sha256"] = sha256_file(staging / artifact.WEIGHTS)
+    facts.source.save_companions(staging)
+    write_text(staging / artifact.RECIPE, candidate.recipe.to_yaml())
+    write_json(staging / artifact.MANIFEST, manifest)
+    if facts.timing and facts.task is not None and facts.task.is_text:
+        _add_footprints(facts.timing, {"original": facts.source.name, "chosen": str(staging)})
+    write_json(staging / artifact.TIMING, facts.timing)
+    write_text(staging / artifact.REPORT, render_html(manifest, facts.timing))
+    candidate.journal.add("published")
+    os.rename(staging, out)
+    sync_folder(out.parent)
+
+
+def _add_footprints(timing: dict[str, Any], models: dict[str, str]) -> None:
+    """Resident memory of each model in a fresh process."""
+    for name, model in models.items():
+        timing[name]["rss_bytes"] = resident_bytes(model)
+
+
+def _trial_facts(trial: Trial) -> dict[str, Any]:
+    return {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": str(trial.recipe)}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

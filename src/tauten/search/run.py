@@ -1,0 +1,177 @@
+"""One run from a source to an artifact: forecast, search, certificate, timing, files."""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from tauten.core.errors import BusyError, TautenError
+from tauten.core.files import check_free_space, exclusive
+from tauten.core.goal import Goal
+from tauten.core.measurement import Result
+from tauten.core.progress import progress_bars
+from tauten.core.recipe import Recipe
+from tauten.data.windows import TokenBatch
+from tauten.evaluation.task import Task, make_task
+from tauten.models.source import Source, fingerprint_tensors
+from tauten.models.structure import find_structure
+from tauten.models.walk import Walk
+from tauten.search.forecast import Forecast, forecast
+from tauten.search.ladder import ladder
+from tauten.search.loop import Search
+from tauten.search.workspace import Candidate, Workspace, recipe_id
+from tauten.search.publish import Facts, finish, time_candidate
+from tauten.version import __version__
+
+PARTIAL = ".partial"
+_log = logging.getLogger(__name__)
+
+
+def run_search(
+    source: Source,
+    data: Any,
+    goal: Goal,
+    pillars: tuple[str, ...],
+    metric: Any = None,
+    out: Path | None = None,
+    seed: int = 0,
+    max_tokens: int = 16384,
+) -> Result:
+    """Find the best model within a goal; see `tauten.optimize`."""
+    skeleton = source.skeleton()
+    structure = find_structure(skeleton)
+    task = make_task(source, skeleton, data, metric, seed, max_tokens)
+    ladders = [ladder(structure, pillar) for pillar in pillars]
+    recipes = [recipe for recipes in ladders for recipe in recipes]
+    tokens = task.tokens.get("development", task.documents["development"])
+    limit = goal.max_memory_bytes
+    needs = forecast(source, skeleton, structure, len(recipes), tokens, limit)
+    announce(needs)
+    run = {
+        "version": __version__,
+        "source": source.fingerprint,
+        "data": _fingerprint(task),
+        "metric": task.metric().name,
+        "goal": asdict(goal),
+        "recipes": [recipe_id(recipe) for recipe in recipes],
+        "seed": seed,
+    }
+    with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
+        workspace = Workspace(folder, source, structure, run)
+        search = Search(workspace, task, goal, needs.stream)
+        chosen = search.run(ladders)
+        if chosen is None:
+            reasons = sorted({trial.error for trial in search.trials})
+            raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
+        candidate = workspace.apply(search.trials[chosen].recipe)
+        result = _conclude(search, chosen, candidate)
+        facts = Facts(source, skeleton, task, goal, seed, chosen)
+        if not needs.stream:
+            facts.timing = time_candidate(search, candidate)
+        return finish(folder, out, candidate, facts, result, load=not needs.stream)
+
+
+def _conclude(search: Search, chosen: int, candidate: Candidate) -> Result:
+    """Certify the chosen trial and say why it was chosen."""
+    trial, limit = search.trials[chosen], search.goal.max_drop
+    assert trial.measurement is not None
+    test = search.certify(candidate)
+    missed = search.verdict(trial.measurement)
+    certified = limit is not None and not missed and test.drop.high <= limit
+    within = sum(1 for t in search.trials if t.measurement and not search.verdict(t.measurement))
+    if missed:
+        reason = f"no recipe met the goal; this is the nearest miss: {missed}"
+    else:
+        reason = (
+            f"least {search.goal.minimize} of the {within} recipes within the goal, "
+            f"of {len(search.trials)} tried"
+        )
+        if limit is not None and not certified:
+            reason += (
+                f"; not certified: on the sealed test split the drop may be {test.drop.high:.2%}, "
+                f"above {limit:.2%}"
+            )
+    return Result(
+        None, trial.recipe, certified, reason, search.trials, candidate.layers, test
+    )
+
+
+def run_recipe(source: Source, recipe: Recipe, out: Path | None, load: bool = True) -> Result:
+    """Apply one recipe without evaluating it.
+
+    Args:
+        source: Of the model.
+        recipe: What to apply.
+        out: Folder to write; None only returns the model.
+        load: Return the model too; without it memory stays bounded by one block.
+    """
+    skeleton = source.skeleton()
+    structure = find_structure(skeleton)
+    reason = "nothing was measured on data, so no drop is claimed"
+    if out is None and source.reader is None:
+        walk = Walk(skeleton, structure, recipe)
+        packed = walk.run().eval()
+        return Result(packed, recipe, False, reason, [], walk.layers, None)
+    needs = forecast(source, skeleton, structure, 0, 0, None)
+    announce(needs)
+    run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
+    with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
+        candidate = Workspace(folder, source, structure, run).apply(recipe)
+        result = Result(None, recipe, False, reason, [], candidate.layers, None)
+        facts = Facts(source, skeleton)
+        return finish(folder, out, candidate, facts, result, load)
+
+
+def announce(needs: Forecast) -> None:
+    """Say what the run will need."""
+    how = ", one block at a time" if needs.stream else ""
+    _log.info(
+        "forecast: about %.1f GB of memory%s, %.1f GB of disk, %.0f min",
+        needs.memory_bytes / 1e9,
+        how,
+        needs.disk_bytes / 1e9,
+        max(1.0, needs.time_s / 60),
+    )
+
+
+@contextlib.contextmanager
+def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
+    """The folder that a run works in, held exclusively; removed when the run is done.
+
+    With `out` it stays after a failure or a kill, so that the same command goes on from there.
+
+    Raises:
+        BusyError: `out` exists, or another run writes it.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="tauten-") as temporary:
+            check_free_space(Path(temporary), disk_bytes)
+            yield Path(temporary)
+        return
+    folder = out.with_name(out.name + PARTIAL)
+    if out.exists() and not folder.exists():
+        raise BusyError(f"{out} exists; delete it or pass another -o")
+    check_free_space(folder, disk_bytes)
+    with exclusive(folder):
+        yield folder
+    shutil.rmtree(folder)
+
+
+def _fingerprint(task: Task) -> str:
+    """SHA-256 of all batches of all splits."""
+    digest = hashlib.sha256()
+    for part in vars(task.splits).values():
+        for batch in part:
+            leaves = list(vars(batch).values()) if isinstance(batch, TokenBatch) else batch
+            for leaf in tree_flatten(leaves)[0]:
+                assert isinstance(leaf, Tensor), "load_rows and token_batches make tensors only"
+                digest.update(fingerprint_tensors({"": leaf}).encode())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Where a run keeps its trials until one becomes the artifact."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tauten.core.journal import Journal
+from tauten.core.measurement import LayerRecord
+from tauten.core.recipe import Recipe
+from tauten.models.artifact import packed_source
+from tauten.models.reader import SafetensorsReader
+from tauten.models.safetensors_writer import Joined
+from tauten.models.source import Source
+from tauten.models.store import BlockStore
+from tauten.models.structure import Structure
+from tauten.models.walk import Walk
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A recipe applied to a model, on disk.
+
+    Attributes:
+        recipe: What was applied.
+        source: Opens the packed model.
+        specs: Description of each packed layer.
+        layers: Decision for each layer.
+        weights: The weights file it would become; knows its exact size.
+        memory_bytes: Its tensors in memory.
+        journal: Of the run.
+    """
+
+    recipe: Recipe
+    source: Source
+    specs: dict[str, dict[str, Any]]
+    layers: list[LayerRecord]
+    weights: Joined
+    memory_bytes: int
+    journal: Journal
+
+
+class Workspace:
+    """The folder of one run: its journal and a folder for each trial.
+
+    Args:
+        folder: Made if absent; the caller holds it exclusively.
+        source: The model.
+        structure: Of the model.
+        run: What identifies the run.
+    """
+
+    def __init__(self, folder: Path, source: Source, structure: Structure, run: dict[str, Any]):
+        self.folder, self.source, self.structure = folder, source, structure
+        self.journal = Journal(folder / "journal.jsonl", run)
+
+    def apply(self, recipe: Recipe) -> Candidate:
+        """Apply a recipe, continuing where a killed run stopped."""
+        trial = recipe_id(recipe)
+        store = BlockStore(self.folder / trial, self.journal, trial)
+        model = self.source.skeleton()
+        blocks = self.structure.blocks
+        loader = self.source.loader(model, blocks) if self.source.reader else None
+        walk = Walk(model, self.structure, recipe, loader, store)
+        walk.run()
+        files = [store.file(part) for part in walk.parts]
+        weights = store.joined(walk.parts)
+        return Candidate(
+            recipe=recipe,
+            source=packed_source(self.source, walk.specs, SafetensorsReader(files), "candidate"),
+            specs=walk.specs,
+            layers=walk.layers,
+            weights=weights,
+            memory_bytes=weights.tensor_bytes,
+            journal=self.journal,
+        )
+
+    def discard(self, recipe: Recipe) -> None:
+        """Free the disk of a trial that can't be chosen any more."""
+        shutil.rmtree(self.folder / recipe_id(recipe), ignore_errors=True)
+
+
+def recipe_id(recipe: Recipe) -> str:
+    """Short name of a recipe, the same in every run."""
+    text = json.dumps(recipe.to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
