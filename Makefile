@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(BIN)/python bench/demo.py --out $(DEMO)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

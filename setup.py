@@ -40,7 +40,7 @@ class BuildKernels(build_ext):
 
         try:
             with ThreadPoolExecutor() as pool:
-                objects = sum(pool.map(compile_one, ext.sources), [])
+                objects = [path for made in pool.map(compile_one, ext.sources) for path in made]
             self.compiler.link_shared_object(
                 objects, target, extra_postargs=["-pthread"], target_lang="c++"
             )

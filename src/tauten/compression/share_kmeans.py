@@ -36,7 +36,7 @@ class ShareKMeans(WeightTechnique):
     def __post_init__(self) -> None:
         if not 0 < self.max_error < 1:
             raise InputError(f"share_kmeans: max_error={self.max_error}: expected between 0 and 1")
-        if self.bits not in range(9):
+        if not isinstance(self.bits, int) or self.bits not in range(9):
             raise InputError(f"share_kmeans: bits={self.bits}: expected 1 to 8, or 0 to choose")
 
     @classmethod
@@ -48,13 +48,28 @@ class ShareKMeans(WeightTechnique):
         stride = -(-values.numel() // SAMPLE)
         sample = torch.cat([values[::stride].float(), torch.stack(torch.aminmax(values)).float()])
         for bits in (self.bits,) if self.bits else range(2, 9):
-            centres = kmeans_1d(sample, 2**bits).half().float()
-            error = sample - centres[nearest_code(sample, centres).int()]
-            if self.bits or error.norm() <= self.max_error * sample.norm():
-                codes = nearest_code(weight.flatten(1), centres)
-                return CodebookWeight.from_codes(
-                    tuple(weight.shape), bits, codes, centres.half()[None]
-                )
+            book = _storable(kmeans_1d(sample, 2**bits))
+            codes, error = _encode(weight.flatten(1), book.float())
+            if self.bits or error <= self.max_error:
+                return CodebookWeight.from_codes(tuple(weight.shape), bits, codes, book[None])
         raise NotApplicableError(
             f"256 shared values leave an error above max_error={self.max_error}"
         )
+
+
+def _encode(matrix: Tensor, centres: Tensor) -> tuple[Tensor, float]:
+    """Codes of the nearest centres, (out, in) uint8, and |W - W'| / |W|; some rows at a time."""
+    codes, lost, total = [], 0.0, 0.0
+    for rows in matrix.split(max(1, SAMPLE // matrix.shape[1])):
+        codes.append(nearest_code(rows, centres))
+        error = rows.float() - centres[codes[-1].int()]
+        lost += float(error.double().square().sum())
+        total += float(rows.double().square().sum())
+    return torch.cat(codes), (lost / total) ** 0.5 if total else 0.0
+
+
+def _storable(centres: Tensor) -> Tensor:
+    """Round to float16 unless its range would lose the largest of them."""
+    reach = float(centres.abs().max())
+    finite = torch.finfo(torch.float16)
+    return centres.half() if reach == 0 or finite.tiny <= reach <= finite.max else centres

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from tauten.core.errors import GoalError
 
@@ -39,7 +40,7 @@ class Goal:
             value = getattr(self, field.name)
             if field.name == "minimize" or value is None:
                 continue
-            if isinstance(value, str) or not math.isfinite(value) or value < 0:
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
                 raise GoalError(f"{field.name}={value!r}: expected a number, zero or more")
             if value == 0 and field.name != "max_drop":
                 raise GoalError(f"{field.name}=0: no model can meet it; give a positive limit")
@@ -60,7 +61,10 @@ def parse_bytes(text: str, original_bytes: int | None = None) -> int:
     match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
     unit = match[2].upper() if match else "?"
     if match and unit == "X" and original_bytes is not None:
-        return int(original_bytes / _number(match[1], text))
+        factor = _number(match[1], text)
+        if factor <= 0:
+            raise GoalError(f"{text!r}: a factor must be positive")
+        return int(original_bytes / factor)
     if not match or unit not in _BYTE_UNITS:
         raise GoalError(f"{text!r} isn't a size: write 60MB, 1.5GiB, or 4x (a quarter)")
     return int(_number(match[1], text) * _BYTE_UNITS[unit])
@@ -76,9 +80,6 @@ def parse_seconds(text: str) -> float:
 
 def _number(digits: str, text: str) -> float:
     try:
-        value = float(digits)
+        return float(digits)
     except ValueError:
         raise GoalError(f"{text!r} has no readable number") from None
-    if value <= 0 and "x" in text:
-        raise GoalError(f"{text!r}: a factor must be positive")
-    return value

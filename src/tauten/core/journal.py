@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tauten.core.errors import BusyError
+from tauten.core.errors import BusyError, CorruptError
 
 
 class Journal:
@@ -19,6 +19,7 @@ class Journal:
         run: What identifies the run: source, data, goal, seed, version.
     Raises:
         BusyError: The file belongs to another run.
+        CorruptError: A line other than a torn last one is damaged.
     """
 
     def __init__(self, path: Path, run: dict[str, Any]):
@@ -30,14 +31,15 @@ class Journal:
             for line in raw.splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break
-                self.entries.append(json.loads(line))
+                self.entries.append(_entry(path, len(self.entries) + 1, line))
                 whole += len(line)
             if whole < len(raw):
                 os.truncate(path, whole)
         if not self.entries:
             self.add("run", **run)
         elif self.entries[0] != json.loads(json.dumps({"event": "run", **run})):
-            changed = [k for k in run if self.entries[0].get(k) != json.loads(json.dumps(run[k]))]
+            given, held = json.loads(json.dumps({"event": "run", **run})), self.entries[0]
+            changed = sorted(k for k in given | held if given.get(k) != held.get(k))
             raise BusyError(
                 f"{path.parent} holds an unfinished run with another {', '.join(changed)}; "
                 "repeat that command, delete the folder, or pass another -o"
@@ -58,3 +60,13 @@ class Journal:
             if entry["event"] == event and all(entry.get(k) == v for k, v in values.items()):
                 return entry
         return None
+
+
+def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # of JSON and of UTF-8 alike
+        entry = None
+    if not isinstance(entry, dict) or "event" not in entry:
+        raise CorruptError(f"{path}:{number}: damaged; delete the folder to start the run anew")
+    return entry

@@ -98,10 +98,16 @@ def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:
         raise InputError(f"recipe: step {index}: expected a mapping with `technique`")
     knobs = {key: value for key, value in raw.items() if key not in ("technique", "where")}
     name = raw["technique"]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"recipe: step {index}: unknown technique {name!r}; known: {list(known)}")
     allowed = [field.name for field in fields(known[name])]
     for key in knobs:
         if key not in allowed:
             raise InputError(f"recipe: step {index}: {name} has no knob {key!r}; it has {allowed}")
-    return Step(known[name](**knobs), str(raw.get("where", "*")))
+    where = raw.get("where", "*")
+    if not isinstance(where, str):
+        raise InputError(f"recipe: step {index}: where={where!r}: expected a pattern of names")
+    try:
+        return Step(known[name](**knobs), where)
+    except TypeError as error:  # a knob compared with a value of another type, such as '1e-2'
+        raise InputError(f"recipe: step {index}: {name} of {knobs}: {error}") from error

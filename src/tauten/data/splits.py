@@ -46,7 +46,7 @@ def split(examples: Sequence[T], names: Sequence[str], seed: int = 0) -> Splits[
         key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest(),
     )
     first = max(FEWEST, round(SHARES[0] * len(order)))
-    second = first + max(FEWEST, round(SHARES[1] * len(order)))
+    second = min(first + max(FEWEST, round(SHARES[1] * len(order))), len(order) - FEWEST)
     parts = order[:first], order[first:second], order[second:]
     calibration, development, test = (tuple(examples[i] for i in part) for part in parts)
     return Splits(calibration, development, test)

@@ -35,7 +35,7 @@ def load_texts(data: "str | Path | Iterable[str]") -> list[Document]:
     if isinstance(data, str | Path):
         documents = _load_named(str(data))
     else:
-        documents = [Document(f"text {i}", _checked(t, i)) for i, t in enumerate(data, 1)]
+        documents = [_document(f"text {i}", text) for i, text in enumerate(data, 1)]
     documents = [d for d in documents if d.text.strip()]
     if not documents:
         raise InputError(f"{data if isinstance(data, str | Path) else 'data'}: holds no text")
@@ -46,36 +46,44 @@ def _load_named(name: str) -> list[Document]:
     if name == BUILT_IN:
         return _python_docs()
     path = Path(name).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl"))
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:  # the name is too long
+        raise InputError(f"{name[:40]!r}... is no file's name; pass texts as a list") from None
+    if is_folder:
+        suffixes = (*TEXT_SUFFIXES, ".jsonl")
+        files = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
         if not files:
             raise InputError(f"{path}: no .txt, .md, .rst or .jsonl file in this folder")
-        return [d for file in files for d in _load_file(file, cut=False)]
-    if path.is_file():
-        return _load_file(path, cut=True)
+        return [d for f in files for d in _load_file(f, str(f.relative_to(path)), cut=False)]
+    if is_file:
+        return _load_file(path, path.name, cut=True)
     return _load_dataset(name)
 
 
-def _load_file(file: Path, cut: bool) -> list[Document]:
+def _load_file(file: Path, name: str, cut: bool) -> list[Document]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # -sig: without the mark some editors put first
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file}: not UTF-8 (byte {error.start}); convert it, e.g. with iconv -t UTF-8"
         ) from None
     if file.suffix == ".jsonl":
-        return [_json_document(file, i, line) for i, line in enumerate(text.splitlines(), 1) if line]
+        lines = enumerate(text.split("\n"), 1)  # splitlines also cuts at U+2028 inside a string
+        return [_json_document(file, name, i, line) for i, line in lines if line.strip()]
     if not cut:
-        return [Document(file.name, text)]
-    return [Document(f"{file.name}#{i}", piece) for i, piece in enumerate(_pieces(text), 1)]
+        return [Document(name, text)]
+    return [Document(f"{name}#{i}", piece) for i, piece in enumerate(_pieces(text), 1)]
 
 
-def _json_document(file: Path, number: int, line: str) -> Document:
+def _json_document(file: Path, name: str, number: int, line: str) -> Document:
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}:{number}: expected a JSON object with a `text` field") from error
-    return Document(f"{file.name}:{number}", _checked(text, number))
+    if not isinstance(text, str):
+        raise InputError(f"{file}:{number}: `text` is a {type(text).__name__}; expected a string")
+    return Document(f"{name}:{number}", text)
 
 
 def _pieces(text: str) -> Iterable[str]:
@@ -113,7 +121,7 @@ def _load_dataset(name: str) -> list[Document]:
     return [Document(f"{name}:{i}", row["text"]) for i, row in enumerate(loaded, 1)]
 
 
-def _checked(text: object, number: int) -> str:
+def _document(name: str, text: object) -> Document:
     if not isinstance(text, str):
-        raise InputError(f"text {number} is a {type(text).__name__}; expected a string")
-    return text
+        raise InputError(f"{name} is a {type(text).__name__}; expected a string")
+    return Document(name, text)

@@ -16,6 +16,9 @@ from tauten.data.tensors import call_model, main_output
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.statistics import linear_drop, log_drop
 
+# What a model or a user's metric raises when it is called on something that doesn't suit it.
+MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -136,15 +139,19 @@ class UserMetric(Mean):
     """
 
     def __init__(self, function: Callable[[nn.Module, Any], Any]):
-        count = len(inspect.signature(function).parameters)
-        if count != 2:
-            raise InputError(f"the metric takes {count} arguments; expected (model, batch)")
+        try:
+            inspect.signature(function).bind(None, None)
+        except TypeError as error:
+            raise InputError(f"the metric {function} can't take (model, batch): {error}") from error
         self.name = getattr(function, "__name__", type(function).__name__)
         self.higher_is_better = bool(getattr(function, "higher_is_better", True))
         self._function = function
 
     def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
-        return torch.as_tensor(self._function(model, batch))
+        try:
+            return torch.as_tensor(self._function(model, batch))
+        except MODEL_ERRORS as error:
+            raise TautenError(f"the metric {self.name} raised {error!r}") from error
 
 
 def features(model: nn.Module, batch: Any) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.data.splits import Splits, split
@@ -16,11 +16,6 @@ from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, 
 from tauten.models.source import Source
 
 ENCODER_TOKENS = 128
-METRICS: dict[str, Callable[[], Metric]] = {
-    "perplexity": Perplexity,
-    "accuracy": Accuracy,
-    "similarity": Similarity,
-}
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,12 @@ def make_task(
     Raises:
         InputError: The data doesn't serve this model or metric.
     """
-    if isinstance(metric, str) and metric not in METRICS:
-        raise InputError(f"metric {metric!r}: expected one of {', '.join(METRICS)} or a function")
-    if not isinstance(data, str | Path) and isinstance(data, Iterable):
-        data = data if hasattr(data, "shape") else list(data)
-    if isinstance(data, str | Path) or (len(data) and isinstance(data[0], str)):
+    if isinstance(data, dict | Tensor):
+        data = [data]  # one batch
+    elif isinstance(data, Iterable) and not isinstance(data, str | Path):
+        data = list(data)
+    is_texts = isinstance(data, list) and bool(data) and isinstance(data[0], str)
+    if is_texts or isinstance(data, str | Path):
         return _text_task(source, model, data, metric, seed, max_tokens)
     return _tensor_task(data, metric, seed)
 
@@ -93,13 +89,14 @@ def _text_task(
         raise InputError(
             f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data"
         )
+    chosen = _metric(metric, Perplexity if is_language_model(model) else Similarity)
     documents = load_texts(data)
     parts = split(documents, [document.name for document in documents], seed)
     tokenizer, name = source.tokenizer(), str(data) if isinstance(data, str | Path) else "texts"
     counts = {key: len(value) for key, value in vars(parts).items()}
     if not is_language_model(model):
         splits = Splits(*(_encoder_batches(part, tokenizer) for part in vars(parts).values()))
-        return Task(_metric(metric, Similarity), splits, name, counts, {}, False)
+        return Task(chosen, splits, name, counts, {}, False)
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 512
     window = min(512, limit)
     batches = {
@@ -107,7 +104,7 @@ def _text_task(
         for key, part in vars(parts).items()
     }
     tokens = {key: count_tokens(value) for key, value in batches.items()}
-    return Task(_metric(metric, Perplexity), Splits(**batches), name, counts, tokens, True)
+    return Task(chosen, Splits(**batches), name, counts, tokens, True)
 
 
 def _tensor_task(data: Any, metric: Any, seed: int) -> Task:
@@ -123,7 +120,8 @@ def _tensor_task(data: Any, metric: Any, seed: int) -> Task:
         and first[1].dim() == 1
         and not first[1].is_floating_point()
     )
-    return Task(_metric(metric, Accuracy if labelled else Similarity), splits, "tensors", counts, {}, False)
+    chosen = _metric(metric, Accuracy, Similarity) if labelled else _metric(metric, Similarity)
+    return Task(chosen, splits, "tensors", counts, {}, False)
 
 
 def _encoder_batches(documents: tuple[Document, ...], tokenizer: Any) -> tuple[Any, ...]:
@@ -133,9 +131,16 @@ def _encoder_batches(documents: tuple[Document, ...], tokenizer: Any) -> tuple[A
     return tuple(dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks)
 
 
-def _metric(metric: Any, default: Callable[[], Metric]) -> Callable[[], Metric]:
+def _metric(metric: Any, *serving: Callable[[], Metric]) -> Callable[[], Metric]:
+    """The metric asked for, or the first of those that serve this model and data."""
     if metric is None:
-        return default
-    if isinstance(metric, str):
-        return METRICS[metric]
-    return lambda: UserMetric(metric)
+        return serving[0]
+    if not isinstance(metric, str):
+        return lambda: UserMetric(metric)
+    named = {kind().name: kind for kind in serving}
+    if metric not in named:
+        raise InputError(
+            f"metric {metric!r} doesn't serve this model and data; "
+            f"expected {' or '.join(named)}, or a function (model, batch) -> number"
+        )
+    return named[metric]

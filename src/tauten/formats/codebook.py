@@ -6,27 +6,41 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
-from tauten.formats.bits import pack, packed_bytes, unpack
+from tauten.formats.bits import pack, packed_bytes
+from tauten.formats.interleaved import (
+    ROWS,
+    Interleavable,
+    interleave_codes,
+    interleave_rows,
+    take_codes,
+)
 from tauten.formats.packed import PackedWeight, take_rows
 
 
-class CodebookWeight(PackedWeight):
+class CodebookWeight(Interleavable, PackedWeight):
     """weight = codebook[book of its row, code].
 
     Buffers:
         codes: (out, packed_bytes(in, bits)) uint8, laid out by `bits.pack`.
         codebook: (books, 2**bits) float16 or float32; one book for all rows, or one a row.
+        table: Only while interleaved: entries of the codebooks rounded to int8, (blocks, 4, 4, 16)
+            for rows 0, 4, 8, 12 of a block, then rows 1, 5, 9, 13 and so on.
+        step: Only while interleaved: (blocks, 1, 16) float32, what a unit of `table` stands for.
     """
 
     kind = "codebook"
     codes: Tensor
     codebook: Tensor
+    table: Tensor | None
+    step: Tensor | None
 
     def __init__(self, shape: tuple[int, ...], bits: int, tensors: dict[str, Tensor]):
         super().__init__()
         self.shape, self.bits = tuple(shape), bits
         self.register_buffer("codes", tensors["codes"])
         self.register_buffer("codebook", tensors["codebook"])
+        self.register_buffer("table", None, persistent=False)
+        self.register_buffer("step", None, persistent=False)
 
     @classmethod
     def from_codes(
@@ -39,7 +53,29 @@ class CodebookWeight(PackedWeight):
 
     def integer_codes(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(rows, in) uint8 codes."""
-        return unpack(take_rows(self.codes, rows), self.bits, self.in_features)
+        return take_codes(self.codes, rows, self.bits, (self.out_features, self.in_features))
+
+    def rounded_codebook(self) -> tuple[Tensor, Tensor]:
+        """Entries as int8 (books, 2**bits) and their step (books, 1) float32: entry * step."""
+        values = self.codebook.float()
+        step = values.abs().amax(1, keepdim=True) / 127
+        inverse = torch.where(step >= torch.finfo(torch.float32).tiny, 1 / step, 0.0)
+        return (values * inverse).round().to(torch.int8), step
+
+    def interleaved_tensors(self) -> dict[str, Tensor | None]:
+        """Codes for the kernels, and the rounded codebook of each row; at most 4 bits."""
+        entries, step = (part.expand(self.out_features, -1) for part in self.rounded_codebook())
+        missing = (0, 16 - entries.shape[1], 0, -self.out_features % ROWS)
+        table = torch.nn.functional.pad(entries, missing).view(-1, 4, 4, 16)
+        return {
+            "codes": interleave_codes(self.codes, self.bits, self.in_features),
+            "table": table.transpose(1, 2).contiguous(),
+            "step": interleave_rows(step),
+        }
+
+    def row_tensors(self) -> dict[str, Tensor | None]:
+        """The codes as on disk."""
+        return {"codes": pack(self.integer_codes(), self.bits), "table": None, "step": None}
 
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
         codes = self.integer_codes(rows).int()

@@ -125,12 +125,14 @@ class IntegerWeight(Interleavable, PackedWeight):
         return grid_values(codes, self.bits, self.columns_per_group, *grid).to(dtype)
 
     def interleaved_tensors(self) -> dict[str, Tensor]:
+        """The tensors for the kernels; an integer zero takes a byte."""
         codes = interleave_codes(self.codes, self.bits, self.in_features)
         tensors = {"codes": codes, "scale": interleave_rows(self.scale)}
         zero = self.integer_zero() if self.zero_kind == "integer" else self.zero
         return tensors if zero is None else tensors | {"zero": interleave_rows(zero)}
 
     def row_tensors(self) -> dict[str, Tensor]:
+        """The tensors as on disk."""
         rows, count = slice(None), self.out_features
         codes = take_codes(self.codes, rows, self.bits, (count, self.in_features))
         tensors = {"codes": pack(codes, self.bits)}

@@ -8,7 +8,7 @@ is interleaved alike. The layout on disk is by rows; this one exists in memory o
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _STEP_ROWS = 1024  # rows that are converted at a time, to bound the memory for 
 def interleave_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     """(rows, packed_bytes(columns, bits)) uint8 -> (blocks, chunks, bits, 64) uint8."""
     parts = []
-    for part in packed.split(_STEP_ROWS):
+    for part in torch.split(packed, _STEP_ROWS):
         codes = unpack(part, bits, columns)
         missing = (0, -columns % COLUMNS, 0, -len(part) % ROWS)
         codes = nn.functional.pad(codes, missing).view(-1, ROWS, -(-columns // COLUMNS), 8, 4)
@@ -37,12 +37,10 @@ def interleave_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
 def interleave_rows(matrix: Tensor) -> Tensor:
     """(rows, groups) -> (blocks, groups, 16)."""
     matrix = nn.functional.pad(matrix, (0, 0, 0, -len(matrix) % ROWS))
-    return matrix.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+    return matrix.view(-1, ROWS, matrix.shape[1]).transpose(1, 2).contiguous()
 
 
-def take_codes(
-    codes: Tensor, rows: Tensor | slice, bits: int, shape: tuple[int, int]
-) -> Tensor:
+def take_codes(codes: Tensor, rows: Tensor | slice, bits: int, shape: tuple[int, int]) -> Tensor:
     """Codes of some rows in either layout, (len(rows), columns) uint8.
 
     Args:
@@ -54,7 +52,7 @@ def take_codes(
     if codes.dim() == 2:
         return unpack(take_rows(codes, rows), bits, shape[1])
     index = take_rows(torch.arange(shape[0], device=codes.device), rows)
-    vectors = codes.unflatten(3, (ROWS, 4))[index // ROWS, :, :, index % ROWS]
+    vectors = codes.view(*codes.shape[:3], ROWS, 4)[index // ROWS, :, :, index % ROWS]
     quads = unpack(vectors.transpose(2, 3), bits, 8)  # (rows, chunks, 4, 8)
     return quads.transpose(2, 3).flatten(1)[:, : shape[1]]
 
@@ -83,11 +81,11 @@ class Interleavable(nn.Module):
         return self.codes.dim() == 4
 
     @abstractmethod
-    def interleaved_tensors(self) -> dict[str, Tensor]:
+    def interleaved_tensors(self) -> Mapping[str, Tensor | None]:
         """Tensors that an interleaved twin holds, computed from those by rows."""
 
     @abstractmethod
-    def row_tensors(self) -> dict[str, Tensor]:
+    def row_tensors(self) -> Mapping[str, Tensor | None]:
         """Tensors that a twin by rows holds, computed from the interleaved ones."""
 
     def interleave(self) -> None:
@@ -106,15 +104,25 @@ class Interleavable(nn.Module):
         twin = self.empty(self.spec()) if self.interleaved else self
         return sum(buffer.nbytes for buffer in twin.buffers())
 
-    def _replace(self, tensors: dict[str, Tensor]) -> None:
+    def _replace(self, tensors: Mapping[str, Tensor | None]) -> None:
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move to a device; the dtypes belong to the format, `model.half()` doesn't change them."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.interleaved:
             for name, tensor in self.row_tensors().items():
-                destination[prefix + name] = tensor
+                if prefix + name in destination:  # what is derived from others isn't saved
+                    destination[prefix + name] = tensor
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.deinterleave()

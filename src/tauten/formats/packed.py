@@ -76,12 +76,12 @@ def from_spec(spec: dict[str, Any]) -> PackedWeight:
         CorruptError: The description is of an unknown kind or lacks a field.
     """
     kind = spec.get("kind")
-    if kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in FORMATS:
         known = ", ".join(sorted(FORMATS))
         raise CorruptError(f"packed weight of unknown kind {kind!r}; this version knows {known}")
     try:
         return FORMATS[kind].empty(spec)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CorruptError(f"packed weight description {spec} is damaged: {error}") from error
 
 

@@ -76,19 +76,18 @@ def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Modu
     Raises:
         CorruptError: A description doesn't fit the model.
     """
-    weights: dict[str, PackedWeight] = {}
+    owned = {n: s for n, s in specs.items() if "tied_to" not in s.get("weight", {})}
+    weights = {name: from_spec(spec.get("weight", {})) for name, spec in owned.items()}
     new_of_old: dict[nn.Module, PackedModule] = {}
     for name, spec in specs.items():
         try:
             old = model.get_submodule(name)
             layer, dtype = LAYERS[spec["layer"]], getattr(torch, spec["dtype"])
-            tied_to = spec["weight"].get("tied_to")
-            packed = weights[tied_to] if tied_to else from_spec(spec["weight"])
-            settings = spec["settings"]
-            new = layer(packed, getattr(old, "bias", None), spec["activation"], dtype, settings)
+            packed = weights[spec["weight"].get("tied_to", name)]
+            bias = getattr(old, "bias", None)
+            new = layer(packed, bias, spec["activation"], dtype, spec["settings"])
         except (AttributeError, KeyError, TypeError) as error:
             raise CorruptError(f"packed layer {name!r} doesn't fit this model: {error}") from error
-        weights[name] = packed
         new_of_old[old] = new
     replace_modules(model, new_of_old)
     return new_of_old.get(model, model)

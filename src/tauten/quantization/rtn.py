@@ -32,7 +32,7 @@ class RTN(WeightTechnique):
     clip: str = "mse"
 
     def __post_init__(self) -> None:
-        if self.bits not in range(1, 9):
+        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
             raise InputError(f"rtn: bits={self.bits}: expected an integer from 1 to 8")
         if not isinstance(self.group_size, int) or self.group_size < 0:
             raise InputError(f"rtn: group_size={self.group_size}: expected 0 or a positive integer")

@@ -40,7 +40,10 @@ def print_result(
     body = Text(headline(manifest, timing))
     if verdict.detail:
         body.append(f"\n{verdict.detail}", "dim")
-    title = Text.assemble(f"{manifest['source']['name']}: ", (verdict.text, f"bold {style}"))
+    # The end of a path says which model it is; the badge after it must not be cut off.
+    name = manifest["source"]["name"]
+    name = name if len(name) <= 40 else f"...{name[-37:]}"
+    title = Text.assemble(f"{name}: ", (verdict.text, f"bold {style}"))
     console.print(Panel(body, title=title, title_align="left", border_style=style))
     console.print(_tile_table(manifest, timing))
     for line in _certificate(manifest):

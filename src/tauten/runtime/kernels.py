@@ -1,11 +1,13 @@
 """Products on packed weights by the native library, or in plain torch where it doesn't serve."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.formats.interleaved import COLUMNS, ROWS
 from tauten.formats.packed import PackedWeight
@@ -13,6 +15,7 @@ from tauten.runtime import library, reference
 
 # Above this many columns that share a scale, a sum of products of bytes can leave int32.
 MAX_GROUP = 1 << 16
+MAX_BOOK_BITS = 4  # a vector instruction looks into tables of 16
 _GRIDS = (torch.float16, torch.float32)
 
 
@@ -27,53 +30,84 @@ def linear(
         x: (..., in) floating.
         weight: (out, in) packed.
         bias: (out,) or None.
-        activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits.
+        activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
+            and the entries of a codebook.
     Returns:
         (..., out) in the dtype of x.
     """
     if activation not in ("float", "int8"):
         raise InputError(f"activation={activation!r}: expected 'float' or 'int8'")
-    if not isinstance(weight, IntegerWeight) or not _native(x, weight, bias):
-        return reference.linear(x, weight, bias, activation)
-    if not weight.interleaved:
-        if torch.compiler.is_compiling():  # a graph can't change the weight's layout
-            return reference.linear(x, weight, bias, activation)
-        weight.interleave()
-    return torch.ops.tauten.integer_linear(
-        x,
-        weight.codes,
-        weight.scale,
-        weight.zero,
-        bias,
-        weight.bits,
-        weight.group_size,
-        weight.out_features,
-        activation == "int8",
-    )
-
-
-def prepare(weight: PackedWeight) -> None:
-    """Interleave a weight that the native library serves, before `torch.compile` sees it."""
-    if isinstance(weight, IntegerWeight) and serves(weight):
-        weight.interleave()
-
-
-def serves(weight: IntegerWeight) -> bool:
-    """Whether the native library computes with a weight of this format and device."""
-    return (
-        weight.codes.device.type == "cpu"
-        and weight.group_size % COLUMNS == 0
-        and weight.columns_per_group <= MAX_GROUP
-        and weight.scale.dtype in _GRIDS
-        and library.load() is not None
-    )
-
-
-def _native(x: Tensor, weight: IntegerWeight, bias: Tensor | None) -> bool:
     wants_gradient = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
-    return x.device.type == "cpu" and not wants_gradient and serves(weight)
+    compiling = torch.compiler.is_compiling()
+    if not _native(x, weight, activation, compiling) or (wants_gradient and compiling):
+        return reference.linear(x, weight, bias, activation)
+    if wants_gradient:
+        return _Product.apply(x, bias, weight, activation)  # type: ignore[no-any-return,no-untyped-call]
+    return _multiply(x, weight, bias, activation)
+
+
+def prepare(weight: PackedWeight) -> bool:
+    """Interleave a weight in place if the native library serves it; whether it does.
+
+    `linear` does so on first use, but not under `torch.compile`: a graph can't change a layout.
+    """
+    if isinstance(weight, IntegerWeight):
+        grouped = weight.group_size % COLUMNS == 0 and weight.columns_per_group <= MAX_GROUP
+        fits = grouped and weight.scale.dtype in _GRIDS
+    elif isinstance(weight, CodebookWeight):
+        fits = weight.bits <= MAX_BOOK_BITS and weight.in_features <= MAX_GROUP
+    else:
+        return False
+    if not fits or weight.codes.device.type != "cpu" or library.load() is None:
+        return False
+    weight.interleave()
+    return True
+
+
+def _native(x: Tensor, weight: PackedWeight, activation: str, compiling: bool) -> bool:
+    """Whether the native ops take this product; the weight is then interleaved."""
+    if not isinstance(weight, IntegerWeight | CodebookWeight):
+        return False
+    if isinstance(weight, CodebookWeight) and activation == "float":
+        return False
+    if x.device.type != "cpu" or weight.codes.device.type != "cpu":
+        return False
+    return weight.interleaved or (not compiling and prepare(weight))
+
+
+def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
+    y: Tensor
+    if isinstance(weight, IntegerWeight):
+        grid = (weight.codes, weight.scale, weight.zero)
+        size = (weight.bits, weight.group_size, weight.out_features)
+        y = torch.ops.tauten.integer_linear(x, *grid, bias, *size, activation == "int8")
+    else:
+        assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
+        book = (weight.codes, weight.table, weight.step)
+        y = torch.ops.tauten.codebook_linear(x, *book, bias, weight.bits, weight.out_features)
+    return y
+
+
+class _Product(torch.autograd.Function):
+    """The product with gradients for x and bias; rounding of x passes them as they are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, weight: PackedWeight, activation: str
+    ) -> Tensor:
+        ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
+        return _multiply(x, weight, bias, activation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        to_x = gradient @ ctx.weight.dequantize(gradient.dtype).flatten(1)
+        to_bias = None
+        if ctx.bias_dtype is not None:
+            to_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
+            to_bias = to_bias.to(ctx.bias_dtype)
+        return to_x, to_bias, None, None
 
 
 torch.library.define(
@@ -81,21 +115,11 @@ torch.library.define(
     "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
     "int group_size, int rows, bool int8) -> Tensor",
 )
-
-
-@torch.library.register_fake("tauten::integer_linear")
-def _fake_linear(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    group_size: int,
-    rows: int,
-    int8: bool,
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows)
+torch.library.define(
+    "tauten::codebook_linear",
+    "(Tensor x, Tensor codes, Tensor table, Tensor step, Tensor? bias, int bits, int rows)"
+    " -> Tensor",
+)
 
 
 @torch.library.impl("tauten::integer_linear", "CPU")
@@ -110,27 +134,80 @@ def _integer_linear(
     rows: int,
     int8: bool,
 ) -> Tensor:
-    """The op: x (..., in) floating, a weight's interleaved tensors -> (..., rows) as x."""
+    """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
+    columns = _check_sizes(x, bits, 8, group_size, rows)
+    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
+    cells = (blocks, -(-columns // (group_size or columns)), ROWS)
+    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    _check("scale", scale, cells, _GRIDS)
+    kind = "none"
+    if zero is not None:
+        _check("zero", zero, cells, (torch.uint8, scale.dtype))
+        kind = "integer" if zero.dtype == torch.uint8 else "float"
+    return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
+
+
+@torch.library.impl("tauten::codebook_linear", "CPU")
+def _codebook_linear(
+    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
+    columns = _check_sizes(x, bits, MAX_BOOK_BITS, 0, rows)
+    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
+    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    _check("table", table, (blocks, 4, 4, 16), (torch.int8,))
+    _check("step", step, (blocks, 1, ROWS), (torch.float32,))
+    return _call(x, bias, (codes, step, None, table), "none", bits, rows, 0, True)
+
+
+@torch.library.register_fake("tauten::integer_linear")  # type: ignore[untyped-decorator]
+def _fake_integer_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    rows: int,
+    int8: bool,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+@torch.library.register_fake("tauten::codebook_linear")  # type: ignore[untyped-decorator]
+def _fake_codebook_linear(
+    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+def _call(
+    x: Tensor,
+    bias: Tensor | None,
+    tensors: tuple[Tensor | None, ...],
+    zero_kind: str,
+    bits: int,
+    rows: int,
+    group_size: int,
+    int8: bool,
+) -> Tensor:
+    """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
     native = library.load()
     if native is None:
-        raise InputError("tauten::integer_linear needs the native library, which isn't built")
-    if x.dim() == 0 or not x.is_floating_point():
-        raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected (..., in) floating")
-    columns = x.shape[-1]
-    kind = _check_weight(codes, scale, zero, bits, group_size, rows, columns)
+        raise InputError("this op needs tauten's native library, which isn't built")
     if bias is not None:
         _check("bias", bias, (rows,), (bias.dtype,))
-        bias = bias.float().contiguous()
-    inputs = x.float().contiguous()
+        bias = bias.float()
+    inputs, columns = x.float().contiguous(), x.shape[-1]
     y = torch.empty(*x.shape[:-1], rows)
+    scale = tensors[1]
     status = native.handle.tauten_linear(
         inputs.data_ptr(),
         math.prod(x.shape[:-1]),
-        codes.data_ptr(),
-        scale.data_ptr(),
-        None if zero is None else zero.data_ptr(),
-        kind,
-        scale.dtype == torch.float16,
+        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+        ZERO_KINDS.index(zero_kind),
+        scale is not None and scale.dtype == torch.float16,
         bits,
         rows,
         columns,
@@ -146,29 +223,18 @@ def _integer_linear(
     return y.to(x.dtype)
 
 
-def _check_weight(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: int,
-    group_size: int,
-    rows: int,
-    columns: int,
-) -> int:
-    """Raise InputError unless the tensors are what the kernels will read; the kind of zero."""
-    if bits not in range(1, 9) or rows < 1 or columns < 1:
-        raise InputError(f"a weight of {rows} x {columns} at {bits} bits: expected 1 to 8 bits")
-    size = group_size or columns
-    if group_size < 0 or group_size % COLUMNS or size > MAX_GROUP:
-        raise InputError(f"group_size={group_size}: expected a multiple of {COLUMNS}, or 0")
-    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
-    cells = (blocks, -(-columns // size), ROWS)
-    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    _check("scale", scale, cells, _GRIDS)
-    if zero is None:
-        return ZERO_KINDS.index("none")
-    _check("zero", zero, cells, (torch.uint8, scale.dtype))
-    return ZERO_KINDS.index("integer" if zero.dtype == torch.uint8 else "float")
+def _check_sizes(x: Tensor, bits: int, most_bits: int, group_size: int, rows: int) -> int:
+    """Raise InputError unless the sizes make a weight that fits x; its columns."""
+    if x.dim() == 0 or not x.is_floating_point():
+        raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected (..., in) floating")
+    columns = x.shape[-1]
+    if not 1 <= bits <= most_bits or rows < 1 or columns < 1:
+        sizes = f"{rows} x {columns} at {bits} bits"
+        raise InputError(f"a weight of {sizes}: expected 1 to {most_bits} bits, no empty side")
+    if group_size < 0 or group_size % COLUMNS or (group_size or columns) > MAX_GROUP:
+        expected = f"a multiple of {COLUMNS} up to {MAX_GROUP}, or 0 for whole rows up to that"
+        raise InputError(f"group_size={group_size}: expected {expected}")
+    return columns
 
 
 def _check(

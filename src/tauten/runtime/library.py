@@ -51,7 +51,8 @@ def load() -> Library | None:
     pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     handle.tauten_linear.argtypes = [
         *(pointer, number),  # x, tokens
-        *(pointer, pointer, pointer, flag, flag, flag),  # codes, scale, zero; kind, half, bits
+        *(pointer, pointer, pointer, pointer),  # codes, scale, zero, book
+        *(flag, flag, flag),  # kind of zero, half scale, bits
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, pointer, flag, flag, flag),  # bias, y; int8, isa, threads
     ]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
 
@@ -16,18 +17,30 @@ def linear(
         x: (..., in) floating.
         weight: (out, in) packed.
         bias: (out,) or None.
-        activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits.
+        activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
+            and the entries of a codebook.
     Returns:
         (..., out) in the dtype of x.
     """
     if activation == "int8" and isinstance(weight, IntegerWeight):
-        if weight.bits == 8 and weight.zero_kind == "none" and weight.groups == 1:
+        per_token = weight.bits == 8 and weight.zero_kind == "none" and weight.groups == 1
+        if per_token and not weight.interleaved and not x.requires_grad:
             return _int8_product(x, weight, bias)
-        size = weight.columns_per_group
-        cells = torch.nn.functional.pad(x.float(), (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
-        codes, scale = quantize_tokens(cells)
-        x = (codes.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
-    return torch.nn.functional.linear(x, weight.dequantize(x.dtype), bias)
+        x = round_activations(x, weight.columns_per_group)
+    if activation == "int8" and isinstance(weight, CodebookWeight):
+        x, matrix = round_activations(x, weight.in_features), _rounded_matrix(weight).to(x.dtype)
+    else:
+        matrix = weight.dequantize(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.linear(x, matrix, bias)
+
+
+def round_activations(x: Tensor, size: int) -> Tensor:
+    """x (..., in) rounded to 8 bits per `size` columns; gradients pass as if it weren't."""
+    cells = torch.nn.functional.pad(x.detach().float(), (0, -x.shape[-1] % size))
+    codes, scale = quantize_tokens(cells.view(*x.shape[:-1], cells.shape[-1] // size, size))
+    rounded = (codes.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+    return rounded + (x - x.detach()) if x.requires_grad else rounded
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +53,16 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
         infinity has a NaN scale, so that what it feeds is NaN and not a clamped lie.
     """
     scale = x.float().abs().amax(-1, keepdim=True) / 127
-    scale = torch.where(scale.isfinite(), scale, torch.nan)
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    return (x.float() * inverse).round_().to(torch.int8), scale
+    usable = scale.isfinite() & (scale >= torch.finfo(torch.float32).tiny)
+    codes = torch.where(usable, x.float() * (1 / scale), 0.0).round_().to(torch.int8)
+    finite = torch.where(usable, scale, 0.0)  # smaller than a normal number counts as 0
+    return codes, torch.where(scale.isfinite(), finite, torch.nan)
+
+
+def _rounded_matrix(weight: CodebookWeight) -> Tensor:
+    entries, step = weight.rounded_codebook()
+    codebook = (entries.float() * step).expand(weight.out_features, -1)
+    return codebook.gather(1, weight.integer_codes().long())
 
 
 def _int8_product(x: Tensor, weight: IntegerWeight, bias: Tensor | None) -> Tensor:

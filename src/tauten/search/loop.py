@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tauten.core.errors import TautenError
+from tauten.core.errors import InputError, TautenError
 from tauten.core.goal import Goal
 from tauten.core.journal import Journal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
@@ -15,7 +15,7 @@ from tauten.core.progress import track
 from tauten.core.recipe import Recipe
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
-from tauten.evaluation.metrics import Metric, Scores
+from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.task import Task
 from tauten.search.workspace import Candidate, Workspace, recipe_id
 
@@ -164,9 +164,15 @@ class Search:
         return times["candidate"].median_s, times["original"].median_s
 
     def _measure_original(self) -> Scores:
-        batches = self.task.splits.development
-        self._metric.prepare(self._original_once(), batches)
-        return self._scores("development original", self._metric, self._original_once, batches)
+        batches, metric = self.task.splits.development, self._metric
+        try:
+            metric.prepare(self._original_once(), batches)
+            return self._scores("development original", metric, self._original_once, batches)
+        except MODEL_ERRORS as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{metric.name} can't be measured on the original with this data: {reason}"
+            ) from error
 
     def _reference_divergence(self) -> Divergence | None:
         if not self.task.is_text:

@@ -47,10 +47,12 @@ def fit_grid(
 
 def storable(scale: Tensor) -> Tensor:
     """Round to float16 where its range keeps every scale, else leave in float32."""
-    magnitude = scale.abs()
-    smallest = torch.finfo(torch.float16).tiny
-    fits = (magnitude <= 65504) & ((magnitude >= smallest) | (magnitude == 0))
-    return scale.half() if bool(fits.all()) else scale
+    return scale.half() if bool(_fits(scale).all()) else scale
+
+
+def _fits(values: Tensor) -> Tensor:
+    magnitude, half = values.abs(), torch.finfo(torch.float16)
+    return (magnitude <= half.max) & ((magnitude >= half.tiny) | (magnitude == 0))
 
 
 def _span(low: Tensor, high: Tensor, bits: int, zero: str) -> tuple[Tensor, Tensor | None]:
@@ -63,7 +65,9 @@ def _span(low: Tensor, high: Tensor, bits: int, zero: str) -> tuple[Tensor, Tens
     if zero == "float":
         scale, offset = _positive((high - low) / top), low
         if scale.dtype is torch.float16:
-            offset = storable(offset)
+            # Beside the scale of a group with a span, the error of a tiny offset is nothing.
+            tiny = (high > low) & (offset.abs() < torch.finfo(torch.float16).tiny)
+            offset = offset.half() if bool((tiny | _fits(offset)).all()) else offset
         return (scale, offset) if offset.dtype is scale.dtype else (scale.float(), offset.float())
     low, high = low.clamp(max=0), high.clamp(min=0)  # 0 must be a level
     scale = _positive((high - low) / top)

@@ -8,7 +8,7 @@ namespace {
 
 void pad(const Problem& p, int64_t begin, int64_t end) {
   const int64_t size = p.group_chunks * kChunkColumns, width = p.chunks * kChunkColumns;
-  for (int64_t token = begin; token < end; ++token) {
+  for (int64_t token = tile_start(p, begin); token < tile_start(p, end); ++token) {
     const float* x = p.x + token * p.in;
     float* padded = p.padded + token * width;
     __builtin_memcpy(padded, x, p.in * sizeof(float));

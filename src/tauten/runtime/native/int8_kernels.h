@@ -39,24 +39,25 @@ inline float round_group(const float* x, int64_t count, int64_t padded, int8_t* 
   return !finite ? __builtin_nanf("") : usable ? step : 0.0f;
 }
 
-void quantize(const Problem& p, int64_t begin, int64_t end) {
+inline void quantize_token(const Problem& p, int64_t token) {
   const int64_t size = p.group_chunks * kChunkColumns, width = p.chunks * kChunkColumns;
-  for (int64_t token = begin; token < end; ++token)
-    for (int64_t group = 0; group < p.groups; ++group) {
-      const int64_t at = group * size, cell = group * p.tokens + token;
-      const int64_t count = p.in - at < size ? p.in - at : size;
-      const int64_t padded = width - at < size ? width - at : size;
-      p.step[cell] = round_group(p.x + token * p.in + at, count, padded,
-                                 p.rounded + token * width + at, p.sum + cell);
-    }
+  for (int64_t group = 0; group < p.groups; ++group) {
+    const int64_t at = group * size, cell = group * p.tokens + token;
+    const int64_t count = p.in - at < size ? p.in - at : size;
+    const int64_t padded = width - at < size ? width - at : size;
+    p.step[cell] = round_group(p.x + token * p.in + at, count, padded,
+                               p.rounded + token * width + at, p.sum + cell);
+  }
 }
 
-// Rewrites `rounded` for the blocked kernels: the quads of a tile's tokens side by side, so that
-// a tile is one stream and its tokens never compete for the same cache sets.
-void tile(const Problem& p, int64_t begin, int64_t end) {
+// Rounds tokens and, for the blocked kernels, sets the quads of a tile's tokens side by side, so
+// that a tile is one stream and its tokens never compete for the same cache sets.
+void quantize(const Problem& p, int64_t begin, int64_t end) {
   const int64_t width = p.chunks * kChunkColumns;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t token = tile_start(p, i), count = tile_start(p, i + 1) - token;
+    for (int64_t t = 0; t < count; ++t) quantize_token(p, token + t);
+    if (!p.tiled) continue;
     const int8_t* source = p.rounded + token * width;
     int8_t* target = p.tiled + token * width;
     for (int64_t column = 0; column < width; column += 4)
@@ -65,27 +66,54 @@ void tile(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-// Codes of a chunk as `dot` takes them, from the packed weight or unpacked before.
+// What `dot` takes for the codes of a chunk: the codes of a packed weight, ...
 template <int Bits>
 struct Packed {
   static constexpr bool kTiled = false;  // activations come as `rounded`
   static constexpr int kBytes = 64 * Bits;
   static constexpr bool kSigned = Bits == 8 && Simd::kSignedBytes;
+  struct Block {
+    Block() = default;
+    Block(const Problem&, int64_t) {}
+  };
   Simd::Bytes codes[kQuads];
-  explicit Packed(const uint8_t* p) {
+  Packed(const uint8_t* p, const Block&) {
     for (int i = 0; i < Bits; ++i) __builtin_prefetch(p + 4096 + 64 * i);
-    unpack_for_dot<Bits>(p, codes);
+    unpack<Bits>(p, codes);
+    if constexpr (Bits == 8)
+      for (auto& v : codes) v = signed_for_dot(v);
   }
   Simd::Bytes operator[](int i) const { return codes[i]; }
 };
 
+// ... their entries in a codebook of 16 int8 a row, of which `book` holds rows 0, 4, 8, 12 of a
+// block, then rows 1, 5, 9, 13 and so on, ...
+template <int Bits>
+struct Booked : Packed<Bits> {
+  static constexpr bool kSigned = Simd::kSignedBytes;
+  struct Block {
+    Simd::Bytes tables[4];
+    Block(const Problem& p, int64_t block) {
+      for (int i = 0; i < 4; ++i)
+        tables[i] = signed_for_dot(Simd::load(p.book + (4 * block + i) * 64));
+    }
+  };
+  Booked(const uint8_t* p, const Block& block) : Packed<Bits>(p, typename Packed<Bits>::Block()) {
+    for (auto& v : this->codes) v = Simd::lookup(block.tables, v);
+  }
+};
+
+// ... or either of them, stored before.
 template <bool Signed>
 struct Unpacked {
   static constexpr bool kTiled = true;
   static constexpr int kBytes = 64 * kQuads;
   static constexpr bool kSigned = Signed;
+  struct Block {
+    Block(const Problem&, int64_t) {}
+  };
   const uint8_t* p;
-  explicit Unpacked(const uint8_t* p) : p(p) {}
+  Unpacked(const uint8_t* p, const Block&) : p(p) {}
   Simd::Bytes operator[](int i) const { return Simd::load(p + 64 * i); }
 };
 
@@ -95,7 +123,9 @@ template <class Codes, int Tokens, int Blocks>
 void int8_tile(const Problem& p, const uint8_t* codes, int64_t block, int64_t token) {
   constexpr int kChains = Tokens * Blocks >= 4 ? 1 : 4 / (Tokens * Blocks);  // hide the latency
   const int64_t width = p.chunks * kChunkColumns, stride = p.chunks * Codes::kBytes;
-  const int base = dot_offset(p.bits) - (p.zero_kind == Zero::kNone ? center(p.bits) : 0);
+  const int bits = p.book ? 8 : p.bits;
+  const int base = dot_offset(bits) - (p.zero_kind == Zero::kNone ? center(bits) : 0);
+  const typename Codes::Block at(p, block);
   const int8_t* x = (Codes::kTiled ? p.tiled : p.rounded) + token * width;
   const int64_t token_step = Codes::kTiled ? 4 : width;
   const int64_t quad_step = Codes::kTiled ? 4 * Tokens : 4;
@@ -114,8 +144,8 @@ void int8_tile(const Problem& p, const uint8_t* codes, int64_t block, int64_t to
 
     const int64_t end = chunk + p.group_chunks < p.chunks ? chunk + p.group_chunks : p.chunks;
     for (; chunk < end; ++chunk, x += kQuads * quad_step) {
-      const Codes first(codes + chunk * Codes::kBytes);
-      const Codes last(codes + chunk * Codes::kBytes + (Blocks - 1) * stride);
+      const Codes first(codes + chunk * Codes::kBytes, at);
+      const Codes last(codes + chunk * Codes::kBytes + (Blocks - 1) * stride, at);
       TAUTEN_UNROLL for (int i = 0; i < kQuads; ++i)
         TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
           const Simd::Quad quad = Simd::quad(x + t * token_step + i * quad_step);
@@ -163,25 +193,29 @@ void int8_tile_of(const Problem& p, const uint8_t* codes, int64_t block, int64_t
     int8_tile_of<Codes, Tokens - 1, Blocks>(p, codes, block, token, count);
 }
 
-template <int Bits>
-void int8_direct(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t stride = p.chunks * Packed<Bits>::kBytes;
+template <class Codes>
+void direct_blocks(const Problem& p, int64_t begin, int64_t end) {
+  const int64_t stride = p.chunks * Codes::kBytes;
   for (int64_t block = begin; block < end; ++block)
-    int8_tokens<Packed<Bits>, Simd::kDirectTokens>(p, p.codes + block * stride, block, 0);
+    int8_tokens<Codes, Simd::kDirectTokens>(p, p.codes + block * stride, block, 0);
 }
 
-template <int Bits>
-void int8_blocked(const Problem& p, int64_t begin, int64_t end, uint8_t* scratch) {
-  using Codes = Unpacked<Packed<Bits>::kSigned>;
+template <class Source>
+void blocked_blocks(const Problem& p, int64_t begin, int64_t end, uint8_t* scratch) {
+  using Codes = Unpacked<Source::kSigned>;
+  const int64_t stride = p.chunks * Source::kBytes;
   while (begin < end) {
     const int64_t count = end - begin < kPairBlocks ? 1 : kPairBlocks;
-    const uint8_t* source = p.codes + begin * p.chunks * Packed<Bits>::kBytes;
-    for (int64_t chunk = 0; chunk < count * p.chunks; ++chunk) {
-      const Packed<Bits> codes(source + chunk * Packed<Bits>::kBytes);
-      for (int i = 0; i < kQuads; ++i)
-        Simd::store(scratch + chunk * Codes::kBytes + 64 * i, codes[i]);
+    const uint8_t* source = p.codes + begin * stride;
+    for (int64_t b = 0; b < count; ++b) {
+      const typename Source::Block at(p, begin + b);
+      for (int64_t chunk = b * p.chunks; chunk < (b + 1) * p.chunks; ++chunk) {
+        const Source codes(source + chunk * Source::kBytes, at);
+        for (int i = 0; i < kQuads; ++i)
+          Simd::store(scratch + chunk * Codes::kBytes + 64 * i, codes[i]);
+      }
     }
-    const int64_t bytes = count * p.chunks * Packed<Bits>::kBytes;
+    const int64_t bytes = count * stride;
     for (int64_t i = 0; i < p.tiles; ++i) {
       // The next pair's codes come from memory while this pair's are multiplied.
       for (int64_t at = bytes * i / p.tiles; at < bytes * (i + 1) / p.tiles; at += 64)
@@ -194,6 +228,20 @@ void int8_blocked(const Problem& p, int64_t begin, int64_t end, uint8_t* scratch
     }
     begin += count;
   }
+}
+
+template <int Bits>
+void int8_direct(const Problem& p, int64_t begin, int64_t end) {
+  if constexpr (Bits <= 4)
+    if (p.book) return direct_blocks<Booked<Bits>>(p, begin, end);
+  direct_blocks<Packed<Bits>>(p, begin, end);
+}
+
+template <int Bits>
+void int8_blocked(const Problem& p, int64_t begin, int64_t end, uint8_t* scratch) {
+  if constexpr (Bits <= 4)
+    if (p.book) return blocked_blocks<Booked<Bits>>(p, begin, end, scratch);
+  blocked_blocks<Packed<Bits>>(p, begin, end, scratch);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace tauten {
 namespace {
 
 constexpr int64_t kDirectTokens = 8;   // up to here codes are unpacked straight into registers
+constexpr int64_t kThreadProducts = 1 << 18;  // fewer products a thread cost less than waking it
 constexpr int64_t kBatchTokens = 512;  // more are cut, so that scratch stays small and in cache
 
 const Kernels* kernels(int isa) {
@@ -54,6 +55,8 @@ int64_t grain(int64_t blocks, int threads, int64_t multiple) {
 
 void multiply(Problem p, const Kernels& k, bool int8, int threads) {
   const int64_t width = p.chunks * kChunkColumns, cells = p.tokens * p.groups;
+  const int64_t useful = 1 + p.tokens * p.out * p.in / kThreadProducts;
+  threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), useful));
   const bool direct = p.tokens <= kDirectTokens;
   p.tiles = ceil_div(p.tokens, k.tile_tokens);
   const int64_t worker_bytes =
@@ -74,11 +77,9 @@ void multiply(Problem p, const Kernels& k, bool int8, int threads) {
   char* scratch = arena.take<char>(threads * worker_bytes);
 
   const auto prepare = int8 ? k.quantize : k.pad;
-  parallel_for(p.tokens, kDirectTokens, threads,
+  const int64_t tiles = ceil_div(kDirectTokens, k.tile_tokens);  // too little work to share
+  parallel_for(p.tiles, tiles, threads,
                [&](int, int64_t begin, int64_t end) { prepare(p, begin, end); });
-  if (p.tiled)
-    parallel_for(p.tiles, 1, threads,
-                 [&](int, int64_t begin, int64_t end) { k.tile(p, begin, end); });
   if (direct) {
     const auto product = int8 ? k.int8_direct : k.float_direct;
     parallel_for(p.blocks, grain(p.blocks, threads, 1), threads,
@@ -101,16 +102,16 @@ void multiply(Problem p, const Kernels& k, bool int8, int threads) {
 TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
 
 // y = x w^T + bias; shapes as in problem.h, which the caller has checked. `group_chunks` is the
-// number of chunks that share a scale. Returns 0, 1 where memory ran out, 2 for an unknown `isa`.
+// number of chunks that share a scale; a `book` needs at most 4 bits and int8. Returns 0, 1 where memory ran out, 2 for an unknown `isa`.
 TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* codes,
-                                const void* scale, const void* zero, int zero_kind, int half,
-                                int bits, int64_t out, int64_t in, int64_t group_chunks,
+                                const void* scale, const void* zero, const uint8_t* book,
+                                int zero_kind, int half, int bits, int64_t out, int64_t in, int64_t group_chunks,
                                 const float* bias, float* y, int int8, int isa, int threads) {
   using namespace tauten;
   const Kernels* k = kernels(isa);
   if (!k) return 2;
   Problem p{};
-  p.codes = codes, p.scale = scale, p.zero = zero;
+  p.codes = codes, p.scale = scale, p.zero = zero, p.book = book;
   p.zero_kind = static_cast<Zero>(zero_kind), p.half = half, p.bits = bits;
   p.out = out, p.in = in, p.blocks = ceil_div(out, kBlockRows);
   p.chunks = ceil_div(in, kChunkColumns), p.group_chunks = group_chunks;
@@ -120,7 +121,7 @@ TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* c
     for (int64_t begin = 0; begin < tokens; begin += kBatchTokens) {
       p.x = x + begin * in, p.y = y + begin * out;
       p.tokens = std::min(kBatchTokens, tokens - begin);
-      multiply(p, *k, int8 != 0, std::max(threads, 1));
+      multiply(p, *k, int8 != 0, threads);
     }
   } catch (const std::bad_alloc&) {
     return 1;

@@ -19,6 +19,7 @@ struct Problem {
   const uint8_t* codes;  // (blocks, chunks, bits, 16, 4)
   const void* scale;     // (blocks, groups, 16) float16 if `half`, else float32
   const void* zero;      // the same shape: uint8 (kInteger), as scale (kFloat), or null
+  const uint8_t* book;   // (blocks, 4, 4, 16) int8 or null: see `Booked` in int8_kernels.h
   Zero zero_kind;
   bool half;
   int bits;
@@ -29,11 +30,11 @@ struct Problem {
   const float* bias;  // (out,) or null
   float* y;           // (tokens, out)
   int64_t tokens;
-  int64_t tiles;      // that the tokens of a blocked kernel are cut into
+  int64_t tiles;      // that the tokens are cut into
 
   // Scratch, filled by `quantize` (int8) or `pad` (float).
   int8_t* rounded;  // (tokens, chunks * 32)
-  int8_t* tiled;    // the same, rewritten by `tile` for `int8_blocked`
+  int8_t* tiled;    // the same by tiles, for `int8_blocked`: (quads, tokens, 4) each
   float* padded;    // (tokens, chunks * 32)
   float* step;      // (groups, tokens), x = rounded * step
   int32_t* sum;     // (groups, tokens) of rounded
@@ -43,12 +44,11 @@ struct Problem {
 // First token of a tile; all tiles have the same number of tokens, give or take one.
 inline int64_t tile_start(const Problem& p, int64_t tile) { return tile * p.tokens / p.tiles; }
 
-// Ranges are of tokens for `quantize` and `pad`, of tiles for `tile`, of blocks for the products. `direct` unpacks
-// into registers, for few tokens; `blocked` unpacks a pair of blocks into scratch first.
+// Ranges are of tiles for `quantize` and `pad`, of blocks for the products. `direct` unpacks into
+// registers, for few tokens; `blocked` unpacks a pair of blocks into scratch first.
 struct Kernels {
-  void (*quantize)(const Problem&, int64_t begin, int64_t end);
   int64_t tile_tokens;  // at most so many in a tile
-  void (*tile)(const Problem&, int64_t begin, int64_t end);
+  void (*quantize)(const Problem&, int64_t begin, int64_t end);
   void (*pad)(const Problem&, int64_t begin, int64_t end);
   void (*int8_direct)(const Problem&, int64_t begin, int64_t end);
   void (*int8_blocked)(const Problem&, int64_t begin, int64_t end, void* scratch);

@@ -76,6 +76,18 @@ struct Simd {
     const __m256i pairs = _mm256_maddubs_epi16(codes, x);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+
+  // Entries of 4 rows' tables: byte 4r..4r+3 of each 128-bit lane looks into the lane of table r.
+  static Bytes lookup(const Bytes (&tables)[4], Bytes codes) {
+    return {lookup32(tables[0].low, tables[1].low, tables[2].low, tables[3].low, codes.low),
+            lookup32(tables[0].high, tables[1].high, tables[2].high, tables[3].high, codes.high)};
+  }
+  static __m256i lookup32(__m256i a, __m256i b, __m256i c, __m256i d, __m256i codes) {
+    a = _mm256_shuffle_epi8(a, codes), b = _mm256_shuffle_epi8(b, codes);
+    c = _mm256_shuffle_epi8(c, codes), d = _mm256_shuffle_epi8(d, codes);
+    return _mm256_blend_epi32(_mm256_blend_epi32(a, b, 0x22), _mm256_blend_epi32(c, d, 0x88), 0xCC);
+  }
+
   static Ints splat_int(int32_t v) {
     const __m256i all = _mm256_set1_epi32(v);
     return {all, all};

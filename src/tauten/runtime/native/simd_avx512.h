@@ -47,6 +47,15 @@ struct Simd {
   static Ints dot(Ints sum, Bytes codes, Quad x) {
     return _mm512_dpbusd_epi32(sum, codes, x);
   }
+
+  // Entries of 4 rows' tables: byte 4r..4r+3 of each 128-bit lane looks into the lane of table r.
+  static Bytes lookup(const Bytes (&tables)[4], Bytes codes) {
+    Bytes v = _mm512_shuffle_epi8(tables[0], codes);
+    v = _mm512_mask_shuffle_epi8(v, 0x00F000F000F000F0, tables[1], codes);
+    v = _mm512_mask_shuffle_epi8(v, 0x0F000F000F000F00, tables[2], codes);
+    return _mm512_mask_shuffle_epi8(v, 0xF000F000F000F000, tables[3], codes);
+  }
+
   static Ints splat_int(int32_t v) { return _mm512_set1_epi32(v); }
   static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 

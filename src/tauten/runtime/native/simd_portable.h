@@ -63,6 +63,15 @@ struct Simd {
       }
     return sum;
   }
+
+  // Entries of 4 rows' tables: byte 4r..4r+3 of each 16 bytes looks into the same 16 of table r.
+  static Bytes lookup(const Bytes (&tables)[4], const Bytes& codes) {
+    Bytes v;
+    for (int i = 0; i < 4 * kBlockRows; ++i)
+      v.at[i] = tables[i / 4 % 4].at[i / 16 * 16 + (codes.at[i] & 15)];
+    return v;
+  }
+
   static Ints splat_int(int32_t value) {
     Ints v;
     for (int32_t& lane : v.at) lane = value;

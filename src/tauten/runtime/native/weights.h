@@ -39,11 +39,9 @@ constexpr int center(int bits) { return bits > 1 ? 1 << (bits - 1) : 0; }
 // The integer that `Simd::dot` sees for a code is code - dot_offset(bits).
 constexpr int dot_offset(int bits) { return bits == 8 && Simd::kSignedBytes ? 128 : 0; }
 
-template <int Bits>
-inline void unpack_for_dot(const uint8_t* p, Simd::Bytes (&codes)[kQuads]) {
-  unpack<Bits>(p, codes);
-  if constexpr (Bits == 8 && !Simd::kSignedBytes)
-    for (auto& v : codes) v = Simd::subtract(v, Simd::splat(128));  // signed to unsigned
+// Signed bytes as `Simd::dot` takes them.
+inline Simd::Bytes signed_for_dot(Simd::Bytes v) {
+  return Simd::kSignedBytes ? v : Simd::subtract(v, Simd::splat(128));
 }
 
 inline Simd::Floats load_real(const void* p, int64_t index, bool half) {
@@ -52,7 +50,9 @@ inline Simd::Floats load_real(const void* p, int64_t index, bool half) {
 }
 
 // A symmetric grid of 2 bits and more has 0 at its center and needs no shift.
-inline bool has_shift(const Problem& p) { return p.zero_kind != Zero::kNone || p.bits == 1; }
+inline bool has_shift(const Problem& p) {
+  return p.zero_kind != Zero::kNone || (p.bits == 1 && !p.book);
+}
 
 // weight = scale * (code - origin) + shift, for 16 rows of a group.
 inline Simd::Floats load_shift(const Problem& p, int64_t index, Simd::Floats scale, int origin) {

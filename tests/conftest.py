@@ -1,0 +1,30 @@
+"""Fixtures that several rooms use."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import MODELS, byte_tokenizer, tiny_llama
+from torch import nn
+
+
+@pytest.fixture(params=MODELS)
+def model_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
+    """Each tiny model with something to call it on."""
+    build, example = MODELS[request.param]
+    return build(), example()
+
+
+@pytest.fixture
+def llama_folder(tmp_path: Path) -> Path:
+    """A sharded Hugging Face folder with a tokenizer."""
+    folder = tmp_path / "llama"
+    tiny_llama().to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Twenty documents."""
+    return [f"Document {i}: " + f"the number {i * i} is a square. " * 8 for i in range(20)]

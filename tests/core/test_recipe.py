@@ -1,0 +1,97 @@
+"""Recipes survive a round trip, and a damaged one says which step and what is wrong."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from tauten.compression import ShareKMeans
+from tauten.core.errors import InputError
+from tauten.core.recipe import Recipe, Step
+from tauten.core.technique import Technique
+from tauten.quantization import RTN, Int8
+
+KNOWN: dict[str, type[Technique]] = {t.name: t for t in (RTN, Int8, ShareKMeans)}
+RECIPES = [
+    Recipe(()),
+    Recipe.of(RTN()),
+    Recipe.of(RTN(3, 0, "none", "minmax"), Int8("mse")),
+    Recipe((Step(RTN(2), "model.layers.*, lm_head"), Step(ShareKMeans(1e-5), "*.mlp.?_proj"))),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_yaml_round_trip(recipe: Recipe) -> None:
+    assert Recipe.from_yaml(recipe.to_yaml(), KNOWN) == recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_dict_round_trip(recipe: Recipe) -> None:
+    assert Recipe.from_dict(recipe.to_dict(), KNOWN) == recipe
+
+
+def test_knobs_left_out_take_their_defaults() -> None:
+    read = Recipe.from_yaml("steps:\n- technique: rtn\n  bits: 3\n", KNOWN)
+    assert read == Recipe((Step(RTN(bits=3), "*"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2", "not YAML"),
+        ("", "mapping with a list of steps"),
+        ("- technique: rtn", "mapping with a list of steps"),
+        ("steps: rtn", "mapping with a list of steps"),
+        ("tauten: 99\nsteps: []", "version 99"),
+        ("steps: [rtn]", "step 1: expected a mapping"),
+        ("steps: [{bits: 4}]", "step 1: expected a mapping"),
+        ("steps: [{technique: int8}, {technique: rtm}]", "step 2: unknown technique 'rtm'.*rtn"),
+        ("steps: [{technique: [rtn]}]", "step 1: unknown technique"),
+        ("steps: [{technique: rtn, bit: 4}]", "step 1: rtn has no knob 'bit'.*bits"),
+        ("steps: [{technique: rtn, bits: 9}]", "bits=9"),
+        ("steps: [{technique: rtn, bits: 4.0}]", "bits=4.0"),
+        ("steps: [{technique: rtn, bits: '4'}]", "bits=4"),
+        ("steps: [{technique: rtn, group_size: 1.5}]", "group_size=1.5"),
+        ("steps: [{technique: rtn, zero: [none]}]", "zero="),
+        ("steps: [{technique: rtn, where: 3}]", "step 1: where=3"),
+        # YAML takes 1e-2, which has no point, for text.
+        ("steps: [{technique: share_kmeans, max_error: 1e-2}]", "step 1: share_kmeans.*1e-2"),
+        ("steps: [{technique: share_kmeans, bits: 2.0}]", "bits=2.0"),
+    ],
+)
+def test_a_damaged_recipe_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe.from_yaml(text, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("lm_head", 1),
+        ("model.layers.0.mlp.up_proj", 2),
+        ("model.layers.10.self_attn.q_proj", 2),
+        ("MODEL.layers.0.x", None),
+        ("embed", None),
+    ],
+)
+def test_the_first_step_that_matches_a_layer_is_for_it(name: str, index: int | None) -> None:
+    recipe = Recipe((Step(RTN(8), "lm_head"), Step(RTN(4), "model.*,lm_head"), Step(RTN(2), "m*")))
+    found = recipe.step_for(name)
+    assert found == (None if index is None else (index, recipe.steps[index - 1]))
+
+
+def test_text_shows_only_what_differs_from_the_defaults() -> None:
+    assert str(Recipe(())) == "original"
+    recipe = Recipe((Step(RTN(), "a.*"), Step(RTN(bits=3, zero="none"))))
+    assert str(recipe) == "rtn() on a.*, rtn(bits=3, zero=none)"
+
+
+def test_knobs_are_the_fields() -> None:
+    @dataclass(frozen=True)
+    class Other(Technique):
+        name = "other"
+        pillar = "compress"
+        depth: int = 2
+        layers: tuple[int, ...] = field(default=(1, 2))
+
+    assert Other(depth=5).knobs() == {"depth": 5, "layers": (1, 2)}
+    assert Other.space() == {}

@@ -1,0 +1,122 @@
+"""Text from everywhere, and what is wrong with it by file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tauten.core.errors import InputError
+from tauten.data.texts import BUILT_IN, PIECE_CHARACTERS, Document, load_texts
+
+
+def test_python_docs_are_many_distinct_documents() -> None:
+    documents = load_texts(BUILT_IN)
+    assert len(documents) >= 50
+    assert len({d.name for d in documents}) == len(documents)
+    assert sum(len(d.text) for d in documents) > 200_000
+    assert documents == load_texts(BUILT_IN)
+
+
+def test_strings_in_memory() -> None:
+    assert load_texts(iter(["a", " \n", "b"])) == [Document("text 1", "a"), Document("text 3", "b")]
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", 5, None, ["nested"]])
+def test_what_is_no_string_is_refused_by_number(wrong: object) -> None:
+    with pytest.raises(InputError, match=f"text 2 is a {type(wrong).__name__}"):
+        load_texts(["a", wrong])  # type: ignore[list-item]
+
+
+def test_a_lone_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -> None:
+    paragraphs = [f"paragraph {i} " + "word " * (i % 90) for i in range(200)]
+    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
+    documents = load_texts(tmp_path / "book.txt")
+    joined = "".join(document.text for document in documents)
+    assert [p for p in joined.split("\n\n") if p] == paragraphs
+    assert [d.name for d in documents] == [f"book.txt#{i + 1}" for i in range(len(documents))]
+    longest = max(len(p) for p in paragraphs)
+    lengths = [len(document.text) for document in documents]
+    assert all(PIECE_CHARACTERS <= n < PIECE_CHARACTERS + longest + 2 for n in lengths[:-1])
+
+
+def test_a_folder_is_one_document_a_text_file_and_one_a_json_line(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "same.txt").write_text("two\n\n" * PIECE_CHARACTERS)
+    (tmp_path / "same.txt").write_text("one")
+    (tmp_path / "x.md").write_text("three")
+    (tmp_path / "y.jsonl").write_text('{"text": "four"}\n\n{"text": "five"}\n')
+    (tmp_path / "ignored.bin").write_bytes(b"\xff")
+    (tmp_path / "folder.txt").mkdir()
+    found = {document.name: document.text[:5].strip() for document in load_texts(tmp_path)}
+    assert found == {
+        str(Path("b") / "same.txt"): "two",
+        "same.txt": "one",
+        "x.md": "three",
+        "y.jsonl:1": "four",
+        "y.jsonl:3": "five",
+    }
+
+
+def test_json_lines_hold_any_character(tmp_path: Path) -> None:
+    texts = [
+        "plain",
+        "line\u2028separator",
+        "next\u0085line",
+        "tab\tand\nnewline",
+        "ü 漢 🙂",
+        "\x1c",
+    ]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(("\r\n".join(lines) + "\r\n  \r\n").encode())
+    assert [document.text for document in load_texts(file)] == texts[:-1]  # \x1c is blank
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    content = '{"text": "a"}' if name == "x.jsonl" else "a"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert load_texts(tmp_path / name)[0].text.strip() == "a"
+
+
+@pytest.mark.parametrize(
+    "line", ["{broken", '{"txt": "a"}', '["text"]', '"text"', "3", '{"text": 3}', '{"text": null}']
+)
+def test_a_damaged_json_line_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(InputError, match=r"x\.jsonl:2: .*`text`"):
+        load_texts(file)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_what_is_not_utf_8_is_named_with_its_place_and_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("abc é".encode("latin-1"))
+    for data in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=rf"{name}: not UTF-8 \(byte 4\).*iconv"):
+            load_texts(data)
+
+
+@pytest.mark.parametrize("content", ["", " \n\n\t", "\ufeff"])
+def test_a_file_without_text_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "empty.txt"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"empty\.txt: holds no text"):
+        load_texts(file)
+
+
+def test_no_texts_are_refused() -> None:
+    with pytest.raises(InputError, match="holds no text"):
+        load_texts([])
+
+
+def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a")
+    with pytest.raises(InputError, match=r"no \.txt"):
+        load_texts(tmp_path)
+
+
+def test_text_in_place_of_a_name_is_refused_in_short() -> None:
+    with pytest.raises(InputError, match="pass texts as a list") as caught:
+        load_texts("some words " * 500)
+    assert len(str(caught.value)) < 120

@@ -1,0 +1,74 @@
+"""Round to nearest, against a grid that is known, and against its own rivals."""
+
+import pytest
+import torch
+
+from tauten.core.errors import InputError
+from tauten.formats.integer import IntegerWeight
+from tauten.quantization import RTN
+
+
+def q4_1_weight(seed: int) -> torch.Tensor:
+    """Weights as GGUF's Q4_1 holds them: half scale and minimum a group of 32, 16 levels."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = (torch.rand(24, 4, 1, generator=generator) * 0.1 + 0.001).half().float()
+    minimum = (torch.randn(24, 4, 1, generator=generator) * 0.2).half().float()
+    codes = torch.randint(0, 16, (24, 4, 32), generator=generator)
+    codes[..., :2] = torch.tensor([0, 15])  # the ends of a block are its smallest and largest
+    shuffled = codes[..., torch.randperm(32, generator=generator)]
+    return (minimum + scale * shuffled).flatten(1)
+
+
+@pytest.mark.parametrize("clip", ["mse", "minmax"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_q4_1_weight_is_recovered_exactly(seed: int, clip: str) -> None:
+    weight = q4_1_weight(seed)
+    packed = RTN(bits=4, group_size=32, zero="float", clip=clip).encode(weight)
+    assert torch.equal(packed.dequantize(), weight)
+    assert packed.bits_per_weight == 5
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_knobs_reach_the_packed_weight(bits: int) -> None:
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    packed = RTN(bits, 16, "integer").encode(weight)
+    assert isinstance(packed, IntegerWeight)
+    assert (packed.bits, packed.group_size, packed.zero_kind) == (bits, 16, "integer")
+    assert packed.shape == (6, 40)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_an_offset_beats_symmetry_and_small_groups_beat_large(bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(32, 256, generator=generator) + 0.5
+
+    def error(technique: RTN) -> float:
+        return float((technique.encode(weight).dequantize() - weight).norm())
+
+    assert error(RTN(bits, 64, "float")) < error(RTN(bits, 64, "none"))
+    assert error(RTN(bits, 32)) < error(RTN(bits, 128)) < error(RTN(bits, 0))
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"bits": 0},
+        {"bits": 9},
+        {"bits": 4.0},
+        {"bits": "4"},
+        {"group_size": -1},
+        {"group_size": 2.5},
+        {"zero": "half"},
+        {"clip": "max"},
+    ],
+    ids=str,
+)
+def test_a_knob_out_of_range_is_refused_by_name(knobs: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"rtn: {next(iter(knobs))}="):
+        RTN(**knobs)  # type: ignore[arg-type]
+
+
+def test_the_search_space_holds_only_what_is_allowed() -> None:
+    space = RTN.space()
+    for knob, values in space.items():
+        assert [getattr(RTN(**{knob: value}), knob) for value in values] == list(values)

@@ -1,0 +1,199 @@
+"""The loop from end to end on tiny models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import byte_tokenizer, tiny_cnn, tiny_llama, tiny_mlp
+from torch import nn
+
+import tauten
+from tauten.core.errors import BusyError, GoalError, InputError, TautenError
+from tauten.data.texts import load_texts
+from tauten.evaluation.metrics import Perplexity
+from tauten.evaluation.task import make_task
+from tauten.models.source import open_source
+from tauten.search.run import run_recipe
+
+QUICK = {"max_tokens": 1500}
+
+
+@pytest.fixture(scope="module")
+def sensitive_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A model trained for a moment, so that coarse weights do hurt it."""
+    model = tiny_llama().train()
+    tokenizer = byte_tokenizer()
+    ids = torch.tensor([tokenizer(text)["input_ids"][:96] for text in texts])
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("model") / "trained"
+    model.eval().to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_met_goal_is_certified_and_true(sensitive_folder, texts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    goal = tauten.Goal(max_drop=0.005)
+    result = tauten.optimize(sensitive_folder, texts, goal, out=out, **QUICK)
+    assert result.certified and "of the" in result.reason
+    sizes = [t.measurement.size_bytes for t in result.trials]
+    drops = [t.measurement.quality.drop for t in result.trials]
+    chosen = next(t for t in result.trials if t.recipe == result.recipe)
+    within = [s for s, d in zip(sizes, drops, strict=True) if d.high <= 0.005]
+    assert chosen.measurement.size_bytes == min(within)
+    assert max(d.value for d in drops) > 0.005, "the ladder never reached a recipe that hurts"
+    assert chosen.measurement.size_bytes == (out / "model.safetensors").stat().st_size
+
+    source = open_source(sensitive_folder)
+    task = make_task(source, source.skeleton(), texts, None, 0, 1500)
+    metric, loaded = Perplexity(), tauten.load(out)
+    for split, claimed in (("development", chosen.measurement.quality), ("test", result.test)):
+        batches = getattr(task.splits, split)
+        assert metric.value(metric.scores(loaded, batches)) == claimed.value
+        original = metric.scores(source.open(), batches)
+        assert metric.value(original) == claimed.original
+        assert metric.drop(original, metric.scores(loaded, batches)) == claimed.drop
+    with torch.inference_mode():
+        prompt = torch.tensor([[5, 6, 7]])
+        assert loaded.generate(prompt, max_new_tokens=4, do_sample=False).shape == (1, 7)
+
+
+@pytest.fixture
+def no_footprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the two processes that measure resident memory."""
+    monkeypatch.setattr("tauten.search.publish.resident_bytes", lambda model: 1)
+
+
+@pytest.mark.usefixtures("no_footprint")
+def test_artifact_describes_itself(sensitive_folder, texts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tauten.optimize(sensitive_folder, texts, tauten.Goal(max_drop=0.05), out=out, **QUICK)
+    manifest = json.loads((out / "tauten.json").read_text())
+    layers = {layer["name"]: layer for layer in manifest["layers"]}
+    tensors = load_file(out / "model.safetensors")
+    for name in manifest["modules"]:
+        held = sum(t.nbytes for key, t in tensors.items() if key.startswith(f"{name}.packed."))
+        assert held == layers[name]["size_bytes"], name
+    assert layers["lm_head"]["size_bytes"] == 0 and "tied" in layers["lm_head"]["reason"]
+    assert all(layer["reason"] for layer in layers.values())
+    for file in ("config.json", "tokenizer.json", "recipe.yaml", "report.html", "timing.json"):
+        assert (out / file).is_file(), file
+    assert not out.with_name("out.partial").exists()
+
+
+def test_recipe_replays_to_the_same_bytes(sensitive_folder, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tauten.quantize(sensitive_folder, 5, group_size=32, out=out)
+    replayed = tmp_path / "replayed"
+    recipe = tauten.Recipe.from_yaml((out / "recipe.yaml").read_text(), tauten.api.TECHNIQUES)
+    run_recipe(open_source(sensitive_folder), recipe, replayed, load=False)
+    replay = (replayed / "model.safetensors").read_bytes()
+    assert replay == (out / "model.safetensors").read_bytes()
+
+
+def test_impossible_goal_gives_the_nearest_miss(sensitive_folder, texts) -> None:
+    goal = tauten.Goal(max_drop=0.0001, max_size_bytes=10_000)
+    result = tauten.optimize(sensitive_folder, texts, goal, **QUICK)
+    assert not result.certified and "nearest miss" in result.reason
+    assert isinstance(result.model, nn.Module)
+    frontier = [(t.measurement.size_bytes, t.measurement.quality.drop.value) for t in result.frontier()]
+    assert len(frontier) > 1 and frontier == sorted(frontier)
+    assert [d for _, d in frontier] == sorted((d for _, d in frontier), reverse=True)
+
+
+@pytest.mark.usefixtures("no_footprint")
+def test_streamed_run_equals_resident_run(sensitive_folder, texts, tmp_path, monkeypatch) -> None:
+    goal = tauten.Goal(max_drop=0.05)
+    tauten.optimize(sensitive_folder, texts, goal, out=tmp_path / "resident", **QUICK)
+    monkeypatch.setattr("tauten.search.forecast.available_memory_bytes", lambda: 0)
+    tauten.optimize(sensitive_folder, texts, goal, out=tmp_path / "streamed", **QUICK)
+    for file in ("model.safetensors", "tauten.json"):
+        resident, streamed = (tmp_path / d / file for d in ("resident", "streamed"))
+        assert resident.read_bytes() == streamed.read_bytes(), file
+
+
+def test_goal_that_cannot_fit_is_refused_before_work(sensitive_folder, texts, tmp_path) -> None:
+    goal = tauten.Goal(max_memory_bytes=10_000_000)
+    with pytest.raises(GoalError, match="needs about"):
+        tauten.optimize(sensitive_folder, texts, goal, out=tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_other_users_of_the_output_are_not_disturbed(sensitive_folder, texts, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(BusyError, match="exists"):
+        tauten.optimize(sensitive_folder, texts, out=out, **QUICK)
+    assert [f.name for f in out.iterdir()] == ["mine.txt"]
+
+
+def labelled_images(count: int = 200) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images whose class is the quadrant with the bright spot."""
+    generator = torch.manual_seed(3)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    images = 0.3 * torch.randn(count, 1, 12, 12, generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[0, row * 6 : row * 6 + 6, column * 6 : column * 6 + 6] += 1
+    return [(images[i : i + 50], labels[i : i + 50]) for i in range(0, count, 50)]
+
+
+def test_classifier_by_accuracy() -> None:
+    data, model = labelled_images(), tiny_cnn().train()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(25):
+        for images, labels in data:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    result = tauten.optimize(model.eval(), data, tauten.Goal(max_drop=0.2))
+    assert result.test.metric == "accuracy" and result.test.original > 0.8
+    assert result.certified
+    with torch.no_grad():
+        assert result.model(data[0][0]).shape == (50, 4)
+
+
+def test_unlabelled_data_is_measured_by_similarity() -> None:
+    data = torch.randn(60, 10, generator=torch.manual_seed(4))
+    result = tauten.optimize(tiny_mlp(), data, tauten.Goal(max_drop=0.01))
+    assert result.test.metric == "similarity" and result.test.original == pytest.approx(1)
+    assert 0 < result.test.drop.value < 0.01
+
+
+def test_users_metric_decides() -> None:
+    data = torch.randn(60, 10, generator=torch.manual_seed(4))
+
+    def share_positive(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (model(batch) > -10).float().mean(1)
+
+    result = tauten.optimize(tiny_mlp(), data, tauten.Goal(max_drop=0.5), metric=share_positive)
+    assert result.test.metric == "share_positive" and result.test.value == 1
+
+
+def test_metric_that_fails_everywhere_says_why() -> None:
+    def broken(model: nn.Module, batch: torch.Tensor) -> float:
+        return float("nan") if "Packed" in repr(model) else 1.0
+
+    with pytest.raises(TautenError, match=r"no recipe could be measured.*broken returned NaN"):
+        tauten.optimize(tiny_mlp(), torch.randn(60, 10), metric=broken)
+
+
+def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
+    with pytest.raises(InputError, match="too few"):
+        tauten.optimize(sensitive_folder, ["one text"] * 5)
+    with pytest.raises(InputError, match="too short"):
+        tauten.optimize(sensitive_folder, [f"{i}" for i in range(30)])
+    with pytest.raises(InputError, match="no tokenizer"):
+        tauten.optimize(tiny_mlp(), "python-docs")
+    with pytest.raises(InputError, match="something else than tensors"):
+        tauten.optimize(tiny_mlp(), [1, 2, 3])
+    with pytest.raises(InputError, match="can't be measured on the original.*shapes"):
+        tauten.optimize(tiny_mlp(), torch.randn(60, 11))
+    assert len(load_texts("python-docs")) > 50

@@ -1,0 +1,90 @@
+"""The command line as people use it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tauten.cli import app
+
+
+def tauten(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    file = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
+def test_optimize_then_use_what_came_out(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+    options = ("--data", data, "--max-drop", "5%", "--max-tokens", 800, "-o", "out")
+    command = [sys.executable, "-m", "tauten", "optimize", llama_folder, *map(str, options)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "certified" in run.stdout.lower() and "tauten run out" in run.stdout
+    assert "forecast: about" in run.stderr
+    timing = json.loads((tmp_path / "out/timing.json").read_text())
+    for name in ("original", "chosen"):
+        assert timing[name]["rss_bytes"] > 50e6 and timing[name]["median_s"] > 0
+
+    done = tauten("eval", "out", "--reference", llama_folder, "--data", data)
+    assert done.exit_code == 0 and "KL to the original" in done.stdout, done.stderr
+    done = tauten("run", "out", "The number", "--max-new-tokens", 5)
+    assert done.exit_code == 0 and done.stdout.startswith("The number"), done.stderr
+    done = tauten("bench", "out", "--reference", llama_folder, "--rounds", 1)
+    assert done.exit_code == 0 and "tokens/s" in done.stdout, done.stderr
+    (tmp_path / "out/report.html").unlink()
+    assert tauten("report", "out").exit_code == 0
+    assert "<html" in (tmp_path / "out/report.html").read_text()
+    done = tauten("apply", "out/recipe.yaml", llama_folder, "-o", "again")
+    assert done.exit_code == 0, done.stderr
+    first, second = (tmp_path / d / "model.safetensors" for d in ("out", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_quantize_and_inspect(llama_folder: Path, tmp_path: Path) -> None:
+    done = tauten("quantize", llama_folder, "--bits", 4, "-o", "out")
+    assert done.exit_code == 0 and "not measured" in done.stdout, done.stderr
+    for model in (llama_folder, "out"):
+        done = tauten("inspect", model)
+        assert done.exit_code == 0 and "LlamaForCausalLM" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "/no/such"), "no such file or folder"),
+        (("optimize", "MODEL", "--max-drop", "lots"), "isn't a ratio"),
+        (("optimize", "MODEL", "--max-size", "0MB"), "no model can meet it"),
+        (("optimize", "MODEL", "--minimize", "noise"), "expected one of size"),
+        (("optimize", "MODEL", "--max-memory", "1MB"), "needs about"),
+        (("optimize", "MODEL", "--data", "missing.txt"), "no such file or folder"),
+        (("report", "MODEL"), "pass a folder that Tauten wrote"),
+        (("quantize", "MODEL", "-o", "taken"), "exists"),
+        (("apply", "MODEL/config.json", "MODEL"), "expected a mapping with a list of steps"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    llama_folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    before = sorted(tmp_path.iterdir())
+    words = [word.replace("MODEL", str(llama_folder)) for word in arguments]
+    done = tauten(*words)
+    assert done.exit_code == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert sorted(tmp_path.iterdir()) == before, "something was left behind"

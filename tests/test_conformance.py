@@ -1,0 +1,130 @@
+"""What every technique promises, on every kind of model."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import MODELS
+from torch import nn
+
+import tauten
+from tauten.api import TECHNIQUES
+from tauten.core.errors import InputError
+from tauten.core.recipe import Recipe
+from tauten.core.technique import WeightTechnique
+from tauten.data.tensors import main_output
+from tauten.models.packing import packed_modules
+from tauten.models.source import fingerprint_tensors
+from tauten.search.run import run_recipe
+from tauten.models.source import open_source
+
+# One row a technique: gentle settings, and the largest error of a model's output they may cause.
+TABLE: dict[str, tuple[WeightTechnique, float]] = {
+    "rtn": (tauten.RTN(8, 32), 0.02),
+    "int8": (tauten.Int8(), 0.04),
+    "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
+}
+
+
+def test_every_technique_has_a_row() -> None:
+    assert set(TABLE) == set(TECHNIQUES)
+
+
+@pytest.fixture(params=TABLE)
+def technique(request: pytest.FixtureRequest) -> WeightTechnique:
+    return TABLE[request.param][0]
+
+
+def run(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return main_output(model(example))
+
+
+def test_output_is_close_and_input_unchanged(
+    model_and_input: tuple[nn.Module, torch.Tensor], technique: WeightTechnique
+) -> None:
+    model, example = model_and_input
+    before, tensors = run(model, example), fingerprint_tensors(model.state_dict())
+    kinds = [type(m) for m in model.modules()]
+    packed = tauten.quantize(model, technique=technique)
+    after = run(packed, example)
+    assert after.shape == before.shape and after.dtype == before.dtype
+    assert (after - before).norm() <= TABLE[technique.name][1] * before.norm()
+    assert not torch.equal(after, before), "packing changed nothing"
+    assert fingerprint_tensors(model.state_dict()) == tensors
+    assert [type(m) for m in model.modules()] == kinds
+    assert torch.equal(run(model, example), before)
+
+
+def test_packed_model_is_smaller(technique: WeightTechnique) -> None:
+    model = MODELS["llama"][0]()
+    packed = tauten.quantize(model, technique=technique)
+    size = sum(t.nbytes for t in packed.state_dict(keep_vars=True).values())
+    assert size < sum(t.nbytes for t in model.state_dict().values()) / 3
+
+
+def test_same_call_same_result(technique: WeightTechnique) -> None:
+    model, example = MODELS["gpt2"][0](), MODELS["gpt2"][1]()
+    first, second = (run(tauten.quantize(model, technique=technique), example) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_knobs_are_kept_by_recipes(technique: WeightTechnique) -> None:
+    recipe = Recipe.of(technique)
+    assert Recipe.from_yaml(recipe.to_yaml(), TECHNIQUES) == recipe
+
+
+def test_every_knob_of_the_space_works(technique: WeightTechnique) -> None:
+    weight = torch.randn(6, 70, generator=torch.manual_seed(2))
+    for knob, values in technique.space().items():
+        errors = []
+        for value in values:
+            packed = type(technique)(**{**technique.knobs(), knob: value}).encode(weight)
+            errors.append((packed.dequantize() - weight).norm().item())
+        assert len(set(errors)) == len(values), f"{knob} has no effect"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_saved_and_loaded_bit_equal(tmp_path, technique: WeightTechnique, kind: str) -> None:
+    build, example = MODELS[kind]
+    build().save_pretrained(tmp_path / "in")
+    run_recipe(open_source(tmp_path / "in"), Recipe.of(technique), tmp_path / "out", load=False)
+    in_memory = tauten.quantize(build(), technique=technique)
+    loaded = tauten.load(tmp_path / "out")
+    assert torch.equal(run(loaded, example()), run(in_memory, example()))
+
+
+@pytest.mark.parametrize("kind", ["cnn", "mlp", "attention"])
+def test_module_saved_and_loaded_bit_equal(tmp_path, technique, kind: str) -> None:
+    build, example = MODELS[kind]
+    written = tauten.quantize(build(), technique=technique, out=tmp_path / "out")
+    other = build()
+    for parameter in other.parameters():
+        nn.init.constant_(parameter, 0.5)
+    loaded = tauten.load(tmp_path / "out", model=other)
+    assert torch.equal(run(loaded, example()), run(written, example()))
+    in_memory = tauten.quantize(build(), technique=technique)
+    assert torch.equal(run(loaded, example()), run(in_memory, example()))
+
+
+def test_copies_and_state_dicts_round_trip(technique: WeightTechnique) -> None:
+    model, example = MODELS["llama"][0](), MODELS["llama"][1]()
+    packed = tauten.quantize(model, technique=technique)
+    state = {k: v.clone() for k, v in packed.state_dict().items()}
+    before = run(packed, example)
+    assert torch.equal(run(copy.deepcopy(packed), example), before)
+    for _, layer in packed_modules(packed):
+        for buffer in layer.packed.buffers():
+            buffer.zero_()
+    packed.load_state_dict(state)
+    assert torch.equal(run(packed, example), before)
+
+
+def test_tied_weights_stay_tied(technique: WeightTechnique) -> None:
+    packed = dict(packed_modules(tauten.quantize(MODELS["llama"][0](), technique=technique)))
+    assert packed["model.embed_tokens"].packed is packed["lm_head"].packed
+
+
+def test_nothing_to_pack_is_an_error(technique: WeightTechnique) -> None:
+    with pytest.raises(InputError, match="changed nothing"):
+        tauten.quantize(nn.LayerNorm(8), technique=technique)
