@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard src/tauten
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python bench/demo.py --out $(DEMO)
+	$(BIN)/python examples/demo.py --out $(DEMO)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

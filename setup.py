@@ -16,7 +16,7 @@ NATIVE = Path("src/tauten/runtime/native")
 COMMON = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread"]
 # Each product is rounded before it is added, as the plain torch reference does.
 COMMON += ["-ffp-contract=off", "-fno-math-errno"]
-COMMON += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # false alarms in GCC's own intrinsics
+COMMON += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]  # false alarms in GCC
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))]
 X86 = {"isa_avx2.cpp": AVX2, "isa_avx512.cpp": AVX512}

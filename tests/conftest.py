@@ -7,6 +7,7 @@ import torch
 from tiny_models import MODELS, byte_tokenizer, tiny_llama
 from torch import nn
 
+torch.set_num_threads(1)  # workers side by side would fight for cores
 
 @pytest.fixture(params=MODELS)
 def model_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:

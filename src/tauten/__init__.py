@@ -14,7 +14,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.quantization import RTN, Int8
-from tauten.version import __version__
+from tauten.core.version import __version__
 
 __all__ = [
     "RTN",

@@ -15,6 +15,7 @@ from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
+from tauten.report.html import render_html
 from tauten.search.run import run_recipe, run_search
 
 ModelLike = str | os.PathLike[str] | nn.Module | Source
@@ -103,7 +104,7 @@ def optimize(
     pillars: tuple[str, ...] = ("quantize", "compress"),
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    max_tokens: int = 16384,
+    max_tokens: int = 8192,
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
@@ -129,7 +130,7 @@ def optimize(
         raise InputError(f"pillars={pillars}: expected some of quantize, compress")
     path = None if out is None else Path(out)
     source = open_source(model)
-    return run_search(source, data, goal or Goal(), pillars, metric, path, seed, max_tokens)
+    return run_search(source, data, goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:
@@ -160,6 +161,6 @@ def _apply(
     model: ModelLike, technique: Technique, where: str, out: str | os.PathLike[str] | None
 ) -> nn.Module:
     recipe = Recipe((Step(technique, where),))
-    result = run_recipe(open_source(model), recipe, None if out is None else Path(out))
+    result = run_recipe(open_source(model), recipe, render_html, None if out is None else Path(out))
     assert result.model is not None, "it was asked for"
     return result.model

@@ -98,7 +98,7 @@ def optimize(
     ] = None,
     minimize: Annotated[str, typer.Option(help="size, latency or memory.")] = "size",
     out: Out = Path("optimized"),
-    max_tokens: Tokens = 16384,
+    max_tokens: Tokens = 8192,
     seed: Seed = 0,
 ) -> None:
     """Find the best model within a goal, and prove it. Killed runs go on where they stopped."""
@@ -163,7 +163,7 @@ def eval_(
     ] = None,
     data: Data = "python-docs",
     base: Base = None,
-    max_tokens: Tokens = 16384,
+    max_tokens: Tokens = 8192,
     seed: Seed = 0,
 ) -> None:
     """Measure quality on the test documents, and the drop against an original."""

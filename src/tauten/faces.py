@@ -96,7 +96,7 @@ def read_recipe(file: Path) -> Recipe:
 def write_recipe_run(model: str, what: Technique | Recipe, out: Path, console: Console) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
     recipe = what if isinstance(what, Recipe) else Recipe.of(what)
-    run_recipe(open_source(model), recipe, out, load=False)
+    run_recipe(open_source(model), recipe, render_html, out, load=False)
     print_artifact(out, console)
 
 

@@ -74,7 +74,7 @@ def test_a_damaged_recipe_is_refused_by_name(text: str, message: str) -> None:
     ],
 )
 def test_the_first_step_that_matches_a_layer_is_for_it(name: str, index: int | None) -> None:
-    recipe = Recipe((Step(RTN(8), "lm_head"), Step(RTN(4), "model.*,lm_head"), Step(RTN(2), "m*")))
+    recipe = Recipe((Step(RTN(8), "lm_head"), Step(RTN(4), "nothing, model.*"), Step(RTN(2), "m*")))
     found = recipe.step_for(name)
     assert found == (None if index is None else (index, recipe.steps[index - 1]))
 

@@ -53,6 +53,7 @@ def test_one_tensor_is_rows() -> None:
     "batches",
     [
         [torch.zeros(2, 3), torch.zeros(2, 4)],  # lengths differ
+        [(torch.zeros(2, 3), torch.zeros(2, 4)), (torch.zeros(2, 3), torch.zeros(2, 5))],
         [torch.tensor(1.0), torch.tensor(2.0)],  # no rows
         [(torch.zeros(2, 3), torch.zeros(1)), (torch.zeros(2, 3), torch.zeros(1))],
         [torch.zeros(2, 3), (torch.zeros(2, 3),)],  # forms differ

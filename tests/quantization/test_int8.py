@@ -25,7 +25,7 @@ def test_clipping_lowers_the_error_of_heavy_tails() -> None:
 
 
 def test_activations_are_eight_bits_too() -> None:
-    assert Int8.activation == "int8"
+    assert Int8().activation_dtype == "int8"
 
 
 def test_an_unknown_clip_is_refused() -> None:

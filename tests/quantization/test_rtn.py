@@ -60,6 +60,7 @@ def test_an_offset_beats_symmetry_and_small_groups_beat_large(bits: int) -> None
         {"group_size": 2.5},
         {"zero": "half"},
         {"clip": "max"},
+        {"activation": "int4"},
     ],
     ids=str,
 )
@@ -72,3 +73,13 @@ def test_the_search_space_holds_only_what_is_allowed() -> None:
     space = RTN.space()
     for knob, values in space.items():
         assert [getattr(RTN(**{knob: value}), knob) for value in values] == list(values)
+
+
+def test_clipping_is_what_the_knob_says() -> None:
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    errors = {
+        clip: float((RTN(3, 0, clip=clip).encode(weight).dequantize() - weight).norm())
+        for clip in ("mse", "minmax")
+    }
+    assert RTN().clip == "mse"
+    assert errors["mse"] < 0.9 * errors["minmax"]

@@ -17,6 +17,7 @@ from tauten.runtime import kernels, library, reference
 NATIVE = library.load()
 pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native library isn't built")
 SETS = [name for name in library.SETS if NATIVE is not None and NATIVE.supports(name)]
+GRIDS = [(32, "none"), (64, "integer"), (32, "float"), (0, "none"), (0, "integer"), (0, "float")]
 SHAPES = [(1, 1), (5, 31), (16, 64), (33, 70), (50, 300)]
 
 
@@ -67,7 +68,7 @@ def exact_linear(
 @pytest.mark.parametrize("activation", ["float", "int8"])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_linear_equals_float64(instruction_set: str, bits: int, activation: str) -> None:
-    for group_size, zero_kind in itertools.product((32, 64, 0), ("none", "integer", "float")):
+    for group_size, zero_kind in GRIDS:
         for shape in SHAPES:
             weight = random_weight(shape, bits, group_size, zero_kind)
             x, bias = torch.randn(17, shape[1]), torch.randn(shape[0])
@@ -170,12 +171,25 @@ def test_state_dict_loads_into_interleaved_weight() -> None:
     assert torch.equal(kernels.linear(x, target), kernels.linear(x, source))
 
 
+def test_rows_equal_those_of_the_format() -> None:
+    for bits, zero_kind in itertools.product(range(1, 9), ("none", "integer", "float")):
+        weight = random_weight((33, 70), bits, 32, zero_kind)
+        index = torch.tensor([[32, 0, 17], [5, 5, 16]])
+        expected = weight.dequantize()[index]
+        found = kernels.rows(index, weight)
+        assert weight.interleaved and torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(kernels.rows(index.int(), weight, torch.bfloat16), found.bfloat16())
+    assert kernels.rows(index[:0], weight).shape == (0, 3, 70)
+
+
 def test_rows_out_of_range_raise() -> None:
     weight = random_weight((33, 70))
     weight.interleave()
-    for row in (-1, 33, 47):
+    for row in (-1, 33, 47, 2**40):
         with pytest.raises(IndexError):
             weight.dequantize_rows(torch.tensor([row]))
+        with pytest.raises(IndexError):
+            kernels.rows(torch.tensor([0, row]), weight)
 
 
 def test_gradients_reach_input_and_bias() -> None:
@@ -225,6 +239,10 @@ def op_arguments(weight: IntegerWeight, x: Tensor) -> list[object]:
 def test_op_is_registered_soundly() -> None:
     arguments = op_arguments(random_weight((33, 70), 4, 32, "integer"), torch.randn(2, 70))
     torch.library.opcheck(torch.ops.tauten.integer_linear.default, arguments)
+    weight = random_weight((33, 70), 4, 32, "integer")
+    kernels.prepare(weight)
+    arguments = [torch.tensor([[1, 32]]), weight.codes, weight.scale, weight.zero, 4, 32, 33, 70]
+    torch.library.opcheck(torch.ops.tauten.integer_rows.default, arguments)
     codes = torch.randint(0, 8, (33, 70), dtype=torch.uint8)
     book = CodebookWeight.from_codes((33, 70), 3, codes, torch.randn(33, 8))
     kernels.prepare(book)

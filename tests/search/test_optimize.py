@@ -15,6 +15,7 @@ from tauten.data.texts import load_texts
 from tauten.evaluation.metrics import Perplexity
 from tauten.evaluation.task import make_task
 from tauten.models.source import open_source
+from tauten.report.html import render_html
 from tauten.search.run import run_recipe
 
 QUICK = {"max_tokens": 1500}
@@ -92,7 +93,7 @@ def test_recipe_replays_to_the_same_bytes(sensitive_folder, tmp_path: Path) -> N
     tauten.quantize(sensitive_folder, 5, group_size=32, out=out)
     replayed = tmp_path / "replayed"
     recipe = tauten.Recipe.from_yaml((out / "recipe.yaml").read_text(), tauten.api.TECHNIQUES)
-    run_recipe(open_source(sensitive_folder), recipe, replayed, load=False)
+    run_recipe(open_source(sensitive_folder), recipe, render_html, replayed, load=False)
     replay = (replayed / "model.safetensors").read_bytes()
     assert replay == (out / "model.safetensors").read_bytes()
 

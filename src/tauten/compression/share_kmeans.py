@@ -13,6 +13,7 @@ from tauten.formats.codebook import CodebookWeight
 from tauten.solvers.kmeans import kmeans_1d, nearest_code
 
 SAMPLE = 2**20  # values that k-means looks at; more changes the centres by less than rounding
+SMALL_SAMPLE = 2**14
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,30 @@ class ShareKMeans(WeightTechnique):
 
     def encode(self, weight: Tensor) -> CodebookWeight:
         values = weight.flatten()
-        stride = -(-values.numel() // SAMPLE)
-        sample = torch.cat([values[::stride].float(), torch.stack(torch.aminmax(values)).float()])
-        for bits in (self.bits,) if self.bits else range(2, 9):
-            book = _storable(kmeans_1d(sample, 2**bits))
+        for bits in (self.bits,) if self.bits else range(self._likely_bits(values), 9):
+            book = _storable(kmeans_1d(_sample(values, SAMPLE), 2**bits))
             codes, error = _encode(weight.flatten(1), book.float())
             if self.bits or error <= self.max_error:
                 return CodebookWeight.from_codes(tuple(weight.shape), bits, codes, book[None])
         raise NotApplicableError(
             f"256 shared values leave an error above max_error={self.max_error}"
         )
+
+    def _likely_bits(self, values: Tensor) -> int:
+        """Fewest bits that keep the bound on a small sample; the whole tensor decides."""
+        sample = _sample(values, SMALL_SAMPLE)
+        for bits in range(1, 8):
+            centres = kmeans_1d(sample, 2**bits)
+            error = sample - centres[nearest_code(sample, centres).int()]
+            if error.norm() <= self.max_error * sample.norm():
+                return bits
+        return 8
+
+
+def _sample(values: Tensor, count: int) -> Tensor:
+    """About `count` values in even steps, and both extremes."""
+    stride = -(-values.numel() // count)
+    return torch.cat([values[::stride].float(), torch.stack(torch.aminmax(values)).float()])
 
 
 def _encode(matrix: Tensor, centres: Tensor) -> tuple[Tensor, float]:

@@ -44,12 +44,12 @@ class WeightTechnique(Technique):
 
     The walk over the model, streaming, resuming and saving come for free: a subclass only says
     how one weight is encoded, and what its layer does with activations.
-
-    Attributes:
-        activation: `float` keeps activations as they are; `int8` rounds each token's to 8 bits.
     """
 
-    activation: ClassVar[str] = "float"
+    @property
+    def activation_dtype(self) -> str:
+        """`float` keeps activations as they are; `int8` rounds each token's to 8 bits."""
+        return "float"
 
     @abstractmethod
     def encode(self, weight: Tensor) -> nn.Module:

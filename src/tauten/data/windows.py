@@ -32,10 +32,12 @@ def token_batches(
     documents: Sequence[Document],
     tokenizer: Any,
     window: int = 512,
-    max_tokens: int = 16384,
+    max_tokens: int = 8192,
     batch_tokens: int = 1024,
 ) -> list[TokenBatch]:
     """Cut documents into windows, as evenly over documents as `max_tokens` allows.
+
+    Windows get shorter where that lets every document give one.
 
     Args:
         documents: Each is cut on its own; no window spans two.
@@ -47,6 +49,8 @@ def token_batches(
     Raises:
         InputError: No document has 16 tokens.
     """
+    share = max(SHORTEST, max_tokens // len(documents))
+    window = min(window, share)  # every document is heard: they, not tokens, make it certain
     pieces = [_windows(_encode(tokenizer, document.text), window) for document in documents]
     chosen = list(_round_robin(pieces, max_tokens))
     if not chosen:

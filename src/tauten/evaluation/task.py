@@ -56,7 +56,7 @@ def make_task(
     data: Any,
     metric: "str | Callable[[nn.Module, Any], Any] | None" = None,
     seed: int = 0,
-    max_tokens: int = 16384,
+    max_tokens: int = 8192,
 ) -> Task:
     """Split data and choose a metric.
 

@@ -117,7 +117,7 @@ class Walk:
         if id(weight) in self._shared:
             packed, owner, _ = self._shared[id(weight)]
             record = self._record(name, weight, packed, 0, 0.0, f"tied to {owner}: stored once")
-            return record, packing.packed_layer(module, packed, technique.activation)
+            return record, packing.packed_layer(module, packed, technique.activation_dtype)
         matrix = packing.matrix_of(module, self._stored(weight).detach())
         try:
             packed = technique.encode(matrix)  # type: ignore[assignment]
@@ -129,7 +129,7 @@ class Walk:
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
-        return record, packing.packed_layer(module, packed, technique.activation)
+        return record, packing.packed_layer(module, packed, technique.activation_dtype)
 
     def _stored(self, tensor: Tensor) -> Tensor:
         """A tensor of the model as its source holds it."""

@@ -24,13 +24,16 @@ class Int8(WeightTechnique):
 
     name = "int8"
     pillar = "quantize"
-    activation = "int8"
 
     clip: str = "minmax"
 
     def __post_init__(self) -> None:
         if self.clip not in ("mse", "minmax"):
             raise InputError(f"int8: clip={self.clip!r}: expected mse or minmax")
+
+    @property
+    def activation_dtype(self) -> str:
+        return "int8"
 
     def encode(self, weight: Tensor) -> IntegerWeight:
         return round_to_nearest(weight, bits=8, group_size=0, zero="none", clip=self.clip)

@@ -1,6 +1,5 @@
 """Products on packed weights by the native library, or in plain torch where it doesn't serve."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,15 +7,10 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.formats.codebook import CodebookWeight
-from tauten.formats.integer import ZERO_KINDS, IntegerWeight
-from tauten.formats.interleaved import COLUMNS, ROWS
+from tauten.formats.integer import IntegerWeight
+from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
-from tauten.runtime import library, reference
-
-# Above this many columns that share a scale, a sum of products of bytes can leave int32.
-MAX_GROUP = 1 << 16
-MAX_BOOK_BITS = 4  # a vector instruction looks into tables of 16
-_GRIDS = (torch.float16, torch.float32)
+from tauten.runtime import library, ops, reference
 
 
 def linear(
@@ -44,8 +38,31 @@ def linear(
     if not _native(x, weight, activation, compiling) or (wants_gradient and compiling):
         return reference.linear(x, weight, bias, activation)
     if wants_gradient:
-        return _Product.apply(x, bias, weight, activation)  # type: ignore[no-any-return,no-untyped-call]
+        y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
+        return y
     return _multiply(x, weight, bias, activation)
+
+
+def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows of a packed weight, as an embedding looks them up.
+
+    Args:
+        index: (...) int64 or int32, from 0 on.
+        weight: (out, in) packed; an integer weight is interleaved in place as `linear` does.
+        dtype: Of the result.
+    Returns:
+        (..., in) in `dtype`.
+    Raises:
+        IndexError: An index isn't a row of the weight.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not isinstance(weight, IntegerWeight) or not _native(index, weight, "float", compiling):
+        found = weight.dequantize_rows(index.flatten(), dtype)
+    else:
+        grid = (weight.codes, weight.scale, weight.zero)
+        size = (weight.bits, weight.group_size, weight.out_features, weight.in_features)
+        found = torch.ops.tauten.integer_rows(index, *grid, *size).to(dtype)
+    return found.view(*index.shape, weight.in_features)
 
 
 def prepare(weight: PackedWeight) -> bool:
@@ -54,10 +71,10 @@ def prepare(weight: PackedWeight) -> bool:
     `linear` does so on first use, but not under `torch.compile`: a graph can't change a layout.
     """
     if isinstance(weight, IntegerWeight):
-        grouped = weight.group_size % COLUMNS == 0 and weight.columns_per_group <= MAX_GROUP
-        fits = grouped and weight.scale.dtype in _GRIDS
+        grouped = weight.group_size % COLUMNS == 0 and weight.columns_per_group <= ops.MAX_GROUP
+        fits = grouped and weight.scale.dtype in ops.GRID_DTYPES
     elif isinstance(weight, CodebookWeight):
-        fits = weight.bits <= MAX_BOOK_BITS and weight.in_features <= MAX_GROUP
+        fits = weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
     else:
         return False
     if not fits or weight.codes.device.type != "cpu" or library.load() is None:
@@ -108,141 +125,3 @@ class _Product(torch.autograd.Function):
             to_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
             to_bias = to_bias.to(ctx.bias_dtype)
         return to_x, to_bias, None, None
-
-
-torch.library.define(
-    "tauten::integer_linear",
-    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
-    "int group_size, int rows, bool int8) -> Tensor",
-)
-torch.library.define(
-    "tauten::codebook_linear",
-    "(Tensor x, Tensor codes, Tensor table, Tensor step, Tensor? bias, int bits, int rows)"
-    " -> Tensor",
-)
-
-
-@torch.library.impl("tauten::integer_linear", "CPU")
-def _integer_linear(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    group_size: int,
-    rows: int,
-    int8: bool,
-) -> Tensor:
-    """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
-    columns = _check_sizes(x, bits, 8, group_size, rows)
-    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
-    cells = (blocks, -(-columns // (group_size or columns)), ROWS)
-    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    _check("scale", scale, cells, _GRIDS)
-    kind = "none"
-    if zero is not None:
-        _check("zero", zero, cells, (torch.uint8, scale.dtype))
-        kind = "integer" if zero.dtype == torch.uint8 else "float"
-    return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
-
-
-@torch.library.impl("tauten::codebook_linear", "CPU")
-def _codebook_linear(
-    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
-) -> Tensor:
-    """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
-    columns = _check_sizes(x, bits, MAX_BOOK_BITS, 0, rows)
-    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
-    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    _check("table", table, (blocks, 4, 4, 16), (torch.int8,))
-    _check("step", step, (blocks, 1, ROWS), (torch.float32,))
-    return _call(x, bias, (codes, step, None, table), "none", bits, rows, 0, True)
-
-
-@torch.library.register_fake("tauten::integer_linear")  # type: ignore[untyped-decorator]
-def _fake_integer_linear(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    group_size: int,
-    rows: int,
-    int8: bool,
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows)
-
-
-@torch.library.register_fake("tauten::codebook_linear")  # type: ignore[untyped-decorator]
-def _fake_codebook_linear(
-    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows)
-
-
-def _call(
-    x: Tensor,
-    bias: Tensor | None,
-    tensors: tuple[Tensor | None, ...],
-    zero_kind: str,
-    bits: int,
-    rows: int,
-    group_size: int,
-    int8: bool,
-) -> Tensor:
-    """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
-    native = library.load()
-    if native is None:
-        raise InputError("this op needs tauten's native library, which isn't built")
-    if bias is not None:
-        _check("bias", bias, (rows,), (bias.dtype,))
-        bias = bias.float()
-    inputs, columns = x.float().contiguous(), x.shape[-1]
-    y = torch.empty(*x.shape[:-1], rows)
-    scale = tensors[1]
-    status = native.handle.tauten_linear(
-        inputs.data_ptr(),
-        math.prod(x.shape[:-1]),
-        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
-        ZERO_KINDS.index(zero_kind),
-        scale is not None and scale.dtype == torch.float16,
-        bits,
-        rows,
-        columns,
-        -(-(group_size or columns) // COLUMNS),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        int8,
-        native.isa,
-        torch.get_num_threads(),
-    )
-    if status:
-        raise MemoryError(f"no memory for the activations of {tuple(x.shape)} x {rows} rows")
-    return y.to(x.dtype)
-
-
-def _check_sizes(x: Tensor, bits: int, most_bits: int, group_size: int, rows: int) -> int:
-    """Raise InputError unless the sizes make a weight that fits x; its columns."""
-    if x.dim() == 0 or not x.is_floating_point():
-        raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected (..., in) floating")
-    columns = x.shape[-1]
-    if not 1 <= bits <= most_bits or rows < 1 or columns < 1:
-        sizes = f"{rows} x {columns} at {bits} bits"
-        raise InputError(f"a weight of {sizes}: expected 1 to {most_bits} bits, no empty side")
-    if group_size < 0 or group_size % COLUMNS or (group_size or columns) > MAX_GROUP:
-        expected = f"a multiple of {COLUMNS} up to {MAX_GROUP}, or 0 for whole rows up to that"
-        raise InputError(f"group_size={group_size}: expected {expected}")
-    return columns
-
-
-def _check(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-) -> None:
-    if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device.type != "cpu":
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise InputError(f"{name} is {got}: expected {shape} {expected} on cpu")
-    if not tensor.is_contiguous():
-        raise InputError(f"{name} isn't contiguous")

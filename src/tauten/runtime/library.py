@@ -3,8 +3,8 @@
 import ctypes
 import functools
 import importlib.machinery
+import logging
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,9 @@ def load() -> Library | None:
     paths = [_FOLDER / f"_kernels{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
     path = next(filter(Path.exists, paths), None)
     if path is None:
-        warnings.warn(
+        logging.getLogger(__name__).warning(
             "tauten's native kernels aren't built (no C++ compiler when it was installed): packed "
-            "layers run in plain torch, much slower; install g++ or clang and reinstall tauten",
-            stacklevel=2,
+            "layers run in plain torch, much slower; install g++ or clang and reinstall tauten"
         )
         return None
     handle = ctypes.CDLL(str(path))
@@ -55,6 +54,12 @@ def load() -> Library | None:
         *(flag, flag, flag),  # kind of zero, half scale, bits
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, pointer, flag, flag, flag),  # bias, y; int8, isa, threads
+    ]
+    handle.tauten_rows.argtypes = [
+        *(pointer, number),  # index, count
+        *(pointer, pointer, pointer, flag, flag, flag),  # codes, scale, zero; kind, half, bits
+        *(number, number, number),  # rows, columns, chunks in a group
+        *(pointer, flag),  # y, threads
     ]
     handle.tauten_share_pool.argtypes = [pointer]
     handle.tauten_share_pool(_torch_pool())

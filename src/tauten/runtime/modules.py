@@ -88,5 +88,4 @@ class PackedEmbedding(PackedModule):
 
     def forward(self, index: Tensor) -> Tensor:
         """(...) integer -> (..., features)."""
-        rows = self.packed.dequantize_rows(index.flatten(), self.dtype_like.dtype)
-        return rows.view(*index.shape, self.packed.in_features)
+        return kernels.rows(index, self.packed, self.dtype_like.dtype)

@@ -1,5 +1,7 @@
 """Recipes from the gentlest to the boldest: what the loop tries, in this order."""
 
+from dataclasses import replace
+
 from tauten.compression import ShareKMeans
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import WeightTechnique
@@ -21,8 +23,8 @@ QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
 )
 COMPRESSION = (
     (ShareKMeans(0.01), ShareKMeans(0.01)),
-    (ShareKMeans(0.05), ShareKMeans(0.02)),
-    (ShareKMeans(0.1), ShareKMeans(0.05)),
+    (ShareKMeans(0.03), ShareKMeans(0.01)),
+    (ShareKMeans(0.1), ShareKMeans(0.03)),
 )
 BY_PILLAR = {"quantize": QUANTIZATION, "compress": COMPRESSION}
 
@@ -44,6 +46,17 @@ def ladder(structure: Structure, pillar: str) -> list[Recipe]:
         if recipe not in recipes:
             recipes.append(recipe)
     return recipes
+
+
+def faster_twin(recipe: Recipe) -> Recipe:
+    """The recipe with activations rounded to 8 bits, which takes no byte more and runs faster."""
+    steps = (
+        replace(step, technique=replace(step.technique, activation="int8"))
+        if isinstance(step.technique, RTN)
+        else step
+        for step in recipe.steps
+    )
+    return Recipe(tuple(steps))
 
 
 def block_pattern(structure: Structure) -> str:

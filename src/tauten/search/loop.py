@@ -17,6 +17,8 @@ from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.task import Task
+from tauten.runtime.library import load as native_kernels
+from tauten.search.ladder import faster_twin
 from tauten.search.workspace import Candidate, Workspace, recipe_id
 
 HOPELESS = 3.0  # a drop this many times the limit, twice in a row, ends the descent
@@ -56,17 +58,34 @@ class Search:
         """
         self._original = self._measure_original()
         for recipes in ladders:
-            hopeless = 0
-            for recipe in track(recipes, "trying recipes", len(recipes)):
-                trial = self._try(recipe)
-                self.trials.append(trial)
-                self._discard_losers()
-                if trial.measurement is not None:
-                    hopeless = hopeless + 1 if self._is_hopeless(trial.measurement) else 0
-                if hopeless == 2:
-                    break
+            self._descend(recipes)
+        chosen = self._prefer_twin(self._best())
         self._original_model = None
-        return self._best()
+        return chosen
+
+    def _descend(self, recipes: Sequence[Recipe]) -> None:
+        hopeless = 0
+        for recipe in track(recipes, "trying recipes", len(recipes)):
+            trial = self._try(recipe)
+            self.trials.append(trial)
+            self._discard_losers()
+            if trial.measurement is not None:
+                hopeless = hopeless + 1 if self._is_hopeless(trial.measurement) else 0
+            if hopeless == 2:
+                break
+
+    def _prefer_twin(self, best: int | None) -> int | None:
+        """The best recipe's faster twin, where kernels make it faster and it keeps the goal."""
+        measurement = None if best is None else self.trials[best].measurement
+        if best is None or measurement is None or self.verdict(measurement):
+            return best
+        twin = faster_twin(self.trials[best].recipe)
+        if not native_kernels() or any(trial.recipe == twin for trial in self.trials):
+            return best
+        trial = self._try(twin)
+        self.trials.append(trial)
+        kept = trial.measurement is not None and not self.verdict(trial.measurement)
+        return len(self.trials) - 1 if kept else best
 
     def certify(self, candidate: Candidate) -> Quality:
         """Measure a candidate on the sealed test split, once a run."""

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source
 from tauten.search.loop import Search
 from tauten.search.workspace import Candidate
-from tauten.version import __version__
+from tauten.core.version import __version__
 
 STAGING = "artifact"
+Render = Callable[[dict[str, Any], dict[str, Any]], str]
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Facts:
 
     Attributes:
         source: Of the original.
+        render: Makes the HTML report from manifest and timing.
         model: Its skeleton, for counting parameters.
         task: Data and metric; None where nothing was measured.
         goal: Of the run.
@@ -43,6 +46,7 @@ class Facts:
     """
 
     source: Source
+    render: Render
     model: nn.Module
     task: Task | None = None
     goal: Goal | None = None
@@ -135,8 +139,6 @@ def _publish(
     folder: Path, out: Path, candidate: Candidate, facts: Facts, manifest: dict[str, Any]
 ) -> None:
     """Build the artifact beside its place, then rename it there."""
-    from tauten.report.html import render_html
-
     if out.exists():
         # Only a run that was killed between its rename and its clean-up finds its own artifact.
         if candidate.journal.find("published") and artifact.is_artifact(out):
@@ -153,7 +155,7 @@ def _publish(
     if facts.timing and facts.task is not None and facts.task.is_text:
         _add_footprints(facts.timing, {"original": facts.source.name, "chosen": str(staging)})
     write_json(staging / artifact.TIMING, facts.timing)
-    write_text(staging / artifact.REPORT, render_html(manifest, facts.timing))
+    write_text(staging / artifact.REPORT, facts.render(manifest, facts.timing))
     candidate.journal.add("published")
     os.rename(staging, out)
     sync_folder(out.parent)

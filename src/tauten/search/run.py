@@ -28,8 +28,8 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import Search
 from tauten.search.workspace import Candidate, Workspace, recipe_id
-from tauten.search.publish import Facts, finish, time_candidate
-from tauten.version import __version__
+from tauten.search.publish import Facts, Render, finish, time_candidate
+from tauten.core.version import __version__
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -40,10 +40,11 @@ def run_search(
     data: Any,
     goal: Goal,
     pillars: tuple[str, ...],
+    render: Render,
     metric: Any = None,
     out: Path | None = None,
     seed: int = 0,
-    max_tokens: int = 16384,
+    max_tokens: int = 8192,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
@@ -73,7 +74,7 @@ def run_search(
             raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
         candidate = workspace.apply(search.trials[chosen].recipe)
         result = _conclude(search, chosen, candidate)
-        facts = Facts(source, skeleton, task, goal, seed, chosen)
+        facts = Facts(source, render, skeleton, task, goal, seed, chosen)
         if not needs.stream:
             facts.timing = time_candidate(search, candidate)
         return finish(folder, out, candidate, facts, result, load=not needs.stream)
@@ -104,12 +105,15 @@ def _conclude(search: Search, chosen: int, candidate: Candidate) -> Result:
     )
 
 
-def run_recipe(source: Source, recipe: Recipe, out: Path | None, load: bool = True) -> Result:
+def run_recipe(
+    source: Source, recipe: Recipe, render: Render, out: Path | None, load: bool = True
+) -> Result:
     """Apply one recipe without evaluating it.
 
     Args:
         source: Of the model.
         recipe: What to apply.
+        render: Makes the HTML report from manifest and timing.
         out: Folder to write; None only returns the model.
         load: Return the model too; without it memory stays bounded by one block.
     """
@@ -126,7 +130,7 @@ def run_recipe(source: Source, recipe: Recipe, out: Path | None, load: bool = Tr
     with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
         candidate = Workspace(folder, source, structure, run).apply(recipe)
         result = Result(None, recipe, False, reason, [], candidate.layers, None)
-        facts = Facts(source, skeleton)
+        facts = Facts(source, render, skeleton)
         return finish(folder, out, candidate, facts, result, load)
 
 

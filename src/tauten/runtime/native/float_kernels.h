@@ -39,25 +39,22 @@ void float_tile(const Problem& p, int64_t block, int64_t token) {
   const uint8_t* source = p.codes + block * p.chunks * 64 * Bits;
   const float* x = p.padded + token * width;
   Simd::Floats y[Tokens];
-  for (auto& v : y) v = Simd::splat_float(0);
+  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) y[t] = Simd::splat_float(0);
 
   for (int64_t group = 0, chunk = 0; group < p.groups; ++group) {
     Simd::Floats sums[Tokens][kChains];
-    for (auto& row : sums)
-      for (auto& v : row) v = Simd::splat_float(0);
+    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
+      TAUTEN_UNROLL for (int c = 0; c < kChains; ++c) sums[t][c] = Simd::splat_float(0);
     const int64_t end = chunk + p.group_chunks < p.chunks ? chunk + p.group_chunks : p.chunks;
     for (; chunk < end; ++chunk, source += 64 * Bits) {
       for (int i = 0; i < Bits; ++i) __builtin_prefetch(source + 4096 + 64 * i);
       Simd::Bytes codes[kQuads];
       unpack_signed<Bits>(source, codes);
-#pragma GCC unroll 8
-      for (int i = 0; i < kQuads; ++i) {
+      TAUTEN_UNROLL for (int i = 0; i < kQuads; ++i) {
         const Simd::Floats columns[4] = {Simd::column<0>(codes[i]), Simd::column<1>(codes[i]),
                                          Simd::column<2>(codes[i]), Simd::column<3>(codes[i])};
-#pragma GCC unroll 8
-        for (int t = 0; t < Tokens; ++t)
-#pragma GCC unroll 4
-          for (int k = 0; k < 4; ++k) {
+        TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
+          TAUTEN_UNROLL for (int k = 0; k < 4; ++k) {
             const float value = x[t * width + chunk * kChunkColumns + 4 * i + k];
             Simd::Floats& sum = sums[t][k % kChains];
             sum = Simd::fma(columns[k], Simd::splat_float(value), sum);
@@ -67,19 +64,20 @@ void float_tile(const Problem& p, int64_t block, int64_t token) {
 
     const int64_t index = (block * p.groups + group) * kBlockRows;
     const Simd::Floats scale = load_real(p.scale, index, p.half);
-    for (int t = 0; t < Tokens; ++t) {
-      for (int c = 1; c < kChains; ++c) sums[t][0] = Simd::add(sums[t][0], sums[t][c]);
+    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
+      TAUTEN_UNROLL for (int c = 1; c < kChains; ++c)
+        sums[t][0] = Simd::add(sums[t][0], sums[t][c]);
       y[t] = Simd::fma(sums[t][0], scale, y[t]);
     }
     if (has_shift(p)) {
       const Simd::Floats shift = load_shift(p, index, scale, center(Bits));
-      for (int t = 0; t < Tokens; ++t) {
+      TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
         const float total = p.total[group * p.tokens + token + t];
         y[t] = Simd::fma(shift, Simd::splat_float(total), y[t]);
       }
     }
   }
-  for (int t = 0; t < Tokens; ++t) store_block(p, block, token + t, y[t]);
+  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) store_block(p, block, token + t, y[t]);
 }
 
 template <int Bits, int Tokens>
@@ -125,21 +123,22 @@ constexpr int64_t kSlabStride = kSlabChunks * kChunkColumns * kBlockRows;  // of
 template <int Tokens>
 void slab_tile(const float* x, int64_t width, const float* weights, int64_t columns,
                float* sums) {
-  Simd::Floats y[2][Tokens];
-  for (int t = 0; t < Tokens; ++t)
-    for (int b = 0; b < 2; ++b) y[b][t] = Simd::load_floats(sums + (2 * t + b) * kBlockRows);
+  Simd::Floats y[Tokens][2];
+  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
+    TAUTEN_UNROLL for (int b = 0; b < 2; ++b)
+      y[t][b] = Simd::load_floats(sums + (2 * t + b) * kBlockRows);
   for (int64_t k = 0; k < columns; ++k) {
     const Simd::Floats first = Simd::load_floats(weights + k * kBlockRows);
     const Simd::Floats second = Simd::load_floats(weights + kSlabStride + k * kBlockRows);
-#pragma GCC unroll 8
-    for (int t = 0; t < Tokens; ++t) {
+    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
       const Simd::Floats value = Simd::splat_float(x[t * width + k]);
-      y[0][t] = Simd::fma(first, value, y[0][t]);
-      y[1][t] = Simd::fma(second, value, y[1][t]);
+      y[t][0] = Simd::fma(first, value, y[t][0]);
+      y[t][1] = Simd::fma(second, value, y[t][1]);
     }
   }
-  for (int t = 0; t < Tokens; ++t)
-    for (int b = 0; b < 2; ++b) Simd::store_floats(sums + (2 * t + b) * kBlockRows, y[b][t]);
+  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
+    TAUTEN_UNROLL for (int b = 0; b < 2; ++b)
+      Simd::store_floats(sums + (2 * t + b) * kBlockRows, y[t][b]);
 }
 
 // A tile of `count` tokens, at most `Tokens`.

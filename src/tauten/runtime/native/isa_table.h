@@ -36,8 +36,8 @@ void any_float_blocked(const Problem& p, int64_t begin, int64_t end, void* scrat
 #undef TAUTEN_BITS
 
 constexpr Kernels kKernels = {
-    Simd::kTileTokens, quantize,         pad,
-    any_int8_direct,   any_int8_blocked, any_float_direct, any_float_blocked,
+    Simd::kTileTokens, Simd::kFloatDirectTokens, quantize,         pad,
+    any_int8_direct,   any_int8_blocked,         any_float_direct, any_float_blocked,
 };
 
 }  // namespace

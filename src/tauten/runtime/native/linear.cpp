@@ -9,14 +9,15 @@
 namespace tauten {
 namespace {
 
-constexpr int64_t kDirectTokens = 8;   // up to here codes are unpacked straight into registers
-constexpr int64_t kThreadProducts = 1 << 18;  // fewer products a thread cost less than waking it
-constexpr int64_t kBatchTokens = 512;  // more are cut, so that scratch stays small and in cache
+constexpr int64_t kDirectTokens = 8;          // up to here `int8_direct` is the faster one
+constexpr int64_t kThreadProducts = 1 << 18;  // fewer aren't worth waking a thread for
+constexpr int64_t kBatchTokens = 512;         // more are cut, so that scratch stays in cache
 
 const Kernels* kernels(int isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   if (isa == 1 && avx2) return &kAvx2;
   if (isa == 2 && avx2 && __builtin_cpu_supports("avx512vnni") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -57,10 +58,9 @@ void multiply(Problem p, const Kernels& k, bool int8, int threads) {
   const int64_t width = p.chunks * kChunkColumns, cells = p.tokens * p.groups;
   const int64_t useful = 1 + p.tokens * p.out * p.in / kThreadProducts;
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), useful));
-  const bool direct = p.tokens <= kDirectTokens;
+  const bool direct = p.tokens <= (int8 ? kDirectTokens : k.float_direct_tokens);
   p.tiles = ceil_div(p.tokens, k.tile_tokens);
-  const int64_t worker_bytes =
-      direct ? 0 : Arena::size(blocked_scratch_bytes(p, int8));
+  const int64_t worker_bytes = direct ? 0 : Arena::size(blocked_scratch_bytes(p, int8));
   const int64_t token_bytes = Arena::size(p.tokens * width * (int8 ? 1 : 4)) +
                               (int8 && !direct ? Arena::size(p.tokens * width) : 0) +
                               (int8 ? 2 : 1) * Arena::size(cells * 4);
@@ -102,11 +102,13 @@ void multiply(Problem p, const Kernels& k, bool int8, int threads) {
 TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
 
 // y = x w^T + bias; shapes as in problem.h, which the caller has checked. `group_chunks` is the
-// number of chunks that share a scale; a `book` needs at most 4 bits and int8. Returns 0, 1 where memory ran out, 2 for an unknown `isa`.
+// number of chunks that share a scale; a `book` needs at most 4 bits and int8. Returns 0, 1 where
+// memory ran out, 2 for an unknown `isa`.
 TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* codes,
                                 const void* scale, const void* zero, const uint8_t* book,
-                                int zero_kind, int half, int bits, int64_t out, int64_t in, int64_t group_chunks,
-                                const float* bias, float* y, int int8, int isa, int threads) {
+                                int zero_kind, int half, int bits, int64_t out, int64_t in,
+                                int64_t group_chunks, const float* bias, float* y, int int8,
+                                int isa, int threads) {
   using namespace tauten;
   const Kernels* k = kernels(isa);
   if (!k) return 2;

@@ -47,7 +47,8 @@ inline int64_t tile_start(const Problem& p, int64_t tile) { return tile * p.toke
 // Ranges are of tiles for `quantize` and `pad`, of blocks for the products. `direct` unpacks into
 // registers, for few tokens; `blocked` unpacks a pair of blocks into scratch first.
 struct Kernels {
-  int64_t tile_tokens;  // at most so many in a tile
+  int64_t tile_tokens;          // at most so many in a tile
+  int64_t float_direct_tokens;  // up to here `float_direct` is the faster one
   void (*quantize)(const Problem&, int64_t begin, int64_t end);
   void (*pad)(const Problem&, int64_t begin, int64_t end);
   void (*int8_direct)(const Problem&, int64_t begin, int64_t end);

@@ -19,6 +19,7 @@ struct Simd {
 
   static constexpr bool kSignedBytes = true;  // products of unsigned bytes above 127 saturate
   static constexpr int kDirectTokens = 2;
+  static constexpr int kFloatDirectTokens = 8;
   static constexpr int kTileTokens = 2;
 
   static Bytes load(const uint8_t* p) { return {load32(p), load32(p + 32)}; }

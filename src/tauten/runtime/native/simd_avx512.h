@@ -15,6 +15,7 @@ struct Simd {
 
   static constexpr bool kSignedBytes = false;  // 8-bit codes enter `dot` unsigned
   static constexpr int kDirectTokens = 8;      // register tile of the direct kernels
+  static constexpr int kFloatDirectTokens = 8;
   static constexpr int kTileTokens = 6;        // register tile of the blocked kernels, by a pair
 
   static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -1,4 +1,4 @@
-// Plain C++ that any compiler takes; loops of fixed length for it to vectorize.
+// Vectors of GCC and Clang, which they lower to whatever the processor has (SSE2, NEON, ...).
 #pragma once
 #include "problem.h"
 
@@ -6,121 +6,88 @@ namespace tauten {
 namespace {
 
 struct Simd {
-  struct Bytes {
-    uint8_t at[4 * kBlockRows];
-  };
-  struct Ints {
-    int32_t at[kBlockRows];
-  };
-  struct Floats {
-    float at[kBlockRows];
-  };
+  using Bytes = uint8_t __attribute__((vector_size(64)));
+  using Shorts = int16_t __attribute__((vector_size(64)));
+  using Ints = int32_t __attribute__((vector_size(64)));
+  using Floats = float __attribute__((vector_size(64)));
   struct Quad {
-    int8_t at[4];
+    Shorts even, odd;  // activations 0 and 2, or 1 and 3, repeated for each row
   };
 
   static constexpr bool kSignedBytes = true;
-  static constexpr int kDirectTokens = 1;
+  static constexpr int kDirectTokens = 2;
   static constexpr int kTileTokens = 1;
+  static constexpr int kFloatDirectTokens = 1 << 30;  // few registers: a tile would live in memory
 
-  static Bytes load(const uint8_t* p) {
-    Bytes v;
-    __builtin_memcpy(v.at, p, sizeof v.at);
+  template <class Vector>
+  static Vector load_as(const void* p) {
+    Vector v;
+    __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
-  static void store(uint8_t* p, const Bytes& v) { __builtin_memcpy(p, v.at, sizeof v.at); }
-  static Bytes splat(uint8_t value) {
-    Bytes v;
-    for (uint8_t& byte : v.at) byte = value;
-    return v;
-  }
-  static Bytes subtract(Bytes a, const Bytes& b) {
-    for (int i = 0; i < 4 * kBlockRows; ++i) a.at[i] = static_cast<uint8_t>(a.at[i] - b.at[i]);
-    return a;
-  }
+  static Bytes load(const uint8_t* p) { return load_as<Bytes>(p); }
+  static void store(uint8_t* p, Bytes v) { __builtin_memcpy(p, &v, sizeof v); }
+  static Bytes splat(uint8_t v) { return Bytes{} + v; }
+  static Bytes subtract(Bytes a, Bytes b) { return a - b; }
 
   // (v >> shift) & mask in each byte; a negative shift is to the left.
   template <int Shift>
   static Bytes field(Bytes v, uint8_t mask) {
-    constexpr int kRight = Shift > 0 ? Shift : 0, kLeft = Shift < 0 ? -Shift : 0;
-    for (uint8_t& byte : v.at) byte = static_cast<uint8_t>(((byte >> kRight) << kLeft) & mask);
-    return v;
+    const Shorts wide = reinterpret_cast<Shorts>(v);
+    if constexpr (Shift > 0) v = reinterpret_cast<Bytes>(wide >> Shift);
+    if constexpr (Shift < 0) v = reinterpret_cast<Bytes>(wide << -Shift);
+    return v & splat(mask);
   }
   template <int Shift>
-  static Bytes insert(Bytes low, const Bytes& v, uint8_t mask) {  // low | field(v)
-    const Bytes bits = field<Shift>(v, mask);
-    for (int i = 0; i < 4 * kBlockRows; ++i) low.at[i] |= bits.at[i];
-    return low;
+  static Bytes insert(Bytes low, Bytes v, uint8_t mask) {  // low | field(v)
+    return low | field<Shift>(v, mask);
   }
 
-  static Quad quad(const int8_t* x) { return {{x[0], x[1], x[2], x[3]}}; }
+  static Quad quad(const int8_t* x) {
+    const uint32_t even = static_cast<uint16_t>(x[0]) | static_cast<uint32_t>(x[2]) << 16;
+    const uint32_t odd = static_cast<uint16_t>(x[1]) | static_cast<uint32_t>(x[3]) << 16;
+    return {reinterpret_cast<Shorts>(splat_int(static_cast<int32_t>(even))),
+            reinterpret_cast<Shorts>(splat_int(static_cast<int32_t>(odd)))};
+  }
+  // Unsigned codes are below 128, so that both kinds are signed bytes. Two products add up to at
+  // most 2 * 128 * 127, which int16 holds.
   template <bool Signed>
-  static Ints dot(Ints sum, const Bytes& codes, Quad x) {
-    for (int i = 0; i < kBlockRows; ++i)
-      for (int k = 0; k < 4; ++k) {
-        const uint8_t code = codes.at[4 * i + k];
-        sum.at[i] += (Signed ? static_cast<int8_t>(code) : static_cast<int>(code)) * x.at[k];
-      }
-    return sum;
+  static Ints dot(Ints sum, Bytes codes, const Quad& x) {
+    const Shorts wide = reinterpret_cast<Shorts>(codes);
+    const Shorts pairs = ((wide << 8) >> 8) * x.even + (wide >> 8) * x.odd;
+    const Ints both = reinterpret_cast<Ints>(pairs);
+    return sum + ((both << 16) >> 16) + (both >> 16);
   }
 
   // Entries of 4 rows' tables: byte 4r..4r+3 of each 16 bytes looks into the same 16 of table r.
-  static Bytes lookup(const Bytes (&tables)[4], const Bytes& codes) {
-    Bytes v;
+  static Bytes lookup(const Bytes (&tables)[4], Bytes codes) {
+    const uint8_t* entries = reinterpret_cast<const uint8_t*>(tables);
+    uint8_t v[4 * kBlockRows];
+    store(v, codes);
     for (int i = 0; i < 4 * kBlockRows; ++i)
-      v.at[i] = tables[i / 4 % 4].at[i / 16 * 16 + (codes.at[i] & 15)];
-    return v;
+      v[i] = entries[64 * (i / 4 % 4) + i / 16 * 16 + (v[i] & 15)];
+    return load(v);
   }
 
-  static Ints splat_int(int32_t value) {
-    Ints v;
-    for (int32_t& lane : v.at) lane = value;
-    return v;
-  }
-  static Ints add(Ints a, const Ints& b) {
-    for (int i = 0; i < kBlockRows; ++i) a.at[i] += b.at[i];
-    return a;
-  }
+  static Ints splat_int(int32_t v) { return Ints{} + v; }
+  static Ints add(Ints a, Ints b) { return a + b; }
 
   // Byte `Column` of each row's 4, as a signed number.
   template <int Column>
-  static Floats column(const Bytes& v) {
-    Floats f;
-    for (int i = 0; i < kBlockRows; ++i) f.at[i] = static_cast<int8_t>(v.at[4 * i + Column]);
-    return f;
+  static Floats column(Bytes v) {
+    return to_float((reinterpret_cast<Ints>(v) << (24 - 8 * Column)) >> 24);
   }
 
-  static Floats to_float(const Ints& v) {
-    Floats f;
-    for (int i = 0; i < kBlockRows; ++i) f.at[i] = static_cast<float>(v.at[i]);
-    return f;
-  }
-  static Floats splat_float(float value) {
-    Floats f;
-    for (float& lane : f.at) lane = value;
-    return f;
-  }
-  static Floats add(Floats a, const Floats& b) {
-    for (int i = 0; i < kBlockRows; ++i) a.at[i] += b.at[i];
-    return a;
-  }
-  static Floats multiply(Floats a, const Floats& b) {
-    for (int i = 0; i < kBlockRows; ++i) a.at[i] *= b.at[i];
-    return a;
-  }
-  static Floats fma(const Floats& a, const Floats& b, Floats c) {
-    for (int i = 0; i < kBlockRows; ++i) c.at[i] += a.at[i] * b.at[i];
-    return c;
-  }
-  static Floats load_floats(const float* p) {
-    Floats f;
-    __builtin_memcpy(f.at, p, sizeof f.at);
-    return f;
-  }
+  static Floats to_float(Ints v) { return __builtin_convertvector(v, Floats); }
+  static Floats splat_float(float v) { return Floats{} + v; }
+  static Floats add(Floats a, Floats b) { return a + b; }
+  static Floats multiply(Floats a, Floats b) { return a * b; }
+  static Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
+  static Floats load_floats(const float* p) { return load_as<Floats>(p); }
   static Floats load_halves(const uint16_t* p) {
-    Floats f;
-    for (int i = 0; i < kBlockRows; ++i) f.at[i] = half_to_float(p[i]);
-    return f;
+    float v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = half_to_float(p[i]);
+    return load_floats(v);
   }
   static float half_to_float(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
@@ -136,18 +103,18 @@ struct Simd {
     return sign ? -value : value;
   }
   static Floats load_bytes(const uint8_t* p) {
-    Floats f;
-    for (int i = 0; i < kBlockRows; ++i) f.at[i] = p[i];
-    return f;
+    float v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = p[i];
+    return load_floats(v);
   }
   static Floats load_some(const float* p, int64_t count) {
-    Floats f = {};
-    for (int64_t i = 0; i < count; ++i) f.at[i] = p[i];
-    return f;
+    float v[kBlockRows] = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return load_floats(v);
   }
-  static void store_floats(float* p, const Floats& v) { __builtin_memcpy(p, v.at, sizeof v.at); }
-  static void store_some(float* p, const Floats& v, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) p[i] = v.at[i];
+  static void store_floats(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+  static void store_some(float* p, Floats v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) p[i] = v[i];
   }
 };
 

@@ -1,0 +1,231 @@
+"""The native library's functions as torch ops, `tauten::...`, known to compilers by fake kernels.
+
+Each op checks every dtype, shape and length before native code sees a pointer: whatever the
+tensors hold, nothing outside of them is read or written.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tauten.core.errors import InputError
+from tauten.formats.integer import ZERO_KINDS
+from tauten.formats.interleaved import COLUMNS, ROWS
+from tauten.runtime import library
+
+# Above this many columns that share a scale, a sum of products of bytes can leave int32.
+MAX_GROUP = 1 << 16
+MAX_BOOK_BITS = 4  # a vector instruction looks into tables of 16
+GRID_DTYPES = (torch.float16, torch.float32)
+
+torch.library.define(
+    "tauten::integer_linear",
+    "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
+    "int group_size, int rows, bool int8) -> Tensor",
+)
+torch.library.define(
+    "tauten::integer_rows",
+    "(Tensor index, Tensor codes, Tensor scale, Tensor? zero, int bits, int group_size, "
+    "int rows, int columns) -> Tensor",
+)
+torch.library.define(
+    "tauten::codebook_linear",
+    "(Tensor x, Tensor codes, Tensor table, Tensor step, Tensor? bias, int bits, int rows)"
+    " -> Tensor",
+)
+
+
+@torch.library.impl("tauten::integer_linear", "CPU")
+def _integer_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    rows: int,
+    int8: bool,
+) -> Tensor:
+    """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
+    columns = _check_tokens(x)
+    kind = _check_integer((codes, scale, zero), bits, group_size, rows, columns)
+    return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
+
+
+@torch.library.impl("tauten::codebook_linear", "CPU")
+def _codebook_linear(
+    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
+    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, _check_tokens(x))
+    blocks, chunks = -(-rows // ROWS), -(-x.shape[-1] // COLUMNS)
+    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    _check("table", table, (blocks, 4, 4, 16), (torch.int8,))
+    _check("step", step, (blocks, 1, ROWS), (torch.float32,))
+    return _call(x, bias, (codes, step, None, table), "none", bits, rows, 0, True)
+
+
+@torch.library.impl("tauten::integer_rows", "CPU")
+def _integer_rows(
+    index: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    """index (...) integer, the interleaved tensors of an IntegerWeight -> (..., columns)."""
+    native = _loaded()
+    if index.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"index is {index.dtype}: expected int64 or int32")
+    kind = _check_integer((codes, scale, zero), bits, group_size, rows, columns)
+    index = index.long().contiguous()
+    y = torch.empty(*index.shape, columns)
+    status = native.handle.tauten_rows(
+        index.data_ptr(),
+        index.numel(),
+        codes.data_ptr(),
+        scale.data_ptr(),
+        None if zero is None else zero.data_ptr(),
+        ZERO_KINDS.index(kind),
+        scale.dtype == torch.float16,
+        bits,
+        rows,
+        columns,
+        -(-(group_size or columns) // COLUMNS),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status:
+        raise IndexError(f"an index is outside of the weight's {rows} rows")
+    return y
+
+
+@torch.library.register_fake("tauten::integer_rows")  # type: ignore[untyped-decorator]
+def _fake_integer_rows(
+    index: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    return scale.new_empty(*index.shape, columns, dtype=torch.float32)
+
+
+@torch.library.register_fake("tauten::integer_linear")  # type: ignore[untyped-decorator]
+def _fake_integer_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    rows: int,
+    int8: bool,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+@torch.library.register_fake("tauten::codebook_linear")  # type: ignore[untyped-decorator]
+def _fake_codebook_linear(
+    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+def _call(
+    x: Tensor,
+    bias: Tensor | None,
+    tensors: tuple[Tensor | None, ...],
+    zero_kind: str,
+    bits: int,
+    rows: int,
+    group_size: int,
+    int8: bool,
+) -> Tensor:
+    """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
+    native = _loaded()
+    if bias is not None:
+        _check("bias", bias, (rows,), (bias.dtype,))
+        bias = bias.float()
+    inputs, columns = x.float().contiguous(), x.shape[-1]
+    y = torch.empty(*x.shape[:-1], rows)
+    scale = tensors[1]
+    status = native.handle.tauten_linear(
+        inputs.data_ptr(),
+        math.prod(x.shape[:-1]),
+        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+        ZERO_KINDS.index(zero_kind),
+        scale is not None and scale.dtype == torch.float16,
+        bits,
+        rows,
+        columns,
+        -(-(group_size or columns) // COLUMNS),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        int8,
+        native.isa,
+        torch.get_num_threads(),
+    )
+    if status:
+        raise MemoryError(f"no memory for the activations of {tuple(x.shape)} x {rows} rows")
+    return y.to(x.dtype)
+
+
+def _loaded() -> library.Library:
+    native = library.load()
+    if native is None:
+        raise InputError("this op needs tauten's native library, which isn't built")
+    return native
+
+
+def _check_tokens(x: Tensor) -> int:
+    """Raise InputError unless x is floating and has columns; how many."""
+    if x.dim() == 0 or not x.is_floating_point():
+        raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected (..., in) floating")
+    return x.shape[-1]
+
+
+def _check_integer(
+    grid: tuple[Tensor, Tensor, Tensor | None], bits: int, group_size: int, rows: int, columns: int
+) -> str:
+    """Raise InputError unless these are an IntegerWeight's interleaved tensors; kind of zero."""
+    codes, scale, zero = grid
+    _check_sizes(bits, 8, group_size, rows, columns)
+    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
+    cells = (blocks, -(-columns // (group_size or columns)), ROWS)
+    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    _check("scale", scale, cells, GRID_DTYPES)
+    if zero is None:
+        return "none"
+    _check("zero", zero, cells, (torch.uint8, scale.dtype))
+    return "integer" if zero.dtype == torch.uint8 else "float"
+
+
+def _check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: int) -> None:
+    """Raise InputError unless the sizes make a weight."""
+    if not 1 <= bits <= most_bits or rows < 1 or columns < 1:
+        sizes = f"{rows} x {columns} at {bits} bits"
+        raise InputError(f"a weight of {sizes}: expected 1 to {most_bits} bits, no empty side")
+    if group_size < 0 or group_size % COLUMNS or (group_size or columns) > MAX_GROUP:
+        expected = f"a multiple of {COLUMNS} up to {MAX_GROUP}, or 0 for whole rows up to that"
+        raise InputError(f"group_size={group_size}: expected {expected}")
+
+
+def _check(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device.type != "cpu":
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise InputError(f"{name} is {got}: expected {shape} {expected} on cpu")
+    if not tensor.is_contiguous():
+        raise InputError(f"{name} isn't contiguous")
