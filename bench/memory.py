@@ -7,7 +7,6 @@ process through the command line, and reads that process's peak resident memory.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,13 @@ from safetensors.torch import save_file
 
 LIMIT = 0.35
 SHARD_BYTES = 2**29
+MEASURED = """
+import atexit
+from tauten.cli import main
+from tauten.evaluation.footprint import peak_rss_bytes
+atexit.register(lambda: print(peak_rss_bytes()))
+main()
+"""
 
 
 def write_model(folder: Path, gigabytes: float) -> int:
@@ -71,12 +77,12 @@ def main() -> None:
     shutil.rmtree(arguments.work, ignore_errors=True)
     model, out = arguments.work / "model", arguments.work / "out"
     model_bytes = write_model(model, arguments.gigabytes)
-    command = [sys.executable, "-m", "tauten", "quantize", str(model)]
+    command = [sys.executable, "-c", MEASURED, "quantize", str(model)]
     command += ["--bits", str(arguments.bits), "-o", str(out)]
     start = time.perf_counter()
-    subprocess.run(command, check=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    peak = int(done.stdout.splitlines()[-1])
     facts = {
         "model_bytes": model_bytes,
         "out_bytes": (out / "model.safetensors").stat().st_size,

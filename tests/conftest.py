@@ -9,6 +9,7 @@ from torch import nn
 
 torch.set_num_threads(1)  # workers side by side would fight for cores
 
+
 @pytest.fixture(params=MODELS)
 def model_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
     """Each tiny model with something to call it on."""

@@ -14,10 +14,9 @@ from tauten.core.recipe import Recipe
 from tauten.core.technique import WeightTechnique
 from tauten.data.tensors import main_output
 from tauten.models.packing import packed_modules
-from tauten.models.source import fingerprint_tensors
+from tauten.models.source import fingerprint_tensors, open_source
 from tauten.report.html import render_html
 from tauten.search.run import run_recipe
-from tauten.models.source import open_source
 
 # One row a technique: gentle settings, and the largest error of a model's output they may cause.
 TABLE: dict[str, tuple[WeightTechnique, float]] = {
@@ -89,7 +88,13 @@ def test_every_knob_of_the_space_works(technique: WeightTechnique) -> None:
 def test_saved_and_loaded_bit_equal(tmp_path, technique: WeightTechnique, kind: str) -> None:
     build, example = MODELS[kind]
     build().save_pretrained(tmp_path / "in")
-    run_recipe(open_source(tmp_path / "in"), Recipe.of(technique), render_html, tmp_path / "out", load=False)
+    run_recipe(
+        open_source(tmp_path / "in"),
+        Recipe.of(technique),
+        render_html,
+        tmp_path / "out",
+        load=False,
+    )
     in_memory = tauten.quantize(build(), technique=technique)
     loaded = tauten.load(tmp_path / "out")
     assert torch.equal(run(loaded, example()), run(in_memory, example()))

@@ -13,8 +13,8 @@ from tauten.core.errors import (
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
-from tauten.quantization import RTN, Int8
 from tauten.core.version import __version__
+from tauten.quantization import RTN, Int8
 
 __all__ = [
     "RTN",

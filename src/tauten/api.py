@@ -16,7 +16,7 @@ from tauten.core.technique import Technique
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
-from tauten.search.run import run_recipe, run_search
+from tauten.search.run import check_out, run_recipe, run_search
 
 ModelLike = str | os.PathLike[str] | nn.Module | Source
 TECHNIQUES: dict[str, type[Technique]] = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
@@ -129,8 +129,11 @@ def optimize(
     if unknown or not pillars:
         raise InputError(f"pillars={pillars}: expected some of quantize, compress")
     path = None if out is None else Path(out)
+    check_out(path)  # before minutes are spent on loading
     source = open_source(model)
-    return run_search(source, data, goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
+    return run_search(
+        source, data, goal or Goal(), pillars, render_html, metric, path, seed, max_tokens
+    )
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

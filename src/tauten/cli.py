@@ -105,7 +105,9 @@ def optimize(
     from tauten.api import optimize as call
     from tauten.faces import goal_from_text, print_artifact
     from tauten.models.source import open_source
+    from tauten.search.run import check_out
 
+    check_out(out)  # before minutes are spent on loading
     source = open_source(model)
     goal = goal_from_text(max_drop, max_size, max_latency, max_memory, minimize, source.size_bytes)
     call(source, data, goal, out=out, seed=seed, max_tokens=max_tokens)

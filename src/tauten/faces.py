@@ -24,7 +24,7 @@ from tauten.models.structure import find_structure
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.report.text import format_percent, format_seconds
-from tauten.search.run import run_recipe
+from tauten.search.run import check_out, run_recipe
 
 
 def open_model(name: str, base: str | None) -> Source:
@@ -60,12 +60,10 @@ def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
     structure = find_structure(model)
     units = []
     for unit in structure.units:
-        weights = {id(w): w for w in (model.get_submodule(n).weight for n in unit.names)}
-        size = sum(w.nbytes for w in weights.values() if isinstance(w, torch.Tensor))
-        shape = list(next(iter(weights.values())).shape)  # type: ignore[union-attr]
-        units.append(
-            {"names": unit.names, "block": unit.block, "shape": shape, "size_bytes": size}
-        )
+        weights = {id(w): w for w in (model.get_parameter(f"{n}.weight") for n in unit.names)}
+        size = sum(w.nbytes for w in weights.values())
+        shape = list(next(iter(weights.values())).shape)
+        units.append({"names": unit.names, "block": unit.block, "shape": shape, "size_bytes": size})
     tied = [
         list(unit.names)
         for unit in structure.units
@@ -96,6 +94,7 @@ def read_recipe(file: Path) -> Recipe:
 def write_recipe_run(model: str, what: Technique | Recipe, out: Path, console: Console) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
     recipe = what if isinstance(what, Recipe) else Recipe.of(what)
+    check_out(out)
     run_recipe(open_source(model), recipe, render_html, out, load=False)
     print_artifact(out, console)
 

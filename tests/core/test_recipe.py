@@ -79,10 +79,11 @@ def test_the_first_step_that_matches_a_layer_is_for_it(name: str, index: int | N
     assert found == (None if index is None else (index, recipe.steps[index - 1]))
 
 
-def test_text_shows_only_what_differs_from_the_defaults() -> None:
+def test_text_shows_bits_and_what_differs_from_the_defaults() -> None:
     assert str(Recipe(())) == "original"
+    assert str(Recipe.of(Int8())) == "int8"
     recipe = Recipe((Step(RTN(), "a.*"), Step(RTN(bits=3, zero="none"))))
-    assert str(recipe) == "rtn() on a.*, rtn(bits=3, zero=none)"
+    assert str(recipe) == "rtn(bits=4) on a.*, rtn(bits=3, zero=none)"
 
 
 def test_knobs_are_the_fields() -> None:

@@ -103,7 +103,9 @@ def test_impossible_goal_gives_the_nearest_miss(sensitive_folder, texts) -> None
     result = tauten.optimize(sensitive_folder, texts, goal, **QUICK)
     assert not result.certified and "nearest miss" in result.reason
     assert isinstance(result.model, nn.Module)
-    frontier = [(t.measurement.size_bytes, t.measurement.quality.drop.value) for t in result.frontier()]
+    frontier = [
+        (t.measurement.size_bytes, t.measurement.quality.drop.value) for t in result.frontier()
+    ]
     assert len(frontier) > 1 and frontier == sorted(frontier)
     assert [d for _, d in frontier] == sorted((d for _, d in frontier), reverse=True)
 
@@ -195,6 +197,6 @@ def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
         tauten.optimize(tiny_mlp(), "python-docs")
     with pytest.raises(InputError, match="something else than tensors"):
         tauten.optimize(tiny_mlp(), [1, 2, 3])
-    with pytest.raises(InputError, match="can't be measured on the original.*shapes"):
+    with pytest.raises(InputError, match=r"can't be measured on the original.*shapes"):
         tauten.optimize(tiny_mlp(), torch.randn(60, 11))
     assert len(load_texts("python-docs")) > 50

@@ -45,7 +45,7 @@ def test_killed_runs_end_with_the_same_bytes(llama_folder: Path, texts, tmp_path
 
     generator, kills = random.Random(0), 0
     journal = tmp_path / "killed.partial/journal.jsonl"
-    points = sorted(generator.sample(range(total), KILLS - 1)) + [total]
+    points = [*sorted(generator.sample(range(total), KILLS - 1)), total]
     for point in points:
         process = context.Process(target=run_once, args=(str(llama_folder), str(killed), texts))
         process.start()

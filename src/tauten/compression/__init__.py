@@ -3,7 +3,6 @@
 from tauten.compression.share_kmeans import ShareKMeans
 from tauten.core.technique import Technique
 
-TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique
-    for technique in (ShareKMeans,)
-}
+__all__ = ["TECHNIQUES", "ShareKMeans"]
+
+TECHNIQUES: dict[str, type[Technique]] = {technique.name: technique for technique in (ShareKMeans,)}

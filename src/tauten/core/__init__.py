@@ -1,0 +1,1 @@
+"""The nouns: goals, techniques, recipes, measurements, and files that survive a kill."""

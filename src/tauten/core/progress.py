@@ -1,14 +1,21 @@
 """Progress bars for people: shown on a terminal, silent elsewhere."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 _current: ContextVar[Progress | None] = ContextVar("progress", default=None)
@@ -33,6 +40,16 @@ def progress_bars() -> Iterator[None]:
             yield
         finally:
             _current.reset(token)
+
+
+@contextmanager
+def quiet_elsewhere() -> Iterator[None]:
+    """Let a library draw its own bars on a terminal only."""
+    if sys.stderr.isatty():
+        yield
+    else:
+        with redirect_stderr(io.StringIO()):
+            yield
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -30,12 +30,12 @@ class Technique(ABC):
         return {}
 
     def __str__(self) -> str:
-        changed = [
+        shown = [
             f"{field.name}={getattr(self, field.name)}"
             for field in fields(self)
-            if getattr(self, field.name) != field.default
+            if getattr(self, field.name) != (0 if field.name == "bits" else field.default)
         ]
-        return f"{self.name}({', '.join(changed)})"
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
 
 
 @dataclass(frozen=True)

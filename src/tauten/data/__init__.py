@@ -1,0 +1,1 @@
+"""Texts and tensors, cut into independent examples and split by purpose."""

@@ -43,7 +43,8 @@ def load_rows(data: Iterable[Any]) -> Rows:
     """Read an iterable of batches whole.
 
     A batch is a tensor, or a tuple, list or dict of tensors. Where all batches have tensors that
-    agree in all but their first dimension, each row is an example of its own; otherwise each batch is.
+    agree in all but their first dimension, each row is an example of its own; otherwise each
+    batch is one.
 
     Raises:
         InputError: It isn't iterable, is empty, or holds something else than tensors.
@@ -78,7 +79,7 @@ def call_model(model: torch.nn.Module, batch: Any) -> Any:
 
 
 def main_output(output: Any) -> Tensor:
-    """The tensor that counts: logits or last hidden state of a transformers output, or the first."""
+    """The tensor that counts: a transformers output's logits or last hidden state, or the first."""
     for name in ("logits", "last_hidden_state"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):

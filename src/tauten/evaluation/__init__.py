@@ -1,0 +1,1 @@
+"""Quality, its certainty, and costs."""

@@ -87,4 +87,3 @@ def _latency(steps: list[float], prefills: list[float]) -> Latency:
     low, _, high = statistics.quantiles(steps, n=4)
     prefill = statistics.median(prefills) if prefills else None
     return Latency(statistics.median(steps), high - low, prefill)
-

@@ -52,6 +52,7 @@ class Metric(ABC):
 
     def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
         """Look at the original before any candidate; most metrics needn't."""
+        return
 
 
 class Perplexity(Metric):
@@ -101,18 +102,17 @@ class Mean(Metric):
         return float(scores.total.sum() / scores.weight.sum())
 
     def drop(self, original: Scores, candidate: Scores) -> Drop:
-        return linear_drop(
-            original.total, candidate.total, original.weight, self.higher_is_better
-        )
+        return linear_drop(original.total, candidate.total, original.weight, self.higher_is_better)
 
 
 class Accuracy(Mean):
-    """Share of examples whose highest output is the target's class; batches are (inputs, target)."""
+    """Share of examples whose highest output is the target; batches are (inputs, target)."""
 
     name = "accuracy"
 
     def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
-        return (main_output(call_model(model, batch)).argmax(-1) == batch[1]).float()
+        predicted = main_output(call_model(model, batch)).argmax(-1)
+        return predicted.eq(batch[1]).float()
 
 
 class Similarity(Mean):

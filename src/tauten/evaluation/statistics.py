@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from scipy import stats
 from torch import Tensor
 
@@ -64,11 +63,8 @@ def linear_drop(
     sign = 1.0 if higher_is_better else -1.0
     lost = sign * (original.double() - candidate.double())
     total = float(original.double().sum())
-    if total <= 0:
-        # Nothing to lose a share of (an accuracy of 0): the loss is given in absolute terms.
-        base = weight.double()
-    else:
-        base = original.double()
+    # With nothing to lose a share of (an accuracy of 0) the loss is given in absolute terms.
+    base = (original if total > 0 else weight).double()
     value, low, high = ratio_interval(lost, base)
     if _binary(original, weight) and _binary(candidate, weight):
         # With few disagreements the normal interval is too narrow: at zero it has no width.

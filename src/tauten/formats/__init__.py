@@ -1,0 +1,1 @@
+"""Packed weights: how few bits are laid out, exactly sized and unpacked."""

@@ -44,7 +44,12 @@ class IntegerWeight(Interleavable, PackedWeight):
     zero: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...], bits: int, group_size: int, zero_kind: str, tensors: dict[str, Tensor]
+        self,
+        shape: tuple[int, ...],
+        bits: int,
+        group_size: int,
+        zero_kind: str,
+        tensors: dict[str, Tensor],
     ):
         super().__init__()
         self.shape, self.bits, self.group_size = tuple(shape), bits, group_size
@@ -93,7 +98,19 @@ class IntegerWeight(Interleavable, PackedWeight):
     ) -> "IntegerWeight":
         """Pack codes that a solver chose: codes (out, in) uint8; the rest as in `encode`."""
         _check_grid(bits, group_size)
-        packed = pack(codes, bits)
+        return cls.from_packed(shape, bits, group_size, pack(codes, bits), scale, zero)
+
+    @classmethod
+    def from_packed(
+        cls,
+        shape: tuple[int, ...],
+        bits: int,
+        group_size: int,
+        packed: Tensor,
+        scale: Tensor,
+        zero: Tensor | None,
+    ) -> "IntegerWeight":
+        """As `from_codes`, with codes packed already: (out, packed_bytes(in, bits)) uint8."""
         tensors = {"codes": packed ^ 0x80 if bits == 8 else packed, "scale": scale}
         kind = "none"
         if zero is not None:
@@ -175,7 +192,8 @@ class IntegerWeight(Interleavable, PackedWeight):
 def grouped(matrix: Tensor, size: int) -> Tensor:
     """(rows, columns) cut into (rows, groups, size), the last group padded with zeros."""
     missing = -matrix.shape[1] % size
-    return torch.nn.functional.pad(matrix, (0, missing)).unflatten(1, (-1, size))
+    cells: Tensor = torch.nn.functional.pad(matrix, (0, missing)).unflatten(1, (-1, size))
+    return cells
 
 
 def round_to_grid(
@@ -192,9 +210,7 @@ def round_to_grid(
     return cells.round_().clamp_(0, 2**bits - 1).to(torch.uint8).flatten(1)[:, : matrix.shape[1]]
 
 
-def grid_values(
-    codes: Tensor, bits: int, size: int, scale: Tensor, zero: Tensor | None
-) -> Tensor:
+def grid_values(codes: Tensor, bits: int, size: int, scale: Tensor, zero: Tensor | None) -> Tensor:
     """Levels that codes stand for: (rows, in) float32 -> (rows, in) float32."""
     columns = codes.shape[1]
     cells = grouped(codes, size)

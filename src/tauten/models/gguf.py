@@ -9,6 +9,7 @@ import transformers
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
+from tauten.core.progress import quiet_elsewhere
 from tauten.models.source import Source, shared_copy
 
 
@@ -23,9 +24,10 @@ def source(file: Path) -> Source:
     """
     _check(file)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
-        ).eval()
+        with quiet_elsewhere():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
+            )
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
@@ -69,8 +71,8 @@ def _check(file: Path) -> None:
 
 
 def _plain_config(file: Path, architecture: str) -> None:
-    """Name the architecture, which a configuration made from a GGUF may lack."""
+    """Name the architecture, which a GGUF's configuration lacks, and drop its GGUF marks."""
     config = json.loads(file.read_text())
+    config.pop("quantization_config", None)
     config["architectures"] = [architecture]
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-

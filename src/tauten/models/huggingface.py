@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from accelerate import init_empty_weights
+from accelerate.big_modeling import init_empty_weights
 from torch import nn
 
-from tauten.core.errors import InputError
+from tauten.core.errors import CorruptError, InputError
+from tauten.core.progress import quiet_elsewhere
 from tauten.models.loader import Loader
 from tauten.models.reader import SafetensorsReader, open_folder
 from tauten.models.source import Source, shared_copy
@@ -34,13 +35,14 @@ def source(folder: Path) -> Source:
     build = skeleton_builder(config, folder)
     with_reader: SafetensorsReader | None = reader
     model = build()
-    loader = Loader(model, reader, (), prefix=model.base_model_prefix)
+    prefix = str(model.base_model_prefix)
+    loader = Loader(model, reader, (), prefix=prefix)
     whole = ""
     if loader.missing and _is_renamed(model, loader):
         # transformers renames or merges this architecture's tensors while loading.
         whole = "transformers converts this architecture's tensors, so it is loaded whole"
         _log.warning("%s: %s", folder, whole)
-        loaded = type(model).from_pretrained(folder, dtype="float32", local_files_only=True)
+        loaded = _load_whole(model, folder)
         build, with_reader = (lambda: shared_copy(loaded)), None
     else:
         loader.check(str(folder))
@@ -51,7 +53,7 @@ def source(folder: Path) -> Source:
         fingerprint=_fingerprint(folder, reader),
         size_bytes=reader.size_bytes,
         reader=with_reader,
-        base_prefix=model.base_model_prefix,
+        base_prefix=prefix,
         save_companions=lambda out: copy_companions(folder, out),
         tokenizer=tokenizer_loader(folder),
         whole=whole,
@@ -126,6 +128,17 @@ def download(name: str) -> Path:
         ) from None
 
 
+def _load_whole(model: nn.Module, folder: Path) -> nn.Module:
+    """Load with transformers, which renames tensors; one that it would invent is an error."""
+    with quiet_elsewhere():
+        loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+            folder, dtype="float32", local_files_only=True, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        raise CorruptError(f"{folder}: lacks tensor {min(info['missing_keys'])!r}")
+    return shared_copy(loaded.eval())
+
+
 def _is_renamed(model: nn.Module, loader: Loader) -> bool:
     known = {loader.source_name[key] for key in loader.source_name}
     return bool(set(loader.reader.names()) - known)
@@ -142,4 +155,3 @@ def _fingerprint(folder: Path, reader: SafetensorsReader) -> str:
             opened.seek(max(0, size - 2**16))
             digest.update(opened.read())
     return digest.hexdigest()
-

@@ -57,7 +57,7 @@ class SafetensorsReader:
         file = self._file_of[name]
         try:
             with safe_open(file, framework="pt") as opened:
-                tensor = opened.get_tensor(name).clone()
+                tensor: Tensor = opened.get_tensor(name).clone()
         except (OSError, SafetensorError) as error:
             raise CorruptError(f"{file}: can't read tensor {name!r}: {error}") from error
         check_finite(tensor, f"{file}: tensor {name!r}")
@@ -116,7 +116,11 @@ def _indexed_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CorruptError(f"{folder / INDEX}: not a safetensors index ({error})") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
             raise CorruptError(
                 f"{folder / INDEX} names {name!r}, which isn't a safetensors file of that folder"
             )

@@ -18,6 +18,7 @@ from tauten.core.recipe import Recipe
 from tauten.core.technique import WeightTechnique
 from tauten.formats.packed import PackedWeight
 from tauten.models import packing
+from tauten.models.allocator import return_freed_memory
 from tauten.models.loader import Loader, tensor_slots
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, packable_modules
@@ -92,6 +93,8 @@ class Walk:
         records, specs = [], {}
         for name, module in members:
             record, packed = self._pack_layer(name, module)
+            if self._store is not None:
+                return_freed_memory()
             records.append(record)
             if packed is not None:
                 new_of_old[module] = packed
@@ -110,7 +113,9 @@ class Walk:
         assert isinstance(weight, Tensor)
         found = self.recipe.step_for(name)
         if found is None or not weight.is_floating_point():
-            reason = "kept: no step of the recipe is for it" if found is None else "kept: not floating"
+            reason = (
+                "kept: no step of the recipe is for it" if found is None else "kept: not floating"
+            )
             return self._kept(name, weight, reason), None
         technique = found[1].technique
         assert isinstance(technique, WeightTechnique), "other techniques don't reach the walk"
@@ -180,7 +185,9 @@ class Walk:
             if packed is None
             else round(packed.bits_per_weight, 3),
             original_bytes=original_bytes,
-            size_bytes=original_bytes if packed is None else packed.size_bytes * (original_bytes > 0),
+            size_bytes=original_bytes
+            if packed is None
+            else packed.size_bytes * (original_bytes > 0),
             error=error,
             reason=reason,
         )

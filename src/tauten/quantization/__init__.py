@@ -4,6 +4,8 @@ from tauten.core.technique import Technique
 from tauten.quantization.int8 import Int8
 from tauten.quantization.rtn import RTN
 
+__all__ = ["RTN", "TECHNIQUES", "Int8"]
+
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
     for technique in (

@@ -25,6 +25,7 @@ _EVIDENCE = {
     "test": "that no choice was made on",
     "development": "that the trials were compared on",
 }
+SENSIBLE = 3.0  # a looser limit is worth naming up to so many times the goal's
 _TITLES = {"test": "Sealed test split", "development": "Development split"}
 
 
@@ -211,7 +212,8 @@ def _other_limit(manifest: Facts) -> list[tuple[str, str]]:
         return []
     if manifest.get("certified") and chosen:
         smaller = [r for r in rows if (r.size_bytes or 0) < chosen["size_bytes"]]
-        return [_accepting(min(smaller, key=_bound), "take")] if smaller else []
+        sensible = [row for row in smaller if _bound(row) <= SENSIBLE * max(limit, 0.01)]
+        return [_accepting(min(sensible, key=_bound), "take")] if sensible else []
     best = min(rows, key=_bound)
     if _bound(best) > limit:
         return [_accepting(best, "accept")]

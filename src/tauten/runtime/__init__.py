@@ -1,0 +1,1 @@
+"""Packed layers and the kernels that compute on them."""

@@ -1,0 +1,1 @@
+"""The loop: what to try, what to keep, and the proof."""

@@ -83,7 +83,7 @@ def available_memory_bytes() -> int:
 
 
 def _part_weights(model: nn.Module, structure: Structure) -> dict[str, int]:
-    counts = {"": 0, **{block: 0 for block in structure.blocks}}
+    counts = {"": 0, **dict.fromkeys(structure.blocks, 0)}
     for name, parameter in model.named_parameters():
         counts[structure.block_of(name)] += parameter.numel()
     return counts

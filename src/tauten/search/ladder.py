@@ -22,9 +22,9 @@ QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     (RTN(2, 32), RTN(3, 32)),
 )
 COMPRESSION = (
-    (ShareKMeans(0.01), ShareKMeans(0.01)),
-    (ShareKMeans(0.03), ShareKMeans(0.01)),
-    (ShareKMeans(0.1), ShareKMeans(0.03)),
+    (ShareKMeans(bits=8), ShareKMeans(bits=8)),
+    (ShareKMeans(bits=5), ShareKMeans(bits=8)),
+    (ShareKMeans(bits=4), ShareKMeans(bits=6)),
 )
 BY_PILLAR = {"quantize": QUANTIZATION, "compress": COMPRESSION}
 

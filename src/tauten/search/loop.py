@@ -241,8 +241,8 @@ def journaled_scores(
         total, weight = scores.total.tolist(), scores.weight.tolist()
         journal.add("scores", of=name, total=total, weight=weight)
         return scores
-    doubles = {"dtype": torch.float64}
-    return Scores(torch.tensor(known["total"], **doubles), torch.tensor(known["weight"], **doubles))
+    recorded = torch.tensor(known["total"], dtype=torch.float64)
+    return Scores(recorded, torch.tensor(known["weight"], dtype=torch.float64))
 
 
 def _quality(metric: Metric, before: Scores, after: Scores, split: str) -> Quality:

@@ -15,6 +15,7 @@ from tauten.core.errors import BusyError
 from tauten.core.files import sha256_file, sync_folder, write_json, write_text
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result, Trial
+from tauten.core.version import __version__
 from tauten.evaluation.footprint import resident_bytes
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import Task
@@ -24,7 +25,6 @@ from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source
 from tauten.search.loop import Search
 from tauten.search.workspace import Candidate
-from tauten.core.version import __version__
 
 STAGING = "artifact"
 Render = Callable[[dict[str, Any], dict[str, Any]], str]

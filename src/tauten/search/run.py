@@ -19,6 +19,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
+from tauten.core.version import __version__
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.task import Task, make_task
 from tauten.models.source import Source, fingerprint_tensors
@@ -27,9 +28,8 @@ from tauten.models.walk import Walk
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import Search
-from tauten.search.workspace import Candidate, Workspace, recipe_id
 from tauten.search.publish import Facts, Render, finish, time_candidate
-from tauten.core.version import __version__
+from tauten.search.workspace import Candidate, Workspace, recipe_id
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -100,9 +100,7 @@ def _conclude(search: Search, chosen: int, candidate: Candidate) -> Result:
                 f"; not certified: on the sealed test split the drop may be {test.drop.high:.2%}, "
                 f"above {limit:.2%}"
             )
-    return Result(
-        None, trial.recipe, certified, reason, search.trials, candidate.layers, test
-    )
+    return Result(None, trial.recipe, certified, reason, search.trials, candidate.layers, test)
 
 
 def run_recipe(
@@ -146,6 +144,16 @@ def announce(needs: Forecast) -> None:
     )
 
 
+def check_out(out: Path | None) -> None:
+    """Refuse an output folder that exists, unless it is that of a run to be finished."""
+    if out is not None and out.exists() and not _partial(out).exists():
+        raise BusyError(f"{out} exists; delete it or pass another -o")
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + PARTIAL)
+
+
 @contextlib.contextmanager
 def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
     """The folder that a run works in, held exclusively; removed when the run is done.
@@ -160,9 +168,8 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
             check_free_space(Path(temporary), disk_bytes)
             yield Path(temporary)
         return
-    folder = out.with_name(out.name + PARTIAL)
-    if out.exists() and not folder.exists():
-        raise BusyError(f"{out} exists; delete it or pass another -o")
+    check_out(out)
+    folder = _partial(out)
     check_free_space(folder, disk_bytes)
     with exclusive(folder):
         yield folder

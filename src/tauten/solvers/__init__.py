@@ -1,0 +1,1 @@
+"""Tensor mathematics that several techniques share; knows no model."""

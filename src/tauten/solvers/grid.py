@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tauten.formats.integer import center, grid_values, grouped, round_to_grid
+from tauten.formats.integer import grid_values, grouped, round_to_grid
 
 NARROWEST = {1: 0.2, 2: 0.3, 3: 0.5}  # fewer levels want narrower spans; 0.7 from 4 bits on
 SHRINK_STEP = 0.05
@@ -93,4 +93,5 @@ def _edge_padded(matrix: Tensor, size: int) -> Tensor:
     missing = -matrix.shape[1] % size
     if missing:
         matrix = torch.cat([matrix, matrix[:, -1:].expand(-1, missing)], dim=1)
-    return matrix.unflatten(1, (-1, size))
+    cells: Tensor = matrix.unflatten(1, (-1, size))
+    return cells

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from tauten.formats.bits import pack, packed_bytes
 from tauten.formats.integer import IntegerWeight, round_to_grid
 from tauten.solvers.grid import fit_grid
 
-CHUNK_WEIGHTS = 2**21  # rows worked on at once, so that temporaries stay small
+CHUNK_WEIGHTS = 2**20  # rows worked on at once, so that temporaries stay small
 
 
 def round_to_nearest(
@@ -18,19 +19,27 @@ def round_to_nearest(
         weight: (out, in, ...) floating.
     """
     matrix = weight.flatten(1)
-    step = max(1, CHUNK_WEIGHTS // max(1, matrix.shape[1]))
-    codes, scales, zeros = [], [], []
-    for rows in matrix.split(step):
-        scale, offset = fit_grid(rows, bits, group_size, zero, clip)
-        codes.append(round_to_grid(rows, bits, group_size, scale, offset))
-        scales.append(scale)
+    rows, columns = matrix.shape
+    groups = -(-columns // (group_size or columns))
+    # Results have their place from the start: allocated among temporaries they would pin them.
+    codes = torch.empty(rows, packed_bytes(columns, bits), dtype=torch.uint8)
+    scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups)
+    step, half, zero_dtype = max(1, CHUNK_WEIGHTS // columns), True, None
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        scale, offset = fit_grid(matrix[part], bits, group_size, zero, clip)
+        codes[part] = pack(round_to_grid(matrix[part], bits, group_size, scale, offset), bits)
+        scales[part], half = scale, half and scale.dtype is torch.float16
         if offset is not None:
-            zeros.append(offset)
-    return IntegerWeight.from_codes(
+            zeros[part], zero_dtype = offset, offset.dtype
+    grid = torch.float16 if half else torch.float32  # float16 values stay exact in float32
+    if zero_dtype is not None and zero_dtype.is_floating_point:
+        zero_dtype = grid
+    return IntegerWeight.from_packed(
         tuple(weight.shape),
         bits,
         group_size,
-        torch.cat(codes),
-        torch.cat(scales),  # one chunk in float32 widens all; float16 values stay exact
-        torch.cat(zeros) if zeros else None,
+        codes,
+        scales.to(grid),
+        None if zero_dtype is None else zeros.to(zero_dtype),
     )
