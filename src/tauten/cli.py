@@ -61,6 +61,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except TautenError as error:
             errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
             raise typer.Exit(2) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            errors.print(f"[bold red]error:[/] {escape(f'{where}{error.strerror or error}')}")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from None

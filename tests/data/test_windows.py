@@ -69,5 +69,5 @@ def test_every_document_gives_a_window_before_any_gives_another(
 
 
 def test_text_without_a_long_enough_document_is_refused() -> None:
-    with pytest.raises(InputError, match=f"no document has {SHORTEST} tokens"):
+    with pytest.raises(InputError, match=f"fewer than two documents have {SHORTEST} tokens"):
         token_batches(documents_of((15, 3, 0)), byte_tokenizer())

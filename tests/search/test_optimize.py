@@ -200,3 +200,36 @@ def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
     with pytest.raises(InputError, match=r"can't be measured on the original.*shapes"):
         tauten.optimize(tiny_mlp(), torch.randn(60, 11))
     assert len(load_texts("python-docs")) > 50
+
+
+def test_a_latency_goal_never_claims_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tauten.evaluation.latency import Latency
+
+    def slower(models: dict[str, nn.Module], *_: object) -> dict[str, Latency]:
+        return {name: Latency(1.0 if name == "original" else 2.0, 0.1) for name in models}
+
+    monkeypatch.setattr("tauten.search.loop.compare_latency", slower)
+    monkeypatch.setattr("tauten.search.publish.compare_latency", slower)
+    data = torch.randn(60, 10, generator=torch.manual_seed(4))
+    goal = tauten.Goal(max_drop=0.5, minimize="latency")
+    result = tauten.optimize(tiny_mlp(), data, goal)
+    assert not result.certified and "not faster than the original" in result.reason
+
+
+def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> None:
+    """A candidate that returns NaN fails its trial; the others go on."""
+    technique = tauten.RTN(2, 32)
+    original = type(technique).encode
+
+    def broken(self: tauten.RTN, weight: torch.Tensor) -> object:
+        packed = original(self, weight)
+        if self.bits == 6:
+            packed.scale.fill_(torch.nan)
+        return packed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tauten.RTN, "encode", broken)
+        result = tauten.optimize(sensitive_folder, texts, tauten.Goal(max_drop=0.05), **QUICK)
+    failed = [trial for trial in result.trials if trial.error]
+    assert failed and all("NaN or infinity" in trial.error for trial in failed)
+    assert result.certified

@@ -47,15 +47,16 @@ def token_batches(
             second.
         batch_tokens: Most tokens in a batch, padding included; at least one window.
     Raises:
-        InputError: No document has 16 tokens.
+        InputError: Fewer than two documents have 16 tokens (one, where only one is given).
     """
     share = max(SHORTEST, max_tokens // len(documents))
     window = min(window, share)  # every document is heard: they, not tokens, make it certain
     pieces = [_windows(_encode(tokenizer, document.text), window) for document in documents]
     chosen = list(_round_robin(pieces, max_tokens))
-    if not chosen:
+    if sum(map(bool, pieces)) < min(2, len(documents)):
         raise InputError(
-            f"the text is too short: no document has {SHORTEST} tokens; pass longer documents"
+            f"the text is too short: fewer than two documents have {SHORTEST} tokens; "
+            "pass longer documents"
         )
     chosen.sort(key=lambda item: -item[1].numel())  # similar lengths together: little padding
     batches, batch = [], [chosen[0]]

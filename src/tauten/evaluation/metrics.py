@@ -69,6 +69,8 @@ class Perplexity(Metric):
             losses, mask = next_token_losses(logits, batch)
             total.index_add_(0, batch.documents, (losses * mask).double().sum(1))
             weight.index_add_(0, batch.documents, mask.double().sum(1))
+        if not total.isfinite().all():
+            raise TautenError("perplexity isn't finite: the model returned NaN or infinity")
         held = weight > 0
         return Scores(total[held], weight[held])
 

@@ -85,6 +85,8 @@ class Search:
         trial = self._try(twin)
         self.trials.append(trial)
         kept = trial.measurement is not None and not self.verdict(trial.measurement)
+        if kept and measurement.latency_s is not None and trial.measurement is not None:
+            kept = (trial.measurement.latency_s or 0) < measurement.latency_s
         return len(self.trials) - 1 if kept else best
 
     def certify(self, candidate: Candidate) -> Quality:
@@ -109,6 +111,10 @@ class Search:
             reasons.append(f"{measurement.memory_bytes} bytes of memory")
         if goal.max_latency_s is not None and (measurement.latency_s or 0) > goal.max_latency_s:
             reasons.append(f"{measurement.latency_s:.4f} s, limit {goal.max_latency_s:.4f} s")
+        if goal.minimize == "latency" and (measurement.latency_s or 0) >= (
+            measurement.original_latency_s or 0
+        ):
+            reasons.append("not faster than the original on this machine")
         return "; ".join(reasons)
 
     def _best(self) -> int | None:
@@ -135,7 +141,8 @@ class Search:
             (m.memory_bytes, self.goal.max_memory_bytes),
             (m.latency_s or 0, self.goal.max_latency_s),
         )
-        return max(value / max(limit, 1e-9) for value, limit in limits if limit is not None)
+        factors = [value / max(limit, 1e-9) for value, limit in limits if limit is not None]
+        return max(factors, default=m.latency_s or 0)
 
     def _is_hopeless(self, measurement: Measurement) -> bool:
         limit = self.goal.max_drop

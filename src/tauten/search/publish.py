@@ -1,5 +1,6 @@
 """From a chosen candidate to a folder that is whole, or a model in memory."""
 
+import math
 import os
 import platform
 import shutil
@@ -68,7 +69,7 @@ def finish(
         result: Completed by this call.
         load: Put the model into the result.
     """
-    manifest = make_manifest(candidate, facts, result)
+    manifest = _finite(make_manifest(candidate, facts, result))
     result.original, result.timing = manifest["source"], facts.timing
     if out is not None:
         _publish(folder, out, candidate, facts, manifest)
@@ -165,6 +166,15 @@ def _add_footprints(timing: dict[str, Any], models: dict[str, str]) -> None:
     """Resident memory of each model in a fresh process."""
     for name, model in models.items():
         timing[name]["rss_bytes"] = resident_bytes(model)
+
+
+def _finite(value: Any) -> Any:
+    """The same data with NaN and infinity as None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _trial_facts(trial: Trial) -> dict[str, Any]:
