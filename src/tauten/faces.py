@@ -1,6 +1,5 @@
 """What the command line does with the API's answers: gather facts, print them."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
+from tauten.models.decoding import decoder_for
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
 from tauten.report.html import render_html
@@ -183,7 +183,7 @@ def print_bench(facts: dict[str, Any], console: Console) -> None:
 
 
 def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
-    """Continue a prompt on standard output."""
+    """Continue a prompt on standard output, by the native decoder where it knows the model."""
     from transformers import TextStreamer
 
     source = open_source(name)
@@ -194,9 +194,16 @@ def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if not ids.numel():
         raise InputError("the prompt is empty; pass some text")
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-    with torch.inference_mode():
-        model.generate(  # type: ignore[operator]
-            ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
-        )
-    sys.stdout.flush()
+    streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
+    decoder = decoder_for(model)
+    if decoder is None:
+        with torch.inference_mode():
+            model.generate(  # type: ignore[operator]
+                ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
+            )
+        return
+    end = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    streamer.put(ids)
+    for token in decoder.generate(ids[0], max_new_tokens, () if end is None else end):
+        streamer.put(torch.tensor([token]))
+    streamer.end()

@@ -50,7 +50,7 @@ def _integer_linear(
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
     columns = _check_tokens(x)
-    kind = _check_integer((codes, scale, zero), bits, group_size, rows, columns)
+    kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
     return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
 
 
@@ -61,9 +61,9 @@ def _codebook_linear(
     """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
     _check_sizes(bits, MAX_BOOK_BITS, 0, rows, _check_tokens(x))
     blocks, chunks = -(-rows // ROWS), -(-x.shape[-1] // COLUMNS)
-    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    _check("table", table, (blocks, 4, 4, 16), (torch.int8,))
-    _check("step", step, (blocks, 1, ROWS), (torch.float32,))
+    check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    check("table", table, (blocks, 4, 4, 16), (torch.int8,))
+    check("step", step, (blocks, 1, ROWS), (torch.float32,))
     return _call(x, bias, (codes, step, None, table), "none", bits, rows, 0, True)
 
 
@@ -82,7 +82,7 @@ def _integer_rows(
     native = _loaded()
     if index.dtype not in (torch.int64, torch.int32):
         raise InputError(f"index is {index.dtype}: expected int64 or int32")
-    kind = _check_integer((codes, scale, zero), bits, group_size, rows, columns)
+    kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
     index = index.long().contiguous()
     y = torch.empty(*index.shape, columns)
     status = native.handle.tauten_rows(
@@ -154,7 +154,7 @@ def _call(
     """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
     native = _loaded()
     if bias is not None:
-        _check("bias", bias, (rows,), (bias.dtype,))
+        check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
     inputs, columns = x.float().contiguous(), x.shape[-1]
     y = torch.empty(*x.shape[:-1], rows)
@@ -194,7 +194,7 @@ def _check_tokens(x: Tensor) -> int:
     return x.shape[-1]
 
 
-def _check_integer(
+def check_integer(
     grid: tuple[Tensor, Tensor, Tensor | None], bits: int, group_size: int, rows: int, columns: int
 ) -> str:
     """Raise InputError unless these are an IntegerWeight's interleaved tensors; kind of zero."""
@@ -202,11 +202,11 @@ def _check_integer(
     _check_sizes(bits, 8, group_size, rows, columns)
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     cells = (blocks, -(-columns // (group_size or columns)), ROWS)
-    _check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    _check("scale", scale, cells, GRID_DTYPES)
+    check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    check("scale", scale, cells, GRID_DTYPES)
     if zero is None:
         return "none"
-    _check("zero", zero, cells, (torch.uint8, scale.dtype))
+    check("zero", zero, cells, (torch.uint8, scale.dtype))
     return "integer" if zero.dtype == torch.uint8 else "float"
 
 
@@ -220,9 +220,10 @@ def _check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns:
         raise InputError(f"group_size={group_size}: expected {expected}")
 
 
-def _check(
+def check(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
 ) -> None:
+    """Raise InputError unless a tensor is of this shape and one of these dtypes, as it lies."""
     if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device.type != "cpu":
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -2,6 +2,7 @@
 // namespace: the same templates are compiled with other flags elsewhere, and the linker must
 // never merge the copies.
 #pragma once
+#include "decode_kernels.h"
 #include "float_kernels.h"
 #include "int8_kernels.h"
 
@@ -38,6 +39,7 @@ void any_float_blocked(const Problem& p, int64_t begin, int64_t end, void* scrat
 constexpr Kernels kKernels = {
     Simd::kTileTokens, Simd::kFloatDirectTokens, quantize,         pad,
     any_int8_direct,   any_int8_blocked,         any_float_direct, any_float_blocked,
+    Simd::kTileTokens, normalize, place, attend, gate,
 };
 
 }  // namespace

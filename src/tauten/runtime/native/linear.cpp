@@ -1,9 +1,8 @@
-// The library's C interface: dispatch, scratch memory and threads.
+// Dispatch, products and their C interface.
 #include <algorithm>
-#include <memory>
 #include <new>
 
-#include "problem.h"
+#include "multiply.h"
 #include "threads.h"
 
 namespace tauten {
@@ -11,7 +10,8 @@ namespace {
 
 constexpr int64_t kDirectTokens = 8;          // up to here `int8_direct` is the faster one
 constexpr int64_t kThreadProducts = 1 << 18;  // fewer aren't worth waking a thread for
-constexpr int64_t kBatchTokens = 512;         // more are cut, so that scratch stays in cache
+
+}  // namespace
 
 const Kernels* kernels(int isa) {
 #if defined(__x86_64__)
@@ -27,36 +27,21 @@ const Kernels* kernels(int isa) {
   return isa == 0 ? &kPortable : nullptr;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// One allocation cut into arrays that start on cache lines.
-class Arena {
- public:
-  explicit Arena(int64_t bytes) : memory_(new char[bytes + 64]) {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
-    next_ = memory_.get() + (-address & 63);
-  }
-  static int64_t size(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
-  template <class T>
-  T* take(int64_t count) {
-    T* taken = reinterpret_cast<T*>(next_);
-    next_ += size(count * sizeof(T));
-    return taken;
-  }
-
- private:
-  std::unique_ptr<char[]> memory_;
-  char* next_;
-};
+namespace {
 
 // Pieces small enough to balance threads, yet long enough to read memory in a stream.
 int64_t grain(int64_t blocks, int threads, int64_t multiple) {
   return ceil_div(std::max<int64_t>(blocks / (4 * threads), 1), multiple) * multiple;
 }
 
-void multiply(Problem p, const Kernels& k, bool int8, int threads) {
+}  // namespace
+
+void multiply(Problem* problems, int count, const Kernels& k, bool int8, int threads) {
+  Problem p = problems[0];  // what only the tokens decide is the same for all
+  int64_t blocks = 0;
+  for (int i = 0; i < count; ++i) blocks += problems[i].blocks;
   const int64_t width = p.chunks * kChunkColumns, cells = p.tokens * p.groups;
-  const int64_t useful = 1 + p.tokens * p.out * p.in / kThreadProducts;
+  const int64_t useful = 1 + p.tokens * blocks * kBlockRows * p.in / kThreadProducts;
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), useful));
   const bool direct = p.tokens <= (int8 ? kDirectTokens : k.float_direct_tokens);
   p.tiles = ceil_div(p.tokens, k.tile_tokens);
@@ -80,23 +65,27 @@ void multiply(Problem p, const Kernels& k, bool int8, int threads) {
   const int64_t tiles = ceil_div(kDirectTokens, k.tile_tokens);  // too little work to share
   parallel_for(p.tiles, tiles, threads,
                [&](int, int64_t begin, int64_t end) { prepare(p, begin, end); });
-  if (direct) {
-    const auto product = int8 ? k.int8_direct : k.float_direct;
-    parallel_for(p.blocks, grain(p.blocks, threads, 1), threads,
-                 [&](int, int64_t begin, int64_t end) { product(p, begin, end); });
-  } else {
-    const auto product = int8 ? k.int8_blocked : k.float_blocked;
-    parallel_for(p.blocks, grain(p.blocks, threads, kPairBlocks), threads,
-                 [&](int worker, int64_t begin, int64_t end) {
-                   product(p, begin, end, scratch + worker * worker_bytes);
-                 });
+  for (int i = 0; i < count; ++i) {
+    Problem& other = problems[i];
+    other.tiles = p.tiles, other.rounded = p.rounded, other.tiled = p.tiled;
+    other.padded = p.padded, other.step = p.step, other.sum = p.sum, other.total = p.total;
   }
+  const auto direct_product = int8 ? k.int8_direct : k.float_direct;
+  const auto blocked_product = int8 ? k.int8_blocked : k.float_blocked;
+  parallel_for(blocks, grain(blocks, threads, direct ? 1 : kPairBlocks), threads,
+               [&](int worker, int64_t begin, int64_t end) {
+                 for (int i = 0; i < count && end > 0; ++i) {
+                   const int64_t size = problems[i].blocks;
+                   const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, size);
+                   begin -= size, end -= size;
+                   if (first >= last) continue;
+                   if (direct) direct_product(problems[i], first, last);
+                   else blocked_product(problems[i], first, last, scratch + worker * worker_bytes);
+                 }
+               });
 }
 
-}  // namespace
 }  // namespace tauten
-
-#define TAUTEN_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Whether this processor runs instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI).
 TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
@@ -123,7 +112,7 @@ TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* c
     for (int64_t begin = 0; begin < tokens; begin += kBatchTokens) {
       p.x = x + begin * in, p.y = y + begin * out;
       p.tokens = std::min(kBatchTokens, tokens - begin);
-      multiply(p, *k, int8 != 0, threads);
+      multiply(&p, 1, *k, int8 != 0, threads);
     }
   } catch (const std::bad_alloc&) {
     return 1;

@@ -44,6 +44,10 @@ struct Problem {
 // First token of a tile; all tiles have the same number of tokens, give or take one.
 inline int64_t tile_start(const Problem& p, int64_t tile) { return tile * p.tokens / p.tiles; }
 
+struct Attention;  // see decode.h
+struct Norm;
+struct Gate;
+
 // Ranges are of tiles for `quantize` and `pad`, of blocks for the products. `direct` unpacks into
 // registers, for few tokens; `blocked` unpacks a pair of blocks into scratch first.
 struct Kernels {
@@ -55,6 +59,13 @@ struct Kernels {
   void (*int8_blocked)(const Problem&, int64_t begin, int64_t end, void* scratch);
   void (*float_direct)(const Problem&, int64_t begin, int64_t end);
   void (*float_blocked)(const Problem&, int64_t begin, int64_t end, void* scratch);
+
+  // Of the decoder; ranges are of tokens, for `attend` of tiles of queries.
+  int64_t attention_rows;  // at most so many queries in a tile
+  void (*normalize)(const Norm&, int64_t begin, int64_t end);
+  void (*place)(const Attention&, int64_t begin, int64_t end);
+  void (*attend)(const Attention&, int64_t begin, int64_t end, float* scratch);
+  void (*gate)(const Gate&, int64_t begin, int64_t end);
 };
 
 // Vector code keeps small arrays in registers only where the loops over them are unrolled.

@@ -1,5 +1,5 @@
 // Some rows of an interleaved weight in float32: an embedding's look-up.
-#include "problem.h"
+#include "multiply.h"
 #include "simd_portable.h"
 #include "threads.h"
 
@@ -25,6 +25,8 @@ int code_at(const uint8_t* p, int bits, int64_t column) {
   return bits == 8 ? code ^ 0x80 : code;  // 8 bits are stored as two's complement
 }
 
+}  // namespace
+
 void dequantize_row(const Problem& p, int64_t row, float* y) {
   const int64_t block = row / kBlockRows, lane = row % kBlockRows;
   const uint8_t* codes = p.codes + block * p.chunks * 64 * p.bits + 4 * lane;
@@ -46,12 +48,11 @@ void dequantize_row(const Problem& p, int64_t row, float* y) {
   }
 }
 
-}  // namespace
 }  // namespace tauten
 
 // y[i] = row index[i] of the weight, (count, in); arguments as in `tauten_linear`. Returns 0, or 3
 // where an index is out of range.
-extern "C" __attribute__((visibility("default"))) int tauten_rows(
+TAUTEN_EXPORT int tauten_rows(
     const int64_t* index, int64_t count, const uint8_t* codes, const void* scale, const void* zero,
     int zero_kind, int half, int bits, int64_t out, int64_t in, int64_t group_chunks, float* y,
     int threads) {

@@ -1,0 +1,47 @@
+// What the library's entry points share: dispatch, scratch memory, products and rows.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "problem.h"
+
+#define TAUTEN_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace tauten {
+
+constexpr int64_t kBatchTokens = 512;  // more are cut, so that scratch stays in cache
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One allocation cut into arrays that start on cache lines.
+class Arena {
+ public:
+  explicit Arena(int64_t bytes) : memory_(new char[bytes + 64]) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
+    next_ = memory_.get() + (-address & 63);
+  }
+  static int64_t size(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+  template <class T>
+  T* take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(next_);
+    next_ += size(count * sizeof(T));
+    return taken;
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  char* next_;
+};
+
+// Kernels of instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI); null where this processor
+// doesn't run it.
+const Kernels* kernels(int isa);
+
+// Products of the same tokens, at most kBatchTokens, with `count` weights that have the same
+// columns and groups: the tokens are rounded once, the rows are shared out as if of one weight.
+void multiply(Problem* problems, int count, const Kernels& k, bool int8, int threads);
+
+// A row of a weight in float32; `y` is (in,).
+void dequantize_row(const Problem& p, int64_t row, float* y);
+
+}  // namespace tauten

@@ -1,0 +1,127 @@
+"""The native decoder against the eager packed model in transformers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from packed_decoders import FAMILIES, SIZES, built, packed_model, random_packed
+from torch import Tensor
+
+from tauten.runtime import library
+
+NATIVE = library.load()
+pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native library isn't built")
+SETS = [name for name in library.SETS if NATIVE is not None and NATIVE.supports(name)]
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    assert NATIVE is not None
+    before = library.SETS[NATIVE.isa]
+    NATIVE.use(request.param)
+    yield request.param
+    NATIVE.use(before)
+
+
+@torch.inference_mode()
+def eager_logits(model: Any, ids: Tensor) -> Tensor:
+    return model(ids[None], use_cache=False).logits[0]
+
+
+def greedy(model: Any, ids: Tensor, count: int) -> list[int]:
+    made = model.generate(
+        ids[None],
+        attention_mask=torch.ones_like(ids[None]),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    return made[0, len(ids) :].tolist()
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_logits_and_tokens_equal_the_eager_model(instruction_set: str, family: str) -> None:
+    for bits, group_size in ((8, 0), (4, 32), (3, 64)):
+        model = packed_model(family, bits, "float", group_size)
+        decoder = built(model)
+        for length in (1, 2, 17):
+            ids = torch.arange(length) * 7 % SIZES["vocab_size"]
+            decoder.reset()
+            expected = eager_logits(model, ids)
+            assert relative_error(decoder.prefill(ids), expected[-1]) < 1e-5
+            assert list(decoder.generate(ids, 20)) == greedy(model, ids, 20)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_int8_follows_the_eager_model(instruction_set: str, family: str) -> None:
+    """A last digit can flip the rounding of an activation, in the eager model too.
+
+    So logits are less close than in float, and the greedy token is one that the eager model, after
+    the same text, scores as high as the best within that noise.
+    """
+    for bits in (8, 4, 3):
+        model = packed_model(family, bits, "int8")
+        decoder = built(model)
+        for length in (1, 2, 17):
+            ids = torch.arange(length) * 5
+            decoder.reset()
+            found = decoder.prefill(ids)
+            text = torch.cat([ids, torch.tensor(list(decoder.generate(ids, 20)))])
+            expected = eager_logits(model, text)[length - 1 : -1]
+            assert relative_error(found, expected[0]) < 1e-2
+            chosen = expected.gather(1, text[length:, None])[:, 0]
+            assert (expected.amax(1) - chosen <= 2e-2 * expected.std(1)).all()
+
+
+def test_chunks_continue_the_cache(instruction_set: str) -> None:
+    """One prompt at once, in two chunks and token by token; longer than a native batch."""
+    model = packed_model("qwen3")
+    decoder = built(model)
+    ids = torch.randint(0, SIZES["vocab_size"], (560,))
+    expected = eager_logits(model, ids)
+    assert relative_error(decoder.prefill(ids), expected[-1]) < 1e-5
+    decoder.reset()
+    decoder.prefill(ids[:19])
+    assert relative_error(decoder.prefill(ids[19:300]), expected[299]) < 1e-5
+    for i in range(300, 330):
+        assert relative_error(decoder.step(int(ids[i])), expected[i]) < 1e-5
+    assert decoder.position == 330
+
+
+def test_threads_change_nothing() -> None:
+    ids = torch.randint(0, SIZES["vocab_size"], (70,))
+    decoder = built(packed_model("llama", 4, "int8"))
+    alone = decoder.prefill(ids)
+    torch.set_num_threads(2)
+    try:
+        decoder.reset()
+        assert torch.equal(decoder.prefill(ids), alone)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_mixed_formats_of_siblings() -> None:
+    """Queries, keys and values that aren't rounded alike are multiplied one by one."""
+    model = packed_model("llama", 4, "int8")
+    model.model.layers[0].self_attn.k_proj.activation = "float"
+    value = model.model.layers[1].self_attn.v_proj
+    value.packed = random_packed(value.weight, 5, 64, "integer")
+    decoder, ids = built(model), torch.arange(9)
+    assert relative_error(decoder.prefill(ids), eager_logits(model, ids)[-1]) < 1e-2
+
+
+def test_generation_streams_and_stops() -> None:
+    decoder = built(packed_model())
+    tokens = list(decoder.generate([1, 2, 3], 20))
+    stream = decoder.generate([1, 2, 3], 20)
+    assert next(stream) == tokens[0] and decoder.position == 3
+    first = tokens.index(tokens[5])
+    assert list(decoder.generate([1, 2, 3], 20, eos=tokens[5])) == tokens[: first + 1]
+    assert list(decoder.generate([1, 2, 3], 20, eos=(tokens[5],))) == tokens[: first + 1]
+    assert list(decoder.generate([1], 0)) == []
