@@ -202,7 +202,8 @@ def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
                 ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
             )
         return
-    end = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    generation: Any = model.generation_config
+    end = generation.eos_token_id
     streamer.put(ids)
     for token in decoder.generate(ids[0], max_new_tokens, () if end is None else end):
         streamer.put(torch.tensor([token]))
