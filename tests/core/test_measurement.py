@@ -2,10 +2,11 @@
 
 import json
 import random
+from dataclasses import asdict
 
 import pytest
 
-from tauten.core.measurement import Drop, LayerRecord, Measurement, Quality, Result, Trial, to_plain
+from tauten.core.measurement import Drop, LayerRecord, Measurement, Quality, Result, Trial
 from tauten.core.recipe import Recipe
 
 
@@ -43,7 +44,7 @@ def test_a_frontier_of_failures_is_empty() -> None:
 
 def test_records_become_plain_data() -> None:
     record = LayerRecord("a", "a", (2, 3), "integer 4 bit", 4.5, 12, 4, 0.1, "why")
-    plain = to_plain(record)
+    plain = asdict(record)
     assert json.loads(json.dumps(plain)) == {**vars(record), "shape": [2, 3]}
     measured = trial(5, 0.25).measurement
-    assert to_plain(measured)["quality"]["drop"]["high"] == 0.25
+    assert asdict(measured)["quality"]["drop"]["high"] == 0.25

@@ -1,6 +1,6 @@
 """What was measured, and what came of a run."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -141,8 +141,3 @@ class Result:
                 best = trial.measurement.quality.drop.value
                 kept.append(trial)
         return kept
-
-
-def to_plain(value: Any) -> Any:
-    """A dataclass of this file as plain data for JSON."""
-    return asdict(value)

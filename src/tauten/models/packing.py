@@ -58,16 +58,6 @@ def module_spec(module: PackedModule, tied_to: str | None) -> dict[str, Any]:
     }
 
 
-def model_specs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Descriptions of all packed layers by name."""
-    owners: dict[int, str] = {}
-    specs = {}
-    for name, module in packed_modules(model):
-        owner = owners.setdefault(id(module.packed), name)
-        specs[name] = module_spec(module, None if owner == name else owner)
-    return specs
-
-
 def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Module:
     """Replace layers by empty packed ones (weights on the meta device) as descriptions say.
 
