@@ -1,6 +1,5 @@
 """The native decoder against the eager packed model in transformers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,15 +12,6 @@ from tauten.runtime import library
 NATIVE = library.load()
 pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native library isn't built")
 SETS = [name for name in library.SETS if NATIVE is not None and NATIVE.supports(name)]
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert NATIVE is not None
-    before = library.SETS[NATIVE.isa]
-    NATIVE.use(request.param)
-    yield request.param
-    NATIVE.use(before)
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,15 +23,6 @@ SHAPES = [(1, 1), (5, 31), (16, 64), (33, 70), (50, 300)]
 @pytest.fixture(autouse=True)
 def _seed(seed: int = int(os.environ.get("TAUTEN_TEST_SEED", "0"))) -> None:
     torch.manual_seed(seed or torch.seed() % 2**31)
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert NATIVE is not None
-    before = library.SETS[NATIVE.isa]
-    NATIVE.use(request.param)
-    yield request.param
-    NATIVE.use(before)
 
 
 def random_weight(

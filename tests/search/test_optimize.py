@@ -1,6 +1,7 @@
 """The loop from end to end on tiny models."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,18 @@ def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> Non
     failed = [trial for trial in result.trials if trial.error]
     assert failed and all("NaN or infinity" in trial.error for trial in failed)
     assert result.certified
+
+
+def test_a_failed_memory_measurement_loses_no_run(
+    sensitive_folder, texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(model: str) -> int:
+        raise subprocess.CalledProcessError(1, [model])
+
+    monkeypatch.setattr("tauten.search.publish.resident_bytes", failing)
+    tauten.optimize(
+        sensitive_folder, texts, tauten.Goal(max_drop=0.05), out=tmp_path / "o", **QUICK
+    )
+    timing = json.loads((tmp_path / "o/timing.json").read_text())
+    assert timing["chosen"]["rss_bytes"] is None and timing["chosen"]["median_s"] > 0
+    assert (tmp_path / "o/report.html").is_file()

@@ -59,9 +59,7 @@ class Search:
         self._original = self._measure_original()
         for recipes in ladders:
             self._descend(recipes)
-        chosen = self._prefer_twin(self._best())
-        self._original_model = None
-        return chosen
+        return self._prefer_twin(self._best())
 
     def _descend(self, recipes: Sequence[Recipe]) -> None:
         hopeless = 0
@@ -92,9 +90,8 @@ class Search:
     def certify(self, candidate: Candidate) -> Quality:
         """Measure a candidate on the sealed test split, once a run."""
         metric, batches = self.task.metric(), self.task.splits.test
-        original = self.open_original()
-        metric.prepare(original, batches)
-        before = self._scores("test original", metric, original, batches)
+        metric.prepare(self.original(), batches)
+        before = self._scores("test original", metric, self.original, batches)
         name = f"test {recipe_id(candidate.recipe)}"
         after = self._scores(name, metric, self.open(candidate), batches)
         return _quality(metric, before, after, "test")
@@ -185,15 +182,15 @@ class Search:
 
     def _time(self, model: nn.Module) -> tuple[float, float]:
         example = self.task.splits.development[0]
-        models = {"original": self._original_once(), "candidate": model}
+        models = {"original": self.original(), "candidate": model}
         times = compare_latency(models, example, self.task.is_text)
         return times["candidate"].median_s, times["original"].median_s
 
     def _measure_original(self) -> Scores:
         batches, metric = self.task.splits.development, self._metric
         try:
-            metric.prepare(self._original_once(), batches)
-            return self._scores("development original", metric, self._original_once, batches)
+            metric.prepare(self.original(), batches)
+            return self._scores("development original", metric, self.original, batches)
         except MODEL_ERRORS as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -204,21 +201,18 @@ class Search:
         if not self.task.is_text:
             return None
         if self._divergence is None:
-            model = self._original_once()
+            model = self.original()
             vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
             batches = batches_within(self.task.splits.development, vocabulary)
             self._divergence = Divergence(model, batches)
         return self._divergence
 
-    def _original_once(self) -> nn.Module:
+    def original(self) -> nn.Module:
+        """The original, ready to be called; opened once."""
         if self._original_model is None:
-            self._original_model = self.open_original()
+            blocks = self.workspace.structure.blocks
+            self._original_model = self.workspace.source.open(blocks, self.stream)
         return self._original_model
-
-    def open_original(self) -> nn.Module:
-        """The original, ready to be called."""
-        blocks = self.workspace.structure.blocks
-        return self.workspace.source.open(blocks, self.stream)
 
     def open(self, candidate: Candidate) -> nn.Module:
         """A candidate, ready to be called."""

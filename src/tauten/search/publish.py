@@ -1,9 +1,11 @@
 """From a chosen candidate to a folder that is whole, or a model in memory."""
 
+import logging
 import math
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from tauten.search.loop import Search
 from tauten.search.workspace import Candidate
 
 STAGING = "artifact"
+_log = logging.getLogger(__name__)
 Render = Callable[[dict[str, Any], dict[str, Any]], str]
 
 
@@ -117,7 +120,7 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
 
 def time_candidate(search: Search, candidate: Candidate) -> dict[str, Any]:
     """Latencies of the original and the candidate in one alternated run."""
-    models = {"original": search.open_original(), "chosen": search.open(candidate)}
+    models = {"original": search.original(), "chosen": search.open(candidate)}
     example = search.task.splits.development[0]
     times = compare_latency(models, example, search.task.is_text)
     facts = {name: latency.facts() for name, latency in times.items()}
@@ -163,9 +166,14 @@ def _publish(
 
 
 def _add_footprints(timing: dict[str, Any], models: dict[str, str]) -> None:
-    """Resident memory of each model in a fresh process."""
+    """Resident memory of each model in a fresh process, None where that process failed."""
     for name, model in models.items():
-        timing[name]["rss_bytes"] = resident_bytes(model)
+        try:
+            timing[name]["rss_bytes"] = resident_bytes(model)
+        except subprocess.CalledProcessError as error:
+            # One figure less; never a run that is lost at its last step.
+            _log.warning("the memory of the %s wasn't measured: %s", name, error)
+            timing[name]["rss_bytes"] = None
 
 
 def _finite(value: Any) -> Any:
