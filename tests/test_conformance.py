@@ -10,6 +10,7 @@ from torch import nn
 import tauten
 from tauten.api import TECHNIQUES
 from tauten.core.errors import InputError
+from tauten.core.inputs import LayerInputs
 from tauten.core.recipe import Recipe
 from tauten.core.technique import WeightTechnique
 from tauten.data.tensors import main_output
@@ -22,6 +23,7 @@ from tauten.search.run import run_recipe
 TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "rtn": (tauten.RTN(8, 32), 0.02),
     "int8": (tauten.Int8(), 0.04),
+    "gptq": (tauten.GPTQ(8, 32), 0.02),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 
@@ -76,10 +78,13 @@ def test_knobs_are_kept_by_recipes(technique: WeightTechnique) -> None:
 
 def test_every_knob_of_the_space_works(technique: WeightTechnique) -> None:
     weight = torch.randn(6, 70, generator=torch.manual_seed(2))
+    seen = torch.randn(2, 300, 70)
+    moment, shift = (seen[0].t() @ seen[0] / 300, seen[1].t() @ seen[0] / 300)
+    inputs = LayerInputs(moment, 300, shift)
     for knob, values in technique.space().items():
         errors = []
         for value in values:
-            packed = type(technique)(**{**technique.knobs(), knob: value}).encode(weight)
+            packed = type(technique)(**{**technique.knobs(), knob: value}).encode(weight, inputs)
             errors.append((packed.dequantize() - weight).norm().item())
         assert len(set(errors)) == len(values), f"{knob} has no effect"
 

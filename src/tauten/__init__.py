@@ -14,9 +14,10 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import RTN, Int8
+from tauten.quantization import GPTQ, RTN, Int8
 
 __all__ = [
+    "GPTQ",
     "RTN",
     "BusyError",
     "CorruptError",

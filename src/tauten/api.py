@@ -28,6 +28,7 @@ def quantize(
     *,
     group_size: int | None = None,
     technique: str | Technique | None = None,
+    data: Any = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
@@ -39,6 +40,7 @@ def quantize(
             means rounding to nearest (`rtn`), unless `technique` says otherwise.
         group_size: Columns that share a scale, for techniques that have groups.
         technique: Name or instance, such as `tauten.RTN(4, group_size=32)`.
+        data: Text or tensor batches as for `optimize`, for techniques that look at it.
         where: Pattern of the layers to pack; the others stay as they are.
         out: Also write the result there, as a folder that `load` reads.
     Returns:
@@ -48,19 +50,27 @@ def quantize(
         InputError: An argument or the model doesn't serve; nothing is written.
     """
     if not isinstance(technique, Technique):
-        technique = quantization_technique(bits, group_size, technique)
+        technique = quantization_technique(bits, group_size, technique, data is not None)
     elif bits is not None or group_size is not None:
         raise InputError("give bits and group_size inside the technique instance, not beside it")
-    return _apply(model, technique, where, out)
+    return _apply(model, technique, where, out, data)
 
 
 def quantization_technique(
-    bits: int | None = None, group_size: int | None = None, name: str | None = None
+    bits: int | None = None,
+    group_size: int | None = None,
+    name: str | None = None,
+    has_data: bool = False,
 ) -> Technique:
-    """The technique that `quantize` uses: `int8` for 8 bits a row, `rtn` otherwise."""
+    """The technique that `quantize` uses.
+
+    `int8` for 8 bits a row, else `gptq` where there is data and `rtn` where there is none.
+    """
+    if name is None and bits in (None, 8) and group_size is None:
+        name = "int8"
+    name = name or ("gptq" if has_data else "rtn")
     knobs: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
-    name = name or ("int8" if bits in (None, 8) and group_size is None else "rtn")
-    if name == "rtn":
+    if name != "int8":
         knobs["bits"] = 8 if bits is None else bits
     elif bits not in (None, 8):
         raise InputError(f"bits={bits}: {name} has no such knob; use technique='rtn'")
@@ -161,9 +171,13 @@ def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
 
 
 def _apply(
-    model: ModelLike, technique: Technique, where: str, out: str | os.PathLike[str] | None
+    model: ModelLike,
+    technique: Technique,
+    where: str,
+    out: str | os.PathLike[str] | None,
+    data: Any = None,
 ) -> nn.Module:
-    recipe = Recipe((Step(technique, where),))
-    result = run_recipe(open_source(model), recipe, render_html, None if out is None else Path(out))
+    recipe, path = Recipe((Step(technique, where),)), None if out is None else Path(out)
+    result = run_recipe(open_source(model), recipe, render_html, path, data=data)
     assert result.model is not None, "it was asked for"
     return result.model

@@ -222,7 +222,7 @@ def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> Non
     technique = tauten.RTN(2, 32)
     original = type(technique).encode
 
-    def broken(self: tauten.RTN, weight: torch.Tensor) -> object:
+    def broken(self: tauten.RTN, weight: torch.Tensor, inputs: object) -> object:
         packed = original(self, weight)
         if self.bits == 6:
             packed.scale.fill_(torch.nan)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.inputs import LayerInputs
 from tauten.core.technique import WeightTechnique
 from tauten.formats.codebook import CodebookWeight
 from tauten.solvers.kmeans import kmeans_1d, nearest_code
@@ -44,7 +45,7 @@ class ShareKMeans(WeightTechnique):
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {"max_error": (0.01, 0.02, 0.05, 0.1)}
 
-    def encode(self, weight: Tensor) -> CodebookWeight:
+    def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> CodebookWeight:
         values = weight.flatten()
         for bits in (self.bits,) if self.bits else range(self._likely_bits(values), 9):
             book = _storable(kmeans_1d(_sample(values, SAMPLE), 2**bits))

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tauten.core.inputs import LayerInputs
+
 
 @dataclass(frozen=True)
 class Technique(ABC):
@@ -52,10 +54,27 @@ class WeightTechnique(Technique):
         return "float"
 
     @abstractmethod
-    def encode(self, weight: Tensor) -> nn.Module:
+    def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> nn.Module:
         """Pack a weight: (out, in, ...) floating -> a `formats.PackedWeight`.
 
+        Args:
+            weight: Isn't changed.
+            inputs: What its layer sees, for a `CalibratedTechnique`; None where it isn't known
+                (embeddings, convolutions with groups, no data).
         Raises:
             NotApplicableError: The technique can't pack this weight; it is then left as it is,
                 and the report says why.
         """
+
+
+@dataclass(frozen=True)
+class CalibratedTechnique(WeightTechnique):
+    """A technique that looks at calibration data: the walk runs it block by block.
+
+    Without data it does what it can, as if all inputs were equally strong and independent.
+    """
+
+    @property
+    def needs_shift(self) -> bool:
+        """Whether it also wants `LayerInputs.shift`, which takes a second pass a block."""
+        return False

@@ -90,9 +90,13 @@ class Loader:
         """Fill the tensors of a part."""
         for slot in self._parts[part]:
             tensor = self.raw(slot)
-            if tensor.is_floating_point() and not slot.packed and self.dtype is not None:
-                tensor = tensor.to(self.dtype)
-            place(slot, tensor)
+            place(slot, tensor if slot.packed else self.cast(tensor))
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A tensor in the dtype that the model computes in."""
+        if self.dtype is None or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(self.dtype)
 
     def free(self, part: str) -> None:
         """Empty the tensors of a part again."""

@@ -45,6 +45,10 @@ class BlockStore:
         digest = hashlib.sha256(encoded).hexdigest()
         self._journal.add("block", trial=self._trial, part=part, sha256=digest, **record)
 
+    def read(self, part: str) -> dict[str, Tensor]:
+        """Tensors of a finished part, by their names in the model."""
+        return safetensors.torch.load_file(self.file(part))
+
     def file(self, part: str) -> Path:
         """File of a part."""
         return self.folder / f"{part or 'outer'}.safetensors"

@@ -6,20 +6,24 @@ already holds is skipped. So peak memory is one part's packed tensors and the te
 weight, and a killed walk goes on where it stopped.
 """
 
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.inputs import LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe
-from tauten.core.technique import WeightTechnique
+from tauten.core.technique import CalibratedTechnique, WeightTechnique
 from tauten.formats.packed import PackedWeight
 from tauten.models import packing
 from tauten.models.allocator import return_freed_memory
-from tauten.models.loader import Loader, tensor_slots
+from tauten.models.calibration import Calibration
+from tauten.models.loader import Loader, Slot, place, tensor_slots
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, packable_modules
 from tauten.runtime.modules import PackedModule
@@ -36,6 +40,7 @@ class Walk:
         recipe: What to do with each layer.
         loader: Source of empty tensors; None where all tensors are in memory.
         store: Where parts go; None keeps them in the model.
+        calibration: Data for techniques that look at it.
     Attributes:
         layers: What was decided for each layer, in model order within its part.
         specs: Description of each packed layer, enough to rebuild it empty.
@@ -48,19 +53,23 @@ class Walk:
         recipe: Recipe,
         loader: Loader | None = None,
         store: BlockStore | None = None,
+        calibration: Calibration | None = None,
     ):
         self.model, self.structure, self.recipe = model, structure, recipe
         self._loader, self._store = loader, store
+        calibrated = any(isinstance(s.technique, CalibratedTechnique) for s in recipe.steps)
+        self._calibration = calibration if calibrated else None
         # Weights are kept beside their packed form, so that no other tensor takes over their id.
         self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
         self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
+        self._names_of_unit = {unit.names[0]: unit.names for unit in structure.units}
         self.layers: list[LayerRecord] = []
         self.specs: dict[str, dict[str, Any]] = {}
 
     @property
     def parts(self) -> list[str]:
-        """All parts in the order they are walked."""
-        return ["", *self.structure.blocks]
+        """All parts in the order they are walked; what is outside of blocks sees their outputs."""
+        return [*self.structure.blocks, ""]
 
     def run(self) -> nn.Module:
         """Walk all parts.
@@ -73,6 +82,9 @@ class Walk:
         members: dict[str, list[tuple[str, nn.Module]]] = {part: [] for part in self.parts}
         for name, module in packable_modules(self.model):
             members[self.structure.block_of(name)].append((name, module))
+        if self._calibration is not None:
+            names = [name for part in self.parts for name, _ in members[part]]
+            self._calibration.start(self.model, self.structure.blocks, self._filled, names)
         for part in track(self.parts, "packing blocks", len(self.parts)):
             done = self._store.finished(part) if self._store else None
             if done is None:
@@ -80,6 +92,7 @@ class Walk:
             else:
                 self.specs |= done["specs"]
                 self.layers += [_layer_record(raw) for raw in done["layers"]]
+                self._pass_finished(part, done["specs"])
         if self.recipe.steps and not self.specs:
             reasons = {record.reason for record in self.layers} or {"it has no packable layer"}
             raise InputError(
@@ -91,8 +104,10 @@ class Walk:
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
+        names = [name for name, _ in members]
+        seen = self._calibration.observe(part, names) if self._calibration else {}
         for name, module in members:
-            record, packed = self._pack_layer(name, module)
+            record, packed = self._pack_layer(name, module, self._inputs_of(name, seen))
             if self._store is not None:
                 return_freed_memory()
             records.append(record)
@@ -103,12 +118,24 @@ class Walk:
         if self.model in new_of_old:  # the model itself is one layer
             self.model = new_of_old[self.model]
         packing.replace_modules(self.model, new_of_old)
+        if self._calibration is not None:
+            self._calibration.advance(part)
         if self._store is not None:
             self._save_part(part, specs, records)
         self.specs |= specs
         self.layers += records
 
-    def _pack_layer(self, name: str, module: nn.Module) -> tuple[LayerRecord, PackedModule | None]:
+    def _inputs_of(self, name: str, seen: dict[str, LayerInputs]) -> LayerInputs | None:
+        """Inputs of a layer, or of one that its weight is tied to."""
+        weight = self.model.get_submodule(name).weight
+        for other in self._names_of_unit[self._unit_of[name]]:
+            if other in seen and self.model.get_submodule(other).weight is weight:
+                return seen[other]
+        return None
+
+    def _pack_layer(
+        self, name: str, module: nn.Module, inputs: LayerInputs | None
+    ) -> tuple[LayerRecord, PackedModule | None]:
         weight = module.weight
         assert isinstance(weight, Tensor)
         found = self.recipe.step_for(name)
@@ -125,7 +152,7 @@ class Walk:
             return record, packing.packed_layer(module, packed, technique.activation_dtype)
         matrix = packing.matrix_of(module, self._stored(weight).detach())
         try:
-            packed = technique.encode(matrix)  # type: ignore[assignment]
+            packed = technique.encode(matrix, inputs)  # type: ignore[assignment]
         except NotApplicableError as error:
             return self._kept(name, weight, f"kept: {error}"), None
         if packed.size_bytes >= matrix.nbytes:
@@ -147,17 +174,56 @@ class Walk:
         self, part: str, specs: dict[str, dict[str, Any]], records: list[LayerRecord]
     ) -> None:
         assert self._store is not None
-        tensors = {}
-        for slot in tensor_slots(self.model):
-            owners = {self.structure.block_of(name) for name in slot.names}
-            if (owners.pop() if len(owners) == 1 else "") == part:
-                tensors[slot.names[0]] = self._stored(slot.empty).detach()
+        slots = self._slots([part])
+        tensors = {slot.names[0]: self._stored(slot.empty).detach() for slot in slots}
         layers = [asdict(record) for record in records]
         self._store.write(part, tensors, specs=specs, layers=layers)
-        for name in specs:
+        self._empty(specs)
+
+    def _pass_finished(self, part: str, specs: dict[str, dict[str, Any]]) -> None:
+        """Bring the calibration data through a part that an earlier run has packed."""
+        if self._calibration is None or not part:
+            return
+        assert self._store is not None, "only a store remembers finished parts"
+        packing.install_empty(self.model, specs)
+        tensors = self._store.read(part)
+        for name in (n for n, spec in specs.items() if "tied_to" not in spec["weight"]):
+            packed = self.model.get_submodule(name).packed
+            assert isinstance(packed, PackedWeight)
+            prefix = f"{name}.packed."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            packed.load_state_dict(own, assign=True)
+        self._calibration.advance(part)
+        self._empty(specs)
+
+    def _empty(self, names: Iterable[str]) -> None:
+        """Keep only the shapes of packed weights."""
+        for name in names:
             module = self.model.get_submodule(name)
             assert isinstance(module, PackedModule)
             module.packed.to("meta")
+
+    def _slots(self, parts: Sequence[str]) -> list[Slot]:
+        """Tensors of some parts, as the model is now."""
+        slots = []
+        for slot in tensor_slots(self.model):
+            owners = {self.structure.block_of(name) for name in slot.names}
+            if (owners.pop() if len(owners) == 1 else "") in parts:
+                slots.append(slot)
+        return slots
+
+    @contextlib.contextmanager
+    def _filled(self, parts: Sequence[str]) -> Iterator[None]:
+        """Load the empty tensors of some parts for a while."""
+        slots = [slot for slot in self._slots(parts) if slot.empty.is_meta and not slot.packed]
+        for slot in slots:
+            assert self._loader is not None, "empty tensors come with a loader"
+            place(slot, self._loader.cast(self._stored(slot.empty)))
+        try:
+            yield
+        finally:
+            for slot in slots:
+                place(slot, slot.empty)
 
     def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:
         return self._record(name, weight, None, self._stored_bytes(weight), 0.0, reason)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.inputs import LayerInputs
 from tauten.core.technique import WeightTechnique
 from tauten.formats.integer import IntegerWeight
 from tauten.solvers.nearest import round_to_nearest
@@ -35,5 +36,5 @@ class Int8(WeightTechnique):
     def activation_dtype(self) -> str:
         return "int8"
 
-    def encode(self, weight: Tensor) -> IntegerWeight:
+    def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
         return round_to_nearest(weight, bits=8, group_size=0, zero="none", clip=self.clip)

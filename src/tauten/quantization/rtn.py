@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.inputs import LayerInputs
 from tauten.core.technique import WeightTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.solvers.nearest import round_to_nearest
@@ -55,5 +56,5 @@ class RTN(WeightTechnique):
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {"bits": (8, 6, 5, 4, 3, 2), "group_size": (32, 64, 128), "zero": ("float", "none")}
 
-    def encode(self, weight: Tensor) -> IntegerWeight:
+    def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
         return round_to_nearest(weight, self.bits, self.group_size, self.zero, self.clip)

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.core.version import __version__
+from tauten.data.calibration import calibration_batches, load_calibration
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.task import Task, make_task
+from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
@@ -29,7 +31,7 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import Search
 from tauten.search.publish import Facts, Render, finish, time_candidate
-from tauten.search.workspace import Candidate, Workspace, recipe_id
+from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -66,7 +68,8 @@ def run_search(
         "seed": seed,
     }
     with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
-        workspace = Workspace(folder, source, structure, run)
+        calibration = calibration_batches(task.splits.calibration)
+        workspace = Workspace(folder, source, structure, run, calibration)
         search = Search(workspace, task, goal, needs.stream)
         chosen = search.run(ladders)
         if chosen is None:
@@ -104,7 +107,12 @@ def _conclude(search: Search, chosen: int, candidate: Candidate) -> Result:
 
 
 def run_recipe(
-    source: Source, recipe: Recipe, render: Render, out: Path | None, load: bool = True
+    source: Source,
+    recipe: Recipe,
+    render: Render,
+    out: Path | None,
+    load: bool = True,
+    data: Any = None,
 ) -> Result:
     """Apply one recipe without evaluating it.
 
@@ -114,19 +122,24 @@ def run_recipe(
         render: Makes the HTML report from manifest and timing.
         out: Folder to write; None only returns the model.
         load: Return the model too; without it memory stays bounded by one block.
+        data: For techniques that look at it, all of it; None for none.
     """
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     reason = "nothing was measured on data, so no drop is claimed"
+    calibration = [] if data is None else load_calibration(source, skeleton, data)
     if out is None and source.reader is None:
-        walk = Walk(skeleton, structure, recipe)
+        calibrated = calibration_for(recipe, calibration)
+        walk = Walk(skeleton, structure, recipe, calibration=calibrated)
         packed = walk.run().eval()
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0, None)
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
+    if calibration:
+        run["data"] = _digest(calibration)
     with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
-        candidate = Workspace(folder, source, structure, run).apply(recipe)
+        candidate = Workspace(folder, source, structure, run, calibration).apply(recipe)
         result = Result(None, recipe, False, reason, [], candidate.layers, None)
         facts = Facts(source, render, skeleton)
         return finish(folder, out, candidate, facts, result, load)
@@ -178,11 +191,14 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
 
 def _fingerprint(task: Task) -> str:
     """SHA-256 of all batches of all splits."""
+    return _digest(batch for part in vars(task.splits).values() for batch in part)
+
+
+def _digest(batches: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for part in vars(task.splits).values():
-        for batch in part:
-            leaves = list(vars(batch).values()) if isinstance(batch, TokenBatch) else batch
-            for leaf in tree_flatten(leaves)[0]:
-                assert isinstance(leaf, Tensor), "load_rows and token_batches make tensors only"
+    for batch in batches:
+        known = isinstance(batch, TokenBatch | CalibrationBatch)
+        for leaf in tree_flatten(list(vars(batch).values()) if known else batch)[0]:
+            if isinstance(leaf, Tensor):
                 digest.update(fingerprint_tensors({"": leaf}).encode())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
 from tauten.models.artifact import packed_source
+from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
@@ -50,10 +52,19 @@ class Workspace:
         source: The model.
         structure: Of the model.
         run: What identifies the run.
+        calibration: Batches for techniques that look at data.
     """
 
-    def __init__(self, folder: Path, source: Source, structure: Structure, run: dict[str, Any]):
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        structure: Structure,
+        run: dict[str, Any],
+        calibration: Sequence[CalibrationBatch] = (),
+    ):
         self.folder, self.source, self.structure = folder, source, structure
+        self._calibration = calibration
         self.journal = Journal(folder / "journal.jsonl", run)
 
     def apply(self, recipe: Recipe) -> Candidate:
@@ -63,7 +74,8 @@ class Workspace:
         model = self.source.skeleton()
         blocks = self.structure.blocks
         loader = self.source.loader(model, blocks) if self.source.reader else None
-        walk = Walk(model, self.structure, recipe, loader, store)
+        calibration = calibration_for(recipe, self._calibration)
+        walk = Walk(model, self.structure, recipe, loader, store, calibration)
         walk.run()
         files = [store.file(part) for part in walk.parts]
         weights = store.joined(walk.parts)
@@ -80,6 +92,14 @@ class Workspace:
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
         shutil.rmtree(self.folder / recipe_id(recipe), ignore_errors=True)
+
+
+def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Calibration | None:
+    """What a recipe's techniques look at; None if there is no data."""
+    if not batches:
+        return None
+    shifts = [getattr(step.technique, "needs_shift", False) for step in recipe.steps]
+    return Calibration(batches, correct=any(shifts))
 
 
 def recipe_id(recipe: Recipe) -> str:

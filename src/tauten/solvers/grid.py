@@ -10,7 +10,12 @@ SHRINK_STEP = 0.05
 
 
 def fit_grid(
-    matrix: Tensor, bits: int, group_size: int, zero: str, clip: str
+    matrix: Tensor,
+    bits: int,
+    group_size: int,
+    zero: str,
+    clip: str,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Choose the scale and zero of each group of columns.
 
@@ -22,6 +27,7 @@ def fit_grid(
             in GGUF's Q4_1).
         clip: `minmax` spans every value; `mse` also tries narrower spans and keeps the one with
             the least squared error in each group.
+        importance: (in,) weight of each column's squared error; None for equal ones.
     Returns:
         scale (out, groups), and the zero as `IntegerWeight.encode` takes it.
     """
@@ -31,12 +37,12 @@ def fit_grid(
     best_scale, best_zero = _span(low, high, bits, zero)
     if clip == "minmax":
         return best_scale, best_zero
-    best = _squared_error(matrix, bits, group_size, best_scale, best_zero)
+    best = _squared_error(matrix, bits, group_size, best_scale, best_zero, importance)
     steps = round((1 - NARROWEST.get(bits, 0.7)) / SHRINK_STEP)
     for step in range(1, steps + 1):
         shrink = 1 - SHRINK_STEP * step
         scale, offset = _span(low * shrink, high * shrink, bits, zero)
-        error = _squared_error(matrix, bits, group_size, scale, offset)
+        error = _squared_error(matrix, bits, group_size, scale, offset, importance)
         better = error < best
         best = torch.where(better, error, best)
         best_scale = torch.where(better, scale, best_scale)
@@ -79,13 +85,19 @@ def _positive(scale: Tensor) -> Tensor:
 
 
 def _squared_error(
-    matrix: Tensor, bits: int, group_size: int, scale: Tensor, zero: Tensor | None
+    matrix: Tensor,
+    bits: int,
+    group_size: int,
+    scale: Tensor,
+    zero: Tensor | None,
+    importance: Tensor | None,
 ) -> Tensor:
     """(out, groups) squared error of rounding to a grid."""
     size = group_size or matrix.shape[1]
     codes = round_to_grid(matrix, bits, group_size, scale, zero)
     error = matrix.float() - grid_values(codes.float(), bits, size, scale, zero)
-    return grouped(error, size).square().sum(-1)
+    squares = error.square() if importance is None else error.square() * importance
+    return grouped(squares, size).sum(-1)
 
 
 def _edge_padded(matrix: Tensor, size: int) -> Tensor:

@@ -1,0 +1,76 @@
+"""Calibration batches from whatever the user has."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauten.core.errors import InputError
+from tauten.data.tensors import inputs_of, load_rows
+from tauten.data.texts import load_texts
+from tauten.data.windows import TokenBatch, token_batches
+from tauten.models.calibration import CalibrationBatch
+from tauten.models.source import Source
+
+CALIBRATION_TOKENS = 32768
+WINDOW = 512
+BATCH_TOKENS = 2048
+ENCODER_TOKENS = 128
+
+
+def calibration_batches(batches: Sequence[Any]) -> list[CalibrationBatch]:
+    """Calls of a model from batches of tokens or tensors, padding masked out."""
+    return [_call(batch) for batch in batches]
+
+
+def load_calibration(
+    source: Source, model: nn.Module, data: Any, max_tokens: int = CALIBRATION_TOKENS
+) -> list[CalibrationBatch]:
+    """Read data all of which may be calibrated on.
+
+    Args:
+        source: Of the model; its tokenizer reads text.
+        model: Its skeleton, whose configuration limits the length of a window.
+        data: Text as `load_texts` takes it, or an iterable of tensor batches.
+        max_tokens: Most tokens of text that are used.
+    Raises:
+        InputError: The data doesn't serve this model.
+    """
+    if isinstance(data, dict | Tensor):
+        data = [data]  # one batch
+    elif isinstance(data, Iterable) and not isinstance(data, str | Path):
+        data = list(data)
+    is_texts = isinstance(data, list) and bool(data) and isinstance(data[0], str)
+    if not is_texts and not isinstance(data, str | Path):
+        rows = load_rows(data)
+        return calibration_batches(rows.take(range(len(rows))))
+    if source.tokenizer is None:
+        raise InputError(
+            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data"
+        )
+    documents, tokenizer = load_texts(data), source.tokenizer()
+    if hasattr(model, "generate"):
+        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or WINDOW
+        window = min(WINDOW, limit)
+        return calibration_batches(
+            token_batches(documents, tokenizer, window, max_tokens, BATCH_TOKENS)
+        )
+    texts = [document.text for document in documents][: max(1, max_tokens // ENCODER_TOKENS)]
+    options = {"padding": True, "truncation": True, "max_length": ENCODER_TOKENS}
+    chunks = [texts[i : i + 16] for i in range(0, len(texts), 16)]
+    encoded = [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
+    return calibration_batches(encoded)
+
+
+def _call(batch: Any) -> CalibrationBatch:
+    if isinstance(batch, TokenBatch):
+        length = batch.ids.shape[1]
+        real = batch.lengths[:, None] > torch.arange(length)
+        return CalibrationBatch((), {"input_ids": batch.ids, "use_cache": False}, real)
+    inputs = inputs_of(batch)
+    if not isinstance(inputs, dict):
+        return CalibrationBatch((inputs,), {})
+    mask = inputs.get("attention_mask")
+    return CalibrationBatch((), inputs, None if mask is None else mask.bool())

@@ -1,0 +1,135 @@
+"""Second moments of what layers see, gathered by hooks while a model runs."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tauten.core.inputs import LayerInputs
+
+
+class NothingLeft(Exception):
+    """Ends a call of a model behind the last thing that is looked for in it."""
+
+
+class Observer:
+    """Sums x x^T over the rows x that each layer is called with.
+
+    Layers that are called with the very same tensor (q, k, v; gate, up) share one sum.
+    Embeddings and convolutions with groups are passed over: their weight isn't one product.
+    From the second batch on, `NothingLeft` ends a call once all layers of the first were seen.
+
+    Args:
+        layers: By name, as they will be called.
+        shifted: Also sum (x of the original - x) x^T; each `batch` then follows its `original`.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], shifted: bool = False):
+        self.layers = {name: layer for name, layer in layers.items() if _has_moment(layer)}
+        self._shifted = shifted
+        self._owner: dict[str, str] = {}
+        self._moment: dict[str, Tensor] = {}
+        self._shift: dict[str, Tensor] = {}
+        self._tokens: dict[str, int] = {}
+        self._original: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        self._seen: dict[int, tuple[str, Tensor]] = {}
+        self._mask: Tensor | None = None
+        self._recording, self._batches, self._count = "", 0, 0
+
+    def __enter__(self) -> "Observer":
+        self._hooks = [
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name, layer in self.layers.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def batch(self, mask: Tensor | None) -> contextlib.AbstractContextManager[None]:
+        """Calls in this context count; `mask` (rows, length) is False at padding."""
+        return self._record("moment", mask)
+
+    def original(self, mask: Tensor | None) -> contextlib.AbstractContextManager[None]:
+        """Calls in this context are the original's, to be compared with those of `batch`."""
+        return self._record("original", mask)
+
+    def inputs(self) -> dict[str, LayerInputs]:
+        """Means by layer; layers that weren't called are missing."""
+        found = {}
+        for name, owner in self._owner.items():
+            count = self._tokens[owner]
+            shift = self._shift[owner] / count if owner in self._shift else None
+            found[name] = LayerInputs(self._moment[owner] / count, count, shift)
+        return found
+
+    @contextlib.contextmanager
+    def _record(self, what: str, mask: Tensor | None) -> Iterator[None]:
+        self._recording, self._mask, self._seen, self._count = what, mask, {}, 0
+        yield
+        self._recording, self._seen = "", {}
+        self._batches += 1
+
+    def _hook(self, name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._recording:
+                x = args[0] if args else next(iter(kwargs.values()))
+                self._take(name, layer, x)
+                self._count += 1
+                last = self._batches and self._count == len(self._owner)
+                if last and self._recording == "moment":
+                    raise NothingLeft
+
+        return hook
+
+    def _take(self, name: str, layer: nn.Module, x: Tensor) -> None:
+        # The tensor is kept in `_seen`, so that no other takes over its id within the batch.
+        first, _ = self._seen.setdefault(id(x), (name, x))
+        owner = self._owner.setdefault(name, first)
+        if owner != name and owner == first:
+            return
+        rows = _rows(layer, x, self._mask)
+        if self._recording == "original":
+            self._original[name] = rows
+            return
+        size = rows.shape[1]
+        moment = self._moment.setdefault(name, torch.zeros(size, size))
+        moment.addmm_(rows.t(), rows)
+        self._tokens[name] = self._tokens.get(name, 0) + len(rows)
+        if self._shifted and name in self._original:
+            shift = self._shift.setdefault(name, torch.zeros(size, size))
+            shift.addmm_((self._original.pop(name) - rows).t(), rows)
+
+
+def _has_moment(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return layer.groups == 1
+    return isinstance(layer, nn.Linear | Conv1D)
+
+
+def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows that a layer multiplies: (tokens, in) float32."""
+    x = x.detach()
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return _patches(layer, x.float())
+    if mask is not None and x.shape[:2] == mask.shape:
+        return x[mask].float()
+    return x.flatten(0, -2).float() if x.dim() > 1 else x[None].float()
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """(batch, channels, *size) -> (positions, channels * kernel), in the order of the weight."""
+    size = len(layer.kernel_size)
+    x = x if x.dim() == size + 2 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    if size == 1:
+        x, kernel = x[:, :, None], (1, *kernel)
+        stride, dilation = (1, *stride), (1, *dilation)
+    return nn.functional.unfold(x, kernel, dilation, 0, stride).transpose(1, 2).flatten(0, 1)

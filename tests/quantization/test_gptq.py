@@ -1,0 +1,80 @@
+"""GPTQ wins on its own objective, the outputs of a layer, and not on the naive one."""
+
+import pytest
+import torch
+
+from tauten.core.errors import InputError
+from tauten.core.inputs import LayerInputs
+from tauten.quantization import GPTQ, RTN
+from tauten.solvers.second_order import output_error
+
+
+def layer_inputs(size: int, seed: int, tokens: int = 2000) -> LayerInputs:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(size, size, generator=generator) * torch.logspace(-0.5, 0.5, size)
+    inputs = torch.randn(tokens, size, generator=generator) @ mixing
+    return LayerInputs(inputs.t() @ inputs / tokens, tokens)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("zero", ["none", "integer", "float"])
+def test_it_beats_rounding_on_outputs_and_loses_on_weights(bits: int, zero: str) -> None:
+    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(bits)) * 0.1
+    inputs = layer_inputs(96, bits)
+    ours = GPTQ(bits, 32, zero).encode(weight, inputs).dequantize()
+    nearest = RTN(bits, 32, zero).encode(weight).dequantize()
+    error = output_error(ours - weight, inputs.moment).sum()
+    most = {1: 0.99, 2: 0.7}.get(bits, 0.5)  # few bits leave little to choose
+    assert error < most * output_error(nearest - weight, inputs.moment).sum()
+    assert (ours - weight).norm() > (nearest - weight).norm()
+
+
+def test_without_inputs_it_rounds_to_nearest() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    ours, nearest = GPTQ(4, 32, "float").encode(weight), RTN(4, 32, "float").encode(weight)
+    assert torch.equal(ours.dequantize(), nearest.dequantize())
+
+
+def test_independent_inputs_of_equal_strength_give_nearest_rounding() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
+    plain = LayerInputs(torch.eye(64), 1000)
+    ours, nearest = GPTQ(3, 32, "none").encode(weight, plain), RTN(3, 32, "none").encode(weight)
+    assert torch.equal(ours.dequantize(), nearest.dequantize())
+
+
+def test_a_convolution_keeps_its_shape() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(3))
+    packed = GPTQ(4, 0).encode(weight, layer_inputs(36, 4))
+    assert packed.shape == (6, 4, 3, 3)
+
+
+def test_correction_makes_up_for_moved_inputs() -> None:
+    generator = torch.Generator().manual_seed(5)
+    original = torch.randn(4000, 32, generator=generator) @ torch.randn(32, 32, generator=generator)
+    moved = original * 0.9 + 0.2 * torch.randn(4000, 32, generator=generator)
+    weight = torch.randn(16, 32, generator=generator)
+    shift = (original - moved).t() @ moved / 4000
+    inputs = LayerInputs(moved.t() @ moved / 4000, 4000, shift)
+
+    def error(correction: float) -> float:
+        found = GPTQ(4, 0, correction=correction).encode(weight, inputs).dequantize()
+        return float((moved @ found.t() - original @ weight.t()).norm())
+
+    assert error(1.0) < 0.8 * error(0.0)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"bits": 0},
+        {"bits": 2.0},
+        {"group_size": -1},
+        {"zero": "some"},
+        {"damping": 0.0},
+        {"correction": 1.5},
+        {"activation": "int4"},
+    ],
+)
+def test_bad_knobs_are_refused(knobs: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="gptq: " + next(iter(knobs))):
+        GPTQ(**knobs)  # type: ignore[arg-type]
