@@ -83,6 +83,12 @@ class CodebookWeight(Interleavable, PackedWeight):
             return self.codebook[0].to(dtype)[codes]
         return take_rows(self.codebook, rows).to(dtype).gather(1, codes.long())
 
+    def narrow(self, dim: int, start: int, length: int) -> "CodebookWeight":
+        shape, rows, columns = self._narrowed(dim, start, length)
+        codes = self.integer_codes(rows)[:, columns].clone()
+        books = self.codebook if len(self.codebook) == 1 else self.codebook[rows]
+        return CodebookWeight.from_codes(shape, self.bits, codes, books.clone())
+
     def spec(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

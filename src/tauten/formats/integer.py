@@ -160,6 +160,23 @@ class IntegerWeight(Interleavable, PackedWeight):
             tensors["zero"] = pack(zero.flatten(), self.bits) if integer else zero
         return tensors
 
+    def narrow(self, dim: int, start: int, length: int) -> "IntegerWeight":
+        shape, rows, columns = self._narrowed(dim, start, length)
+        size, count = self.columns_per_group, self.out_features
+        ends_group = columns.stop % size == 0 or columns.stop == self.in_features
+        if self.group_size and (columns.start % size or not ends_group):
+            raise InputError(
+                f"columns {columns.start} to {columns.stop} cut a group: expected multiples of "
+                f"group_size={size}; deal columns out in units of it (unit={size})"
+            )
+        groups = slice(columns.start // size, -(-columns.stop // size))
+        zero = self.integer_zero() if self.zero_kind == "integer" else self.zero
+        if zero is not None:
+            zero = take_groups(zero, rows, count)[:, groups].clone()
+        scale = take_groups(self.scale, rows, count)[:, groups].clone()
+        codes = self.integer_codes(rows)[:, columns]
+        return IntegerWeight.from_codes(shape, self.bits, self.group_size, codes, scale, zero)
+
     def spec(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

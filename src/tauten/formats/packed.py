@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tauten.core.errors import CorruptError
+from tauten.core.errors import CorruptError, InputError, NotApplicableError
 
 FORMATS: dict[str, type["PackedWeight"]] = {}
 
@@ -67,6 +67,62 @@ class PackedWeight(nn.Module):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight it stands for, in `shape` and `dtype`."""
         return self.dequantize_rows(slice(None), dtype).reshape(self.shape)
+
+    def shard(self, rank: int, world: int, dim: int, unit: int = 1) -> "PackedWeight":
+        """One worker's part of the weight; the parts of all workers make up the whole.
+
+        Args:
+            rank: Of the worker, from 0 on.
+            world: How many workers there are.
+            dim: 0 for rows of out, 1 for columns of in.
+            unit: Rows or columns that stay together, such as a head or a group.
+        Raises:
+            InputError: A worker would get nothing, or a group of columns would be cut.
+            NotApplicableError: This kind of weight can't be cut there.
+        """
+        if dim not in (0, 1):
+            raise InputError(f"dim={dim}: expected 0 (rows of out) or 1 (columns of in)")
+        start, end = shard_range(self.shape[dim], rank, world, unit)
+        return self.narrow(dim, start, end - start)
+
+    def narrow(self, dim: int, start: int, length: int) -> "PackedWeight":
+        """Rows (dim 0) or inputs (dim 1) from `start` on, by rows in memory, sharing no buffer.
+
+        Raises:
+            InputError: The range is outside of the weight, or cuts a group of columns.
+            NotApplicableError: This kind of weight can't be cut there.
+        """
+        raise NotApplicableError(f"a {self.kind} weight can't be cut in parts")
+
+    def _narrowed(self, dim: int, start: int, length: int) -> tuple[tuple[int, ...], slice, slice]:
+        """Shape, rows of the matrix and columns of the matrix that `narrow` keeps."""
+        if dim not in (0, 1) or start < 0 or length < 1 or start + length > self.shape[dim]:
+            got = f"dim={dim}, start={start}, length={length}"
+            raise InputError(f"{got}: expected a range in a weight of shape {self.shape}")
+        shape = (*self.shape[:dim], length, *self.shape[dim + 1 :])
+        if dim == 0:
+            return shape, slice(start, start + length), slice(0, self.in_features)
+        kernel = self.in_features // self.shape[1]
+        return shape, slice(0, self.out_features), slice(start * kernel, (start + length) * kernel)
+
+
+def shard_range(size: int, rank: int, world: int, unit: int = 1) -> tuple[int, int]:
+    """Begin and end of a worker's part of `size`, in whole units.
+
+    The first workers get one unit more where they don't deal out evenly; the last unit is shorter
+    where it doesn't divide the size.
+
+    Raises:
+        InputError: `rank` isn't one of the workers, or one of them would get nothing.
+    """
+    units = -(-size // unit) if unit > 0 else 0
+    if not 0 <= rank < world or world > units:
+        got = f"rank={rank} of world={world}, {size} in units of {unit}"
+        raise InputError(f"{got}: expected 0 <= rank < world <= {units} units")
+    each, more = divmod(units, world)
+    begin = rank * each + min(rank, more)
+    end = begin + each + (rank < more)
+    return min(begin * unit, size), min(end * unit, size)
 
 
 def from_spec(spec: dict[str, Any]) -> PackedWeight:
