@@ -125,5 +125,8 @@ class Interleavable(nn.Module):
                     destination[prefix + name] = tensor
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        interleaved = self.interleaved
         self.deinterleave()
         super()._load_from_state_dict(*args, **kwargs)
+        if interleaved:  # a compiled model relies on the layout
+            self.interleave()

@@ -27,8 +27,9 @@ def packed_layer(module: nn.Module, packed: PackedWeight, activation: str) -> Pa
     assert isinstance(dtype, torch.dtype)
     if isinstance(module, nn.Embedding):
         return PackedEmbedding(packed, None, "float", dtype)
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return PackedConv(packed, bias, "float", dtype, _convolution_settings(module))
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        activation = activation if module.groups == 1 else "float"
+        return PackedConv(packed, bias, activation, dtype, _convolution_settings(module))
     return PackedLinear(packed, bias, activation, dtype)
 
 
@@ -83,7 +84,7 @@ def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Modu
     return new_of_old.get(model, model)
 
 
-def _convolution_settings(module: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
+def _convolution_settings(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
     padding = module.padding if isinstance(module.padding, str) else list(module.padding)
     return {
         "stride": list(module.stride),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-PACKABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, Conv1D)
+PACKABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 SIBLINGS = (
     r"(q|k|v)(_proj|_lin|_linear)?",
     r"query|key|value",

@@ -1,5 +1,7 @@
 """Products on packed weights by the native library, or in plain torch where it doesn't serve."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +13,10 @@ from tauten.formats.integer import IntegerWeight
 from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
 from tauten.runtime import library, ops, reference
+from tauten.runtime.conv_op import output_size
+
+# A float convolution at more positions than this, for each row of the weight, is faster dense.
+_DENSE_POSITIONS = 4
 
 
 def linear(
@@ -29,18 +35,54 @@ def linear(
     Returns:
         (..., out) in the dtype of x.
     """
-    if activation not in ("float", "int8"):
-        raise InputError(f"activation={activation!r}: expected 'float' or 'int8'")
-    wants_gradient = torch.is_grad_enabled() and (
-        x.requires_grad or (bias is not None and bias.requires_grad)
-    )
-    compiling = torch.compiler.is_compiling()
-    if not _native(x, weight, activation, compiling) or (wants_gradient and compiling):
+    _check_activation(activation)
+    wants_gradient = _wants_gradient(x, bias)
+    if not _native(x, weight, activation) or (wants_gradient and torch.compiler.is_compiling()):
         return reference.linear(x, weight, bias, activation)
     if wants_gradient:
         y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
         return y
     return _multiply(x, weight, bias, activation)
+
+
+def conv(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str,
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Convolution with a packed weight.
+
+    With int8 activations it is one product on the packed weight. With float ones, a dense weight
+    made for each call is the faster way where positions are many, and the only one with groups.
+
+    Args:
+        x: (batch, in, *size) floating, or (in, *size).
+        weight: (out, in / groups, *kernel) packed, interleaved in place as `linear` does.
+        bias: (out,) or None.
+        activation: `float` keeps x; `int8` rounds what each output position sees to 8 bits, by
+            groups of columns as `linear` does for a token. Padding stays exactly zero.
+        settings: stride, padding, dilation, groups, padding_mode and pad_edges, as in torch.
+    Returns:
+        (batch, out, *positions), or (out, *positions), contiguous, in the dtype of x.
+    Raises:
+        InputError: x doesn't fit the weight, or int8 is asked for with groups.
+    """
+    _check_activation(activation)
+    if x.dim() == len(weight.shape) - 1:
+        return conv(x[None], weight, bias, activation, settings)[0]
+    groups = settings["groups"]
+    _check_image(x, weight, activation, groups)
+    unserved = groups != 1 or _wants_gradient(x, bias)
+    if unserved or not _native(x, weight, activation):
+        return reference.conv(x, weight, bias, activation, settings)
+    padded = reference.pad(x, settings)
+    geometry = list(weight.shape[2:]), settings["stride"], settings["dilation"]
+    positions = len(x) * math.prod(output_size(padded, *geometry))
+    if activation == "float" and positions > _DENSE_POSITIONS * weight.out_features:
+        return reference.conv(x, weight, bias, activation, settings)
+    return _convolve(padded, weight, bias, activation, geometry)
 
 
 def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -55,8 +97,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     Raises:
         IndexError: An index isn't a row of the weight.
     """
-    compiling = torch.compiler.is_compiling()
-    if not isinstance(weight, IntegerWeight) or not _native(index, weight, "float", compiling):
+    if not isinstance(weight, IntegerWeight) or not _native(index, weight, "float"):
         found = weight.dequantize_rows(index.flatten(), dtype)
     else:
         grid = (weight.codes, weight.scale, weight.zero)
@@ -65,11 +106,27 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     return found.view(*index.shape, weight.in_features)
 
 
+# A compiler runs it while it traces, on the real weight, and takes the answer for a constant.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def prepare(weight: PackedWeight) -> bool:
     """Interleave a weight in place if the native library serves it; whether it does.
 
-    `linear` does so on first use, but not under `torch.compile`: a graph can't change a layout.
+    `linear`, `conv` and `rows` do so on first use; before `torch.export` call it, or the model.
     """
+    if not _served(weight):
+        return False
+    assert isinstance(weight, IntegerWeight | CodebookWeight), "no other weight is served"
+    if torch.compiler.is_exporting() and not weight.interleaved:
+        raise InputError(
+            "a packed weight can't change its layout while torch.export traces: run the model "
+            "once before, or call tauten.runtime.kernels.prepare on each weight"
+        )
+    weight.interleave()
+    return True
+
+
+def _served(weight: PackedWeight) -> bool:
+    """Whether the native library multiplies by a weight."""
     if isinstance(weight, IntegerWeight):
         grouped = weight.group_size % COLUMNS == 0 and weight.columns_per_group <= ops.MAX_GROUP
         fits = grouped and weight.scale.dtype in ops.GRID_DTYPES
@@ -77,21 +134,25 @@ def prepare(weight: PackedWeight) -> bool:
         fits = weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
     else:
         return False
-    if not fits or weight.codes.device.type != "cpu" or library.load() is None:
-        return False
-    weight.interleave()
-    return True
+    return fits and weight.codes.device.type == "cpu" and library.load() is not None
 
 
-def _native(x: Tensor, weight: PackedWeight, activation: str, compiling: bool) -> bool:
+def _native(x: Tensor, weight: PackedWeight, activation: str) -> bool:
     """Whether the native ops take this product; the weight is then interleaved."""
-    if not isinstance(weight, IntegerWeight | CodebookWeight):
+    if x.device.type != "cpu" or (isinstance(weight, CodebookWeight) and activation == "float"):
         return False
-    if isinstance(weight, CodebookWeight) and activation == "float":
-        return False
-    if x.device.type != "cpu" or weight.codes.device.type != "cpu":
-        return False
-    return weight.interleaved or (not compiling and prepare(weight))
+    served: bool = prepare(weight)
+    return served
+
+
+def _wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
+    with_bias = bias is not None and bias.requires_grad
+    return torch.is_grad_enabled() and (x.requires_grad or with_bias)
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ("float", "int8"):
+        raise InputError(f"activation={activation!r}: expected 'float' or 'int8'")
 
 
 def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
@@ -104,6 +165,35 @@ def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: 
         assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
         book = (weight.codes, weight.table, weight.step)
         y = torch.ops.tauten.codebook_linear(x, *book, bias, weight.bits, weight.out_features)
+    return y
+
+
+def _check_image(x: Tensor, weight: PackedWeight, activation: str, groups: int) -> None:
+    if activation == "int8" and groups != 1:
+        raise InputError(f"groups={groups} with int8 activations: use activation='float'")
+    channels = weight.shape[1] * groups
+    if x.dim() != len(weight.shape) or x.shape[1] != channels or not x.is_floating_point():
+        got, sizes = f"x of shape {tuple(x.shape)} and {x.dtype}", len(weight.shape) - 2
+        raise InputError(f"{got}: expected (batch, {channels}, *size) floating with {sizes} sizes")
+
+
+def _convolve(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str,
+    geometry: tuple[list[int], list[int], list[int]],
+) -> Tensor:
+    tensors: tuple[Tensor | None, ...]
+    if isinstance(weight, IntegerWeight):
+        tensors = weight.codes, weight.scale, weight.zero, None
+        group_size = weight.group_size
+    else:
+        assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
+        tensors = weight.codes, weight.step, None, weight.table
+        group_size = 0
+    size = weight.bits, group_size, weight.out_features
+    y: Tensor = torch.ops.tauten.conv(x, *tensors, bias, *size, *geometry, activation == "int8")
     return y
 
 

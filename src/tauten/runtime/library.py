@@ -55,6 +55,11 @@ def load() -> Library | None:
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, pointer, flag, flag, flag),  # bias, y; int8, isa, threads
     ]
+    handle.tauten_conv.argtypes = [
+        *(pointer, pointer, pointer, number),  # image, starts, offsets, run
+        *(number, number),  # tokens, positions
+        *handle.tauten_linear.argtypes[2:],
+    ]
     handle.tauten_rows.argtypes = [
         *(pointer, number),  # index, count
         *(pointer, pointer, pointer, flag, flag, flag),  # codes, scale, zero; kind, half, bits

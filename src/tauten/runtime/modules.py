@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauten.formats.packed import PackedWeight
+from tauten.formats.packed import PackedWeight, shard_range
 from tauten.runtime import kernels
 
 
@@ -67,20 +67,38 @@ class PackedLinear(PackedModule):
         """(..., in) floating -> (..., out), same dtype."""
         return kernels.linear(x, self.packed, self.bias, self.activation)
 
+    def shard(self, rank: int, world: int, dim: int, unit: int = 1) -> "PackedLinear":
+        """One worker's part of the layer, which it computes alone.
+
+        By rows (dim 0) the outputs of all workers, one after the other, are those of the layer.
+        By columns (dim 1) each worker takes its columns of x, and the outputs add up to those of
+        the layer; worker 0 holds the bias. With int8 activations and one group a row, each worker
+        then rounds its columns of a token by themselves.
+
+        Args:
+            rank: Of the worker, from 0 on.
+            world: How many workers there are.
+            dim: 0 for rows of out, 1 for columns of in.
+            unit: Rows or columns that stay together, such as a head or a group; the first workers
+                get one more where they don't deal out evenly.
+        Raises:
+            InputError: A worker would get nothing, or a group of columns would be cut.
+            NotApplicableError: This kind of weight can't be cut there.
+        """
+        packed = self.packed.shard(rank, world, dim, unit)
+        bias = self.bias if dim == 0 or rank == 0 else None
+        if bias is not None and dim == 0:
+            begin, end = shard_range(self.out_features, rank, world, unit)
+            bias = nn.Parameter(bias.detach()[begin:end].clone(), bias.requires_grad)
+        return PackedLinear(packed, bias, self.activation, self.dtype_like.dtype)
+
 
 class PackedConv(PackedModule):
-    """1-D or 2-D convolution; `settings` holds stride, padding, dilation, groups, padding_mode."""
+    """1-D to 3-D convolution; `settings` holds stride, padding, dilation, groups, padding_mode."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in, *size) floating -> (batch, out, *size)."""
-        options, padding = self.settings, self.settings["padding"]
-        if options["padding_mode"] != "zeros":
-            x = nn.functional.pad(x, options["pad_edges"], mode=options["padding_mode"])
-            padding = [0] * len(options["stride"])
-        convolve = nn.functional.conv1d if len(self.packed.shape) == 3 else nn.functional.conv2d
-        weight = self.packed.dequantize(x.dtype)
-        stride, dilation, groups = options["stride"], options["dilation"], options["groups"]
-        return convolve(x, weight, self.bias, stride, padding, dilation, groups)
+        """(batch, in, *size) or (in, *size) floating -> (batch, out, *size), same dtype."""
+        return kernels.conv(x, self.packed, self.bias, self.activation, self.settings)
 
 
 class PackedEmbedding(PackedModule):

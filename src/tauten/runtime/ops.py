@@ -59,11 +59,7 @@ def _codebook_linear(
     x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
-    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, _check_tokens(x))
-    blocks, chunks = -(-rows // ROWS), -(-x.shape[-1] // COLUMNS)
-    check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    check("table", table, (blocks, 4, 4, 16), (torch.int8,))
-    check("step", step, (blocks, 1, ROWS), (torch.float32,))
+    check_codebook((codes, table, step), bits, rows, _check_tokens(x))
     return _call(x, bias, (codes, step, None, table), "none", bits, rows, 0, True)
 
 
@@ -79,7 +75,7 @@ def _integer_rows(
     columns: int,
 ) -> Tensor:
     """index (...) integer, the interleaved tensors of an IntegerWeight -> (..., columns)."""
-    native = _loaded()
+    native = loaded()
     if index.dtype not in (torch.int64, torch.int32):
         raise InputError(f"index is {index.dtype}: expected int64 or int32")
     kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
@@ -152,7 +148,7 @@ def _call(
     int8: bool,
 ) -> Tensor:
     """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
-    native = _loaded()
+    native = loaded()
     if bias is not None:
         check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
@@ -180,7 +176,8 @@ def _call(
     return y.to(x.dtype)
 
 
-def _loaded() -> library.Library:
+def loaded() -> library.Library:
+    """The native library; InputError where it isn't built."""
     native = library.load()
     if native is None:
         raise InputError("this op needs tauten's native library, which isn't built")
@@ -208,6 +205,16 @@ def check_integer(
         return "none"
     check("zero", zero, cells, (torch.uint8, scale.dtype))
     return "integer" if zero.dtype == torch.uint8 else "float"
+
+
+def check_codebook(book: tuple[Tensor, Tensor, Tensor], bits: int, rows: int, columns: int) -> None:
+    """Raise InputError unless these are a CodebookWeight's interleaved codes, table and step."""
+    codes, table, step = book
+    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, columns)
+    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
+    check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    check("table", table, (blocks, 4, 4, 16), (torch.int8,))
+    check("step", step, (blocks, 1, ROWS), (torch.float32,))
 
 
 def _check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: int) -> None:

@@ -1,11 +1,21 @@
 """Every kernel in plain torch: the meaning of the native ones, and what serves without them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
+
+_CONVOLUTIONS = {
+    1: torch.nn.functional.conv1d,
+    2: torch.nn.functional.conv2d,
+    3: torch.nn.functional.conv3d,
+}
+_UNFOLDED = 1 << 22  # columns held at a time, give or take a sample
 
 
 def linear(
@@ -30,9 +40,63 @@ def linear(
     if activation == "int8" and isinstance(weight, CodebookWeight):
         x, matrix = round_activations(x, weight.in_features), _rounded_matrix(weight).to(x.dtype)
     else:
-        matrix = weight.dequantize(x.dtype)
+        matrix = weight.dequantize(x.dtype).flatten(1)
     bias = None if bias is None else bias.to(x.dtype)
     return torch.nn.functional.linear(x, matrix, bias)
+
+
+def conv(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str,
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Convolution with a packed weight.
+
+    Args:
+        x: (batch, in, *size) floating.
+        weight: (out, in / groups, *kernel) packed.
+        bias: (out,) or None.
+        activation: `int8` rounds what each output position sees as `linear` rounds a token; it
+            needs groups == 1.
+        settings: stride, padding, dilation, groups, padding_mode and pad_edges.
+    Returns:
+        (batch, out, *positions) in the dtype of x.
+    """
+    stride, dilation = settings["stride"], settings["dilation"]
+    if activation == "int8":
+        x = pad(x, settings)
+        cost = weight.in_features * x[:1, 0].numel()  # of the columns of one sample, about
+        parts = x.split(max(1, _UNFOLDED // max(cost, 1)))
+        products = [
+            linear(_columns(part, weight, settings), weight, bias, "int8") for part in parts
+        ]
+        return torch.cat(products).movedim(-1, 1).contiguous()
+    padding = settings["padding"]
+    if settings["padding_mode"] != "zeros":
+        x, padding = pad(x, settings), 0
+    bias = None if bias is None else bias.to(x.dtype)
+    convolve = _CONVOLUTIONS[len(stride)]
+    matrix = weight.dequantize(x.dtype)
+    return convolve(x, matrix, bias, stride, padding, dilation, settings["groups"])
+
+
+def pad(x: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """x (batch, in, *size) with the padding that a convolution's settings ask for."""
+    mode = settings["padding_mode"]
+    mode = "constant" if mode == "zeros" else mode
+    edges = settings["pad_edges"]
+    return torch.nn.functional.pad(x, edges, mode=mode) if any(edges) else x
+
+
+def _columns(x: Tensor, weight: PackedWeight, settings: Mapping[str, Any]) -> Tensor:
+    """What each position of x (batch, in, *size) sees: (batch, *positions, in * kernel)."""
+    kernel = weight.shape[2:]
+    for i, size in enumerate(kernel):
+        dilation = settings["dilation"][i]
+        x = x.unfold(2 + i, dilation * (size - 1) + 1, settings["stride"][i])[..., ::dilation]
+    return x.movedim(1, 1 + len(kernel)).flatten(1 + len(kernel))
 
 
 def round_activations(x: Tensor, size: int) -> Tensor:

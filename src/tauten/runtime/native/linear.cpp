@@ -101,12 +101,8 @@ TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* c
   using namespace tauten;
   const Kernels* k = kernels(isa);
   if (!k) return 2;
-  Problem p{};
-  p.codes = codes, p.scale = scale, p.zero = zero, p.book = book;
-  p.zero_kind = static_cast<Zero>(zero_kind), p.half = half, p.bits = bits;
-  p.out = out, p.in = in, p.blocks = ceil_div(out, kBlockRows);
-  p.chunks = ceil_div(in, kChunkColumns), p.group_chunks = group_chunks;
-  p.groups = ceil_div(p.chunks, group_chunks);
+  Problem p = weight_problem(codes, scale, zero, book, zero_kind, half, bits, out, in,
+                             group_chunks);
   p.bias = bias;
   try {
     for (int64_t begin = 0; begin < tokens; begin += kBatchTokens) {

@@ -33,6 +33,19 @@ class Arena {
   char* next_;
 };
 
+// A weight without tokens, from what the C interface takes.
+inline Problem weight_problem(const uint8_t* codes, const void* scale, const void* zero,
+                              const uint8_t* book, int zero_kind, int half, int bits, int64_t out,
+                              int64_t in, int64_t group_chunks) {
+  Problem p{};
+  p.codes = codes, p.scale = scale, p.zero = zero, p.book = book;
+  p.zero_kind = static_cast<Zero>(zero_kind), p.half = half, p.bits = bits;
+  p.out = out, p.in = in, p.blocks = ceil_div(out, kBlockRows);
+  p.chunks = ceil_div(in, kChunkColumns), p.group_chunks = group_chunks;
+  p.groups = ceil_div(p.chunks, group_chunks);
+  return p;
+}
+
 // Kernels of instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI); null where this processor
 // doesn't run it.
 const Kernels* kernels(int isa);

@@ -57,12 +57,8 @@ TAUTEN_EXPORT int tauten_rows(
     int zero_kind, int half, int bits, int64_t out, int64_t in, int64_t group_chunks, float* y,
     int threads) {
   using namespace tauten;
-  Problem p{};
-  p.codes = codes, p.scale = scale, p.zero = zero;
-  p.zero_kind = static_cast<Zero>(zero_kind), p.half = half, p.bits = bits;
-  p.out = out, p.in = in;
-  p.chunks = (in + kChunkColumns - 1) / kChunkColumns, p.group_chunks = group_chunks;
-  p.groups = (p.chunks + group_chunks - 1) / group_chunks;
+  const Problem p = weight_problem(codes, scale, zero, nullptr, zero_kind, half, bits, out, in,
+                                   group_chunks);
   for (int64_t i = 0; i < count; ++i)
     if (index[i] < 0 || index[i] >= out) return 3;
   parallel_for(count, 16, threads, [&](int, int64_t begin, int64_t end) {
