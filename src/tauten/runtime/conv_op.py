@@ -14,8 +14,6 @@ from tauten.formats.integer import ZERO_KINDS
 from tauten.formats.interleaved import COLUMNS
 from tauten.runtime import ops
 
-RUNS = (3, 5, 7)  # widths of a kernel that the library copies at once
-
 torch.library.define(
     "tauten::conv",
     "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? table, Tensor? bias, int bits, "
@@ -56,10 +54,10 @@ def _conv(
         ops.check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
     image = x.float().contiguous()
-    starts, offsets, run = _tables(image, size, kernel, stride, dilation)
+    starts, offsets = _tables(image, size, kernel, stride, dilation)
     y = torch.empty(len(x), rows, *size)
     status = native.handle.tauten_conv(
-        *(image.data_ptr(), starts.data_ptr(), offsets.data_ptr(), run),
+        *(image.data_ptr(), starts.data_ptr(), offsets.data_ptr()),
         *(starts.numel(), math.prod(size)),
         *(None if part is None else part.data_ptr() for part in (codes, scale, zero, table)),
         *(ZERO_KINDS.index(kind), scale.dtype == torch.float16, bits),
@@ -114,14 +112,12 @@ def output_size(
 
 def _tables(
     image: Tensor, size: tuple[int, ...], kernel: list[int], stride: list[int], dilation: list[int]
-) -> tuple[Tensor, Tensor, int]:
-    """First input of each position, (tokens,); offset of each run of columns; columns in a run."""
+) -> tuple[Tensor, Tensor]:
+    """Where in the image each position starts, and how far from there each column's input lies."""
     steps = image.stride()
-    run = kernel[-1] if kernel[-1] in RUNS and dilation[-1] == 1 else 1
     starts = _grid((len(image), *size), (steps[0], *_products(steps[2:], stride)))
-    runs = (image.shape[1], *kernel[:-1], kernel[-1] // run)
-    offsets = _grid(runs, (steps[1], *_products(steps[2:], dilation)))
-    return starts, offsets, run
+    offsets = _grid((image.shape[1], *kernel), (steps[1], *_products(steps[2:], dilation)))
+    return starts, offsets
 
 
 def _products(first: tuple[int, ...], second: list[int]) -> list[int]:

@@ -56,7 +56,7 @@ def load() -> Library | None:
         *(pointer, pointer, flag, flag, flag),  # bias, y; int8, isa, threads
     ]
     handle.tauten_conv.argtypes = [
-        *(pointer, pointer, pointer, number),  # image, starts, offsets, run
+        *(pointer, pointer, pointer),  # image, starts, offsets
         *(number, number),  # tokens, positions
         *handle.tauten_linear.argtypes[2:],
     ]

@@ -14,20 +14,42 @@ constexpr int64_t kTileTokens = 16;  // a cache line of each output channel
 struct Layout {
   const float* image;
   const int64_t* starts;   // (tokens,) index of a position's first input
-  const int64_t* offsets;  // (in / run,) from there to each run of columns
-  int64_t run;             // columns whose inputs lie side by side
+  const int64_t* offsets;  // (in,) from there to each column's input
   int64_t positions;       // tokens of one sample
 };
 
+// 4 values of each of 4 columns, set in 4 rows.
+inline void transpose(const float* source, const int64_t* offsets, float* rows, int64_t stride) {
+  using Vector = float __attribute__((vector_size(16)));
+  Vector c[4];
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&c[i], source + offsets[i], 16);
+  const Vector a = __builtin_shufflevector(c[0], c[1], 0, 4, 1, 5);
+  const Vector b = __builtin_shufflevector(c[2], c[3], 0, 4, 1, 5);
+  const Vector d = __builtin_shufflevector(c[0], c[1], 2, 6, 3, 7);
+  const Vector e = __builtin_shufflevector(c[2], c[3], 2, 6, 3, 7);
+  const Vector r[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5),
+                       __builtin_shufflevector(a, b, 2, 3, 6, 7),
+                       __builtin_shufflevector(d, e, 0, 1, 4, 5),
+                       __builtin_shufflevector(d, e, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(rows + i * stride, &r[i], 16);
+}
+
 // Tokens of the batch from `first` on into `x`, (p.tokens, in).
-template <int64_t Run>
 void gather(const Layout& layout, int64_t first, const Problem& p, float* x, int threads) {
   parallel_for(p.tokens, kTileTokens, threads, [&](int, int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) {
-      const float* source = layout.image + layout.starts[first + token];
+    const int64_t* starts = layout.starts + first;
+    for (int64_t token = begin; token < end;) {
+      const float* source = layout.image + starts[token];
       float* row = x + token * p.in;
-      for (int64_t i = 0; i < p.in / Run; ++i)
-        __builtin_memcpy(row + i * Run, source + layout.offsets[i], Run * sizeof(float));
+      const bool neighbours = token + 4 <= end && starts[token + 3] - starts[token] == 3;
+      int64_t done = 0;
+      if (neighbours)
+        for (; done + 4 <= p.in; done += 4)
+          transpose(source, layout.offsets + done, row + done, p.in);
+      const int64_t count = neighbours ? 4 : 1;
+      for (int64_t t = 0; t < count; ++t)
+        for (int64_t i = done; i < p.in; ++i) row[t * p.in + i] = source[layout.offsets[i] + t];
+      token += count;
     }
   });
 }
@@ -53,10 +75,10 @@ void scatter(const Layout& layout, int64_t first, const Problem& p, float* y, in
 }  // namespace tauten
 
 // y (samples, out, positions) = products of a weight, as in `tauten_linear`, with tokens that are
-// gathered a batch at a time: columns i * run .. (i + 1) * run of token t lie in `image` from
-// starts[t] + offsets[i] on. `run` is 1, 3, 5 or 7 and divides `in`. Returns as `tauten_linear`.
+// gathered a batch at a time: column i of token t is image[starts[t] + offsets[i]]. Returns as
+// `tauten_linear`.
 TAUTEN_EXPORT int tauten_conv(const float* image, const int64_t* starts, const int64_t* offsets,
-                              int64_t run, int64_t tokens, int64_t positions, const uint8_t* codes,
+                              int64_t tokens, int64_t positions, const uint8_t* codes,
                               const void* scale, const void* zero, const uint8_t* book,
                               int zero_kind, int half, int bits, int64_t out, int64_t in,
                               int64_t group_chunks, const float* bias, float* y, int int8, int isa,
@@ -67,8 +89,7 @@ TAUTEN_EXPORT int tauten_conv(const float* image, const int64_t* starts, const i
   Problem p = weight_problem(codes, scale, zero, book, zero_kind, half, bits, out, in,
                              group_chunks);
   p.bias = bias;
-  const Layout layout{image, starts, offsets, run, positions};
-  const auto fill = run == 3 ? gather<3> : run == 5 ? gather<5> : run == 7 ? gather<7> : gather<1>;
+  const Layout layout{image, starts, offsets, positions};
   const int64_t batch = std::min(kBatchTokens, tokens);
   try {
     Arena arena(Arena::size(4 * batch * in) + Arena::size(4 * batch * out));
@@ -76,7 +97,7 @@ TAUTEN_EXPORT int tauten_conv(const float* image, const int64_t* starts, const i
     p.x = x, p.y = arena.take<float>(batch * out);
     for (int64_t begin = 0; begin < tokens; begin += batch) {
       p.tokens = std::min(batch, tokens - begin);
-      fill(layout, begin, p, x, threads);
+      gather(layout, begin, p, x, threads);
       multiply(&p, 1, *k, int8 != 0, threads);
       scatter(layout, begin, p, y, threads);
     }
