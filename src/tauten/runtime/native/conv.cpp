@@ -18,20 +18,15 @@ struct Layout {
   int64_t positions;       // tokens of one sample
 };
 
-// 4 values of each of 4 columns, set in 4 rows.
-inline void transpose(const float* source, const int64_t* offsets, float* rows, int64_t stride) {
-  using Vector = float __attribute__((vector_size(16)));
-  Vector c[4];
-  for (int i = 0; i < 4; ++i) __builtin_memcpy(&c[i], source + offsets[i], 16);
-  const Vector a = __builtin_shufflevector(c[0], c[1], 0, 4, 1, 5);
-  const Vector b = __builtin_shufflevector(c[2], c[3], 0, 4, 1, 5);
-  const Vector d = __builtin_shufflevector(c[0], c[1], 2, 6, 3, 7);
-  const Vector e = __builtin_shufflevector(c[2], c[3], 2, 6, 3, 7);
-  const Vector r[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5),
-                       __builtin_shufflevector(a, b, 2, 3, 6, 7),
-                       __builtin_shufflevector(d, e, 0, 1, 4, 5),
-                       __builtin_shufflevector(d, e, 2, 3, 6, 7)};
-  for (int i = 0; i < 4; ++i) __builtin_memcpy(rows + i * stride, &r[i], 16);
+// 4 values of each of 4 columns, set in 4 rows. By itself GCC turns it into 8 shuffles of vectors;
+// inlined it doesn't.
+__attribute__((noinline)) void transpose(const float* source, const int64_t* offsets, float* rows,
+                                         int64_t stride) {
+  float columns[4][4], values[4][4];
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(columns[i], source + offsets[i], 16);
+  for (int t = 0; t < 4; ++t)
+    for (int i = 0; i < 4; ++i) values[t][i] = columns[i][t];
+  for (int t = 0; t < 4; ++t) __builtin_memcpy(rows + t * stride, values[t], 16);
 }
 
 // Tokens of the batch from `first` on into `x`, (p.tokens, in).
