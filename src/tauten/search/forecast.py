@@ -1,8 +1,10 @@
 """What a run will need, said before it starts."""
 
 import os
+import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -78,7 +80,12 @@ def forecast(
 
 
 def available_memory_bytes() -> int:
-    """Memory that a new process could use now."""
+    """Memory that a new process could use now, what files are cached in included."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
