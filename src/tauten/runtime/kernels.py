@@ -10,7 +10,8 @@ from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
-from tauten.runtime import library, ops, reference
+from tauten.formats.sparse import SparseWeight
+from tauten.runtime import library, ops, reference, sparse_ops  # noqa: F401 (sparse_ops registers)
 
 
 def linear(
@@ -25,7 +26,7 @@ def linear(
         weight: (out, in) packed.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
-            and the entries of a codebook.
+            and the entries of a codebook. A sparse weight keeps x under either.
     Returns:
         (..., out) in the dtype of x.
     """
@@ -75,9 +76,11 @@ def prepare(weight: PackedWeight) -> bool:
         fits = grouped and weight.scale.dtype in ops.GRID_DTYPES
     elif isinstance(weight, CodebookWeight):
         fits = weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
+    elif isinstance(weight, SparseWeight):
+        fits = weight.grid is None or weight.grid.group_size % COLUMNS == 0
     else:
         return False
-    if not fits or weight.codes.device.type != "cpu" or library.load() is None:
+    if not fits or not _on_cpu(weight) or library.load() is None:
         return False
     weight.interleave()
     return True
@@ -85,13 +88,17 @@ def prepare(weight: PackedWeight) -> bool:
 
 def _native(x: Tensor, weight: PackedWeight, activation: str, compiling: bool) -> bool:
     """Whether the native ops take this product; the weight is then interleaved."""
-    if not isinstance(weight, IntegerWeight | CodebookWeight):
+    if not isinstance(weight, IntegerWeight | CodebookWeight | SparseWeight):
         return False
     if isinstance(weight, CodebookWeight) and activation == "float":
         return False
-    if x.device.type != "cpu" or weight.codes.device.type != "cpu":
+    if x.device.type != "cpu" or not _on_cpu(weight):
         return False
     return weight.interleaved or (not compiling and prepare(weight))
+
+
+def _on_cpu(weight: PackedWeight) -> bool:
+    return all(buffer.device.type == "cpu" for buffer in weight.buffers())
 
 
 def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
@@ -100,6 +107,11 @@ def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: 
         grid = (weight.codes, weight.scale, weight.zero)
         size = (weight.bits, weight.group_size, weight.out_features)
         y = torch.ops.tauten.integer_linear(x, *grid, bias, *size, activation == "int8")
+    elif isinstance(weight, SparseWeight):
+        kept = (weight.mask, weight.starts, weight.values, weight.scale, weight.zero)
+        bits, group_size = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
+        size = (bits, group_size, weight.slots, weight.out_features)
+        y = torch.ops.tauten.sparse_linear(x, *kept, bias, *size)
     else:
         assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
         book = (weight.codes, weight.table, weight.step)

@@ -61,6 +61,13 @@ def load() -> Library | None:
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, flag),  # y, threads
     ]
+    handle.tauten_sparse_linear.argtypes = [
+        *(pointer, number),  # x, tokens
+        *(pointer, pointer, pointer, flag, number),  # mask, starts, values; kind, slots
+        *(pointer, pointer, flag, flag, flag),  # scale, zero; kind, half, bits
+        *(number, number, number),  # rows, columns, chunks in a group
+        *(pointer, pointer, flag, flag),  # bias, y; isa, threads
+    ]
     handle.tauten_share_pool.argtypes = [pointer]
     handle.tauten_share_pool(_torch_pool())
     library = Library(handle, 0)

@@ -49,7 +49,7 @@ def _integer_linear(
     int8: bool,
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
-    columns = _check_tokens(x)
+    columns = check_tokens(x)
     kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
     return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
 
@@ -59,7 +59,7 @@ def _codebook_linear(
     x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
-    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, _check_tokens(x))
+    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, check_tokens(x))
     blocks, chunks = -(-rows // ROWS), -(-x.shape[-1] // COLUMNS)
     check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
     check("table", table, (blocks, 4, 4, 16), (torch.int8,))
@@ -79,7 +79,7 @@ def _integer_rows(
     columns: int,
 ) -> Tensor:
     """index (...) integer, the interleaved tensors of an IntegerWeight -> (..., columns)."""
-    native = _loaded()
+    native = loaded()
     if index.dtype not in (torch.int64, torch.int32):
         raise InputError(f"index is {index.dtype}: expected int64 or int32")
     kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
@@ -152,7 +152,7 @@ def _call(
     int8: bool,
 ) -> Tensor:
     """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
-    native = _loaded()
+    native = loaded()
     if bias is not None:
         check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
@@ -180,14 +180,14 @@ def _call(
     return y.to(x.dtype)
 
 
-def _loaded() -> library.Library:
+def loaded() -> library.Library:
     native = library.load()
     if native is None:
         raise InputError("this op needs tauten's native library, which isn't built")
     return native
 
 
-def _check_tokens(x: Tensor) -> int:
+def check_tokens(x: Tensor) -> int:
     """Raise InputError unless x is floating and has columns; how many."""
     if x.dim() == 0 or not x.is_floating_point():
         raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected (..., in) floating")

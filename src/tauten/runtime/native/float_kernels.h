@@ -149,9 +149,10 @@ void slab_tile_of(const float* x, int64_t width, const float* weights, int64_t c
   if constexpr (Tokens > 1) slab_tile_of<Tokens - 1>(x, width, weights, columns, sums, count);
 }
 
-// Scratch: the weights of a slab of 2 blocks, then (tokens, 2, 16) sums.
-template <int Bits>
-void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch) {
+// Scratch: the weights of a slab of 2 blocks, then (tokens, 2, 16) sums. `fill` writes the weights
+// of some chunks of a block, (columns, 16).
+template <class Fill>
+void slab_blocks(const Problem& p, int64_t begin, int64_t end, float* scratch, Fill fill) {
   const int64_t width = p.chunks * kChunkColumns;
   float* sums = scratch + 2 * kSlabStride;
   for (; begin < end; begin += 2) {
@@ -160,7 +161,7 @@ void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch)
     for (int64_t chunk = 0; chunk < p.chunks; chunk += kSlabChunks) {
       const int64_t count = p.chunks - chunk < kSlabChunks ? p.chunks - chunk : kSlabChunks;
       for (int64_t b = 0; b < blocks; ++b)
-        dequantize<Bits>(p, begin + b, chunk, count, scratch + b * kSlabStride);
+        fill(begin + b, chunk, count, scratch + b * kSlabStride);
       for (int64_t i = 0; i < p.tiles; ++i) {
         const int64_t token = tile_start(p, i), tokens = tile_start(p, i + 1) - token;
         const float* x = p.padded + token * width + chunk * kChunkColumns;
@@ -172,6 +173,14 @@ void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch)
       for (int64_t b = 0; b < blocks; ++b)
         store_block(p, begin + b, token, Simd::load_floats(sums + (2 * token + b) * kBlockRows));
   }
+}
+
+template <int Bits>
+void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch) {
+  slab_blocks(p, begin, end, scratch,
+              [&](int64_t block, int64_t chunk, int64_t count, float* target) {
+                dequantize<Bits>(p, block, chunk, count, target);
+              });
 }
 
 }  // namespace

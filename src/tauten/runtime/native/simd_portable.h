@@ -1,6 +1,7 @@
 // Vectors of GCC and Clang, which they lower to whatever the processor has (SSE2, NEON, ...).
 #pragma once
 #include "problem.h"
+#include "sparse.h"
 
 namespace tauten {
 namespace {
@@ -115,6 +116,32 @@ struct Simd {
   static void store_floats(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_some(float* p, Floats v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  }
+
+  static float sum(Floats v) {
+    float lanes[kBlockRows];
+    store_floats(lanes, v);
+    for (int64_t width = kBlockRows / 2; width > 0; width /= 2)
+      for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+  }
+
+  // Values from p on go to the lanes whose bit in `mask` is set, in order; the others are 0. What
+  // is loaded may be changed lane by lane before it is expanded.
+  static Floats load_kept(const float* p, uint32_t) { return load_floats(p); }
+  static Floats load_kept(const uint8_t* p, uint32_t) { return load_bytes(p); }
+  static Floats load_kept(const Half* p, uint32_t) { return load_halves(&p->bits); }
+  static Floats load_kept(const Bfloat* p, uint32_t) {
+    uint32_t v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = static_cast<uint32_t>(p[i].bits) << 16;
+    return load_as<Floats>(v);
+  }
+  static Floats expand(Floats kept, uint32_t mask) {
+    float from[kBlockRows], lanes[kBlockRows] = {};
+    store_floats(from, kept);
+    for (int i = 0, next = 0; i < kBlockRows; ++i)
+      if (mask >> i & 1) lanes[i] = from[next++];
+    return load_floats(lanes);
   }
 };
 
