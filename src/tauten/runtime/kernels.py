@@ -11,7 +11,7 @@ from tauten.formats.integer import IntegerWeight
 from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
 from tauten.formats.sparse import SparseWeight
-from tauten.runtime import library, ops, reference, sparse_ops  # noqa: F401 (sparse_ops registers)
+from tauten.runtime import book_ops, library, ops, reference, sparse_ops  # noqa: F401 (register)
 
 
 def linear(
@@ -36,7 +36,7 @@ def linear(
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
     compiling = torch.compiler.is_compiling()
-    if not _native(x, weight, activation, compiling) or (wants_gradient and compiling):
+    if not _native(x, weight, compiling) or (wants_gradient and compiling):
         return reference.linear(x, weight, bias, activation)
     if wants_gradient:
         y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
@@ -57,7 +57,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
         IndexError: An index isn't a row of the weight.
     """
     compiling = torch.compiler.is_compiling()
-    if not isinstance(weight, IntegerWeight) or not _native(index, weight, "float", compiling):
+    if not isinstance(weight, IntegerWeight) or not _native(index, weight, compiling):
         found = weight.dequantize_rows(index.flatten(), dtype)
     else:
         grid = (weight.codes, weight.scale, weight.zero)
@@ -86,11 +86,9 @@ def prepare(weight: PackedWeight) -> bool:
     return True
 
 
-def _native(x: Tensor, weight: PackedWeight, activation: str, compiling: bool) -> bool:
+def _native(x: Tensor, weight: PackedWeight, compiling: bool) -> bool:
     """Whether the native ops take this product; the weight is then interleaved."""
     if not isinstance(weight, IntegerWeight | CodebookWeight | SparseWeight):
-        return False
-    if isinstance(weight, CodebookWeight) and activation == "float":
         return False
     if x.device.type != "cpu" or not _on_cpu(weight):
         return False
@@ -114,8 +112,13 @@ def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: 
         y = torch.ops.tauten.sparse_linear(x, *kept, bias, *size)
     else:
         assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
-        book = (weight.codes, weight.table, weight.step)
-        y = torch.ops.tauten.codebook_linear(x, *book, bias, weight.bits, weight.out_features)
+        size = (weight.bits, weight.out_features)
+        if activation == "float":
+            book = (weight.codes, weight.entries)
+            y = torch.ops.tauten.codebook_linear_float(x, *book, bias, *size)
+        else:
+            rounded = (weight.codes, weight.table, weight.step)
+            y = torch.ops.tauten.codebook_linear(x, *rounded, bias, *size)
     return y
 
 

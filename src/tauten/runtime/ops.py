@@ -59,7 +59,7 @@ def _codebook_linear(
     x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
-    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, check_tokens(x))
+    check_sizes(bits, MAX_BOOK_BITS, 0, rows, check_tokens(x))
     blocks, chunks = -(-rows // ROWS), -(-x.shape[-1] // COLUMNS)
     check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
     check("table", table, (blocks, 4, 4, 16), (torch.int8,))
@@ -199,7 +199,7 @@ def check_integer(
 ) -> str:
     """Raise InputError unless these are an IntegerWeight's interleaved tensors; kind of zero."""
     codes, scale, zero = grid
-    _check_sizes(bits, 8, group_size, rows, columns)
+    check_sizes(bits, 8, group_size, rows, columns)
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     cells = (blocks, -(-columns // (group_size or columns)), ROWS)
     check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
@@ -210,7 +210,7 @@ def check_integer(
     return "integer" if zero.dtype == torch.uint8 else "float"
 
 
-def _check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: int) -> None:
+def check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: int) -> None:
     """Raise InputError unless the sizes make a weight."""
     if not 1 <= bits <= most_bits or rows < 1 or columns < 1:
         sizes = f"{rows} x {columns} at {bits} bits"

@@ -20,6 +20,8 @@ struct Problem {
   const void* scale;     // (blocks, groups, 16) float16 if `half`, else float32
   const void* zero;      // the same shape: uint8 (kInteger), as scale (kFloat), or null
   const uint8_t* book;   // (blocks, 4, 4, 16) int8 or null: see `Booked` in int8_kernels.h
+  const float* entries;  // (16,) of all rows if `shared_entries`, else (blocks, 2**bits, 16); or null
+  bool shared_entries;
   Zero zero_kind;
   bool half;
   int bits;

@@ -192,6 +192,29 @@ struct Simd {
     const __m256 from = _mm256_permutevar8x32_ps(kept, _mm256_cvtepu8_epi32(ranks));
     return _mm256_and_ps(from, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
   }
+
+  // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
+  template <int Column>
+  static Floats entry(const float* table, Bytes codes) {
+    return {entry8<Column>(table, codes.low), entry8<Column>(table, codes.high)};
+  }
+  template <int Column>
+  static __m256 entry8(const float* table, __m256i codes) {
+    const __m256i index = _mm256_srli_epi32(codes, 8 * Column);
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return choose8<8 * Column + 3>(codes, low, high);
+  }
+  // In each row `high` where a bit of its 4 bytes is set, else `low`.
+  template <int Bit>
+  static Floats choose(Bytes codes, Floats low, Floats high) {
+    return {choose8<Bit>(codes.low, low.low, high.low),
+            choose8<Bit>(codes.high, low.high, high.high)};
+  }
+  template <int Bit>
+  static __m256 choose8(__m256i codes, __m256 low, __m256 high) {
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 31 - Bit)));
+  }
 };
 
 }  // namespace

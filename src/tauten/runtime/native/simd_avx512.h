@@ -106,6 +106,18 @@ struct Simd {
   static Floats expand(Floats kept, uint32_t mask) {
     return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), kept);
   }
+
+  // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
+  template <int Column>
+  static Floats entry(const float* table, Bytes codes) {
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * Column), load_floats(table));
+  }
+  // In each row `high` where a bit of its 4 bytes is set, else `low`.
+  template <int Bit>
+  static Floats choose(Bytes codes, Floats low, Floats high) {
+    const __mmask16 set = _mm512_test_epi32_mask(codes, _mm512_set1_epi32(1 << Bit));
+    return _mm512_mask_blend_ps(set, low, high);
+  }
 };
 
 }  // namespace

@@ -143,6 +143,21 @@ struct Simd {
       if (mask >> i & 1) lanes[i] = from[next++];
     return load_floats(lanes);
   }
+
+  // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
+  template <int Column>
+  static Floats entry(const float* table, Bytes codes) {
+    float v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = table[codes[4 * i + Column] & 15];
+    return load_floats(v);
+  }
+  // In each row `high` where a bit of its 4 bytes is set, else `low`.
+  template <int Bit>
+  static Floats choose(Bytes codes, Floats low, Floats high) {
+    const Ints set = (reinterpret_cast<Ints>(codes) << (31 - Bit)) >> 31;  // all bits or none
+    return reinterpret_cast<Floats>((reinterpret_cast<Ints>(low) & ~set) |
+                                    (reinterpret_cast<Ints>(high) & set));
+  }
 };
 
 }  // namespace
