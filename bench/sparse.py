@@ -1,6 +1,6 @@
 """Products on pruned and on codebook weights, activations in float, beside torch's dense ones.
 
-    python bench/sparse.py --out sparse.json
+python bench/sparse.py --out sparse.json
 """
 
 import argparse

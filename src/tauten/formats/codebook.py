@@ -67,7 +67,7 @@ class CodebookWeight(Interleavable, PackedWeight):
         return (values * inverse).round().to(torch.int8), step
 
     def interleaved_tensors(self) -> dict[str, Tensor | None]:
-        """Codes for the kernels, the rounded codebook of each row and the exact one; 4 bits at most."""
+        """Codes for the kernels, the codebook rounded and in float32; at most 4 bits."""
         entries, step = (part.expand(self.out_features, -1) for part in self.rounded_codebook())
         missing = (0, 16 - entries.shape[1], 0, -self.out_features % ROWS)
         table = torch.nn.functional.pad(entries, missing).view(-1, 4, 4, 16)

@@ -10,7 +10,7 @@ from tauten.core.errors import CorruptError, InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import ZERO_KINDS, grid_values
 from tauten.formats.interleaved import COLUMNS, Interleavable
-from tauten.formats.packed import PackedWeight, take_rows
+from tauten.formats.packed import PackedWeight, from_spec, take_rows
 
 VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SCALE_DTYPES = (torch.float16, torch.float32)
@@ -118,7 +118,7 @@ class SparseWeight(Interleavable, PackedWeight):
             mask: (out, in, ...) bool, True where kept, as in `from_dense`.
             bits: 1 to 8.
             group_size: Columns a scale; 0 for the whole row.
-            codes: (out, in) uint8, each below 2**bits; those not kept don't matter.
+            codes: (out, in) uint8, each below 2**bits.
             scale: (out, groups) float16 or float32.
             zero: None, (out, groups) uint8 codes of zero, or floating offsets like `scale`.
         Raises:
@@ -127,14 +127,9 @@ class SparseWeight(Interleavable, PackedWeight):
         kind = "none" if zero is None else "float" if zero.is_floating_point() else "integer"
         grid, shape = Grid(bits, group_size, kind), tuple(mask.shape)
         packed, pattern = _pack_mask(mask, shape)
-        mask = mask.flatten(1)
-        _check_codes(mask, grid, codes, scale, zero)
-        counts = mask.sum(1)
-        starts = _starts(counts, 8)
-        slots = int(starts[-1])
-        positions = (starts[:-1, None] + mask.cumsum(1) - 1)[mask]
-        kept = codes.new_zeros(slots)
-        kept[positions] = codes[mask]
+        _check_codes(mask.flatten(1), grid, codes, scale, zero)
+        kept = _kept_codes(codes, mask.flatten(1))
+        slots = len(kept)
         tensors = {"mask": packed, "values": pack(kept, bits), "scale": scale}
         if zero is not None:
             tensors["zero"] = pack(zero, bits) if kind == "integer" else zero
@@ -157,7 +152,7 @@ class SparseWeight(Interleavable, PackedWeight):
         """
         if self.starts is not None:
             return self.starts
-        for name, twin in self.empty(self.spec()).named_buffers():
+        for name, twin in from_spec(self.spec()).named_buffers():
             buffer = self.get_buffer(name)
             if buffer.shape != twin.shape or buffer.dtype != twin.dtype:
                 got, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (buffer, twin))
@@ -233,6 +228,8 @@ class SparseWeight(Interleavable, PackedWeight):
     def empty(cls, spec: dict[str, Any]) -> "SparseWeight":
         shape, pattern, slots = tuple(spec["shape"]), spec["pattern"], spec["slots"]
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
+        if not isinstance(slots, int) or slots < 0:
+            raise ValueError("slots is no count")
         if pattern not in PATTERNS or (pattern == "2:4" and columns % 4):
             raise ValueError("pattern is unknown or doesn't fit the columns")
         width = packed_bytes(columns // 4, 3) if pattern == "2:4" else packed_bytes(columns, 1)
@@ -263,6 +260,14 @@ def _starts(counts: Tensor, multiple: int) -> Tensor:
     """First slot of each row and their number, if each row takes a multiple of so many slots."""
     ends = (-(-counts // multiple) * multiple).cumsum(0)
     return nn.functional.pad(ends, (1, 0))
+
+
+def _kept_codes(codes: Tensor, mask: Tensor) -> Tensor:
+    """(slots,) uint8: kept codes of (out, in) row by row, filled up to multiples of 8 by zeros."""
+    starts = _starts(mask.sum(1), 8)
+    kept = codes.new_zeros(int(starts[-1]))
+    kept[(starts[:-1, None] + mask.cumsum(1) - 1)[mask]] = codes[mask]
+    return kept
 
 
 def _pack_mask(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str]:

@@ -101,24 +101,22 @@ def _on_cpu(weight: PackedWeight) -> bool:
 
 def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
     y: Tensor
+    rows, product = weight.out_features, torch.ops.tauten
     if isinstance(weight, IntegerWeight):
         grid = (weight.codes, weight.scale, weight.zero)
-        size = (weight.bits, weight.group_size, weight.out_features)
-        y = torch.ops.tauten.integer_linear(x, *grid, bias, *size, activation == "int8")
+        size = (weight.bits, weight.group_size, rows)
+        y = product.integer_linear(x, *grid, bias, *size, activation == "int8")
     elif isinstance(weight, SparseWeight):
         kept = (weight.mask, weight.starts, weight.values, weight.scale, weight.zero)
-        bits, group_size = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
-        size = (bits, group_size, weight.slots, weight.out_features)
-        y = torch.ops.tauten.sparse_linear(x, *kept, bias, *size)
+        meaning = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
+        y = product.sparse_linear(x, *kept, bias, *meaning, weight.slots, rows)
+    elif isinstance(weight, CodebookWeight) and activation == "int8":
+        rounded = (weight.codes, weight.table, weight.step)
+        y = product.codebook_linear(x, *rounded, bias, weight.bits, rows)
     else:
         assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
-        size = (weight.bits, weight.out_features)
-        if activation == "float":
-            book = (weight.codes, weight.entries)
-            y = torch.ops.tauten.codebook_linear_float(x, *book, bias, *size)
-        else:
-            rounded = (weight.codes, weight.table, weight.step)
-            y = torch.ops.tauten.codebook_linear(x, *rounded, bias, *size)
+        exact = (weight.codes, weight.entries)
+        y = product.codebook_linear_float(x, *exact, bias, weight.bits, rows)
     return y
 
 

@@ -181,6 +181,7 @@ def _call(
 
 
 def loaded() -> library.Library:
+    """The native library; InputError where it isn't built."""
     native = library.load()
     if native is None:
         raise InputError("this op needs tauten's native library, which isn't built")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats.bits import packed_bytes
-from tauten.formats.interleaved import COLUMNS
 from tauten.formats.integer import ZERO_KINDS
+from tauten.formats.interleaved import COLUMNS
 from tauten.formats.sparse import SCALE_DTYPES, VALUE_DTYPES
 from tauten.runtime import ops
 
@@ -45,18 +45,8 @@ def _sparse_linear(
     `bits` is 0 where the values are floats; `scale` is then None.
     """
     native, columns = ops.loaded(), ops.check_tokens(x)
-    if rows < 1 or columns < 1 or slots < 0:
-        raise InputError(f"{rows} x {columns} weights in {slots} slots: expected no empty side")
-    ops.check("mask", mask, (rows, -(-columns // COLUMNS) * COLUMNS // 8), (torch.uint8,))
-    ops.check("starts", starts, (rows + 1,), (torch.int64,))
-    zero_kind = "none"
-    if scale is None:
-        ops.check("values", values, (slots,), VALUE_DTYPES)
-        if zero is not None or bits or group_size:
-            raise InputError("a zero, bits or a group_size without scale: expected floats only")
-    else:
-        size = (bits, group_size, slots, rows, columns)
-        zero_kind = _check_codes((values, scale, zero), *size)
+    size = (bits, group_size, slots, rows, columns)
+    zero_kind = _check((mask, starts, values, scale, zero), *size)
     if bias is not None:
         ops.check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
@@ -102,6 +92,28 @@ def _fake_sparse_linear(
     rows: int,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
+
+
+def _check(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    bits: int,
+    group_size: int,
+    slots: int,
+    rows: int,
+    columns: int,
+) -> str:
+    """Raise InputError unless these are a SparseWeight's interleaved tensors; kind of zero."""
+    mask, starts, values, scale, zero = tensors
+    if rows < 1 or columns < 1 or slots < 0:
+        raise InputError(f"{rows} x {columns} weights in {slots} slots: expected no empty side")
+    ops.check("mask", mask, (rows, -(-columns // COLUMNS) * COLUMNS // 8), (torch.uint8,))
+    ops.check("starts", starts, (rows + 1,), (torch.int64,))
+    if scale is not None:
+        return _check_codes((values, scale, zero), bits, group_size, slots, rows, columns)
+    ops.check("values", values, (slots,), VALUE_DTYPES)
+    if zero is not None or bits or group_size:
+        raise InputError("a zero, bits or a group_size without scale: expected floats only")
+    return "none"
 
 
 def _check_codes(
