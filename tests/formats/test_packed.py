@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tauten.core.errors import CorruptError
-from tauten.formats import codebook, integer  # noqa: F401  (they register themselves)
+from tauten.formats import codebook, integer, sparse  # noqa: F401  (they register themselves)
 from tauten.formats.packed import FORMATS, from_spec
 
 INTEGER = {
@@ -23,6 +23,25 @@ CODEBOOK = {
     "books": 1,
     "codebook_dtype": "float16",
 }
+SPARSE = {
+    "kind": "sparse",
+    "shape": [4, 8],
+    "pattern": "2:4",
+    "slots": 32,
+    "values": "codes",
+    "bits": 4,
+    "group_size": 2,
+    "zero": "integer",
+    "scale_dtype": "float16",
+}
+SPARSE_FLOATS = {
+    "kind": "sparse",
+    "shape": [4, 6],
+    "pattern": "any",
+    "slots": 7,
+    "values": "bfloat16",
+}
+SPECS = (INTEGER, CODEBOOK, SPARSE, SPARSE_FLOATS)
 DAMAGE: dict[str, tuple[Any, ...]] = {
     "kind": (None, 5, "integre", ["integer"], {}),
     "shape": (None, 5, [], [-4, 6], [4.0, 6], ["4", 6], [2**62, 2**62], [[4], 6], {}),
@@ -32,22 +51,20 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
     "scale_dtype": (None, "float64", "int8", 16, "nn"),
     "books": (None, 0, 2, "1", [1]),
     "codebook_dtype": (None, "float64", "__name__", 16),
+    "pattern": (None, "4:2", 0, []),
+    "slots": (None, -1, "7", 2.5, [7]),
+    "values": (None, "float64", "int8", 4, []),
 }
 
 
-@pytest.mark.parametrize("spec", [INTEGER, CODEBOOK], ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["kind"])
 def test_a_description_rebuilds_itself(spec: dict[str, Any]) -> None:
     assert from_spec(spec).spec() == spec
 
 
 @pytest.mark.parametrize(
     ("spec", "field", "value"),
-    [
-        (spec, field, value)
-        for spec in (INTEGER, CODEBOOK)
-        for field in spec
-        for value in DAMAGE[field]
-    ],
+    [(spec, field, value) for spec in SPECS for field in spec for value in DAMAGE[field]],
     ids=lambda value: value["kind"] if isinstance(value, dict) and value else str(value),
 )
 def test_a_damaged_field_is_refused(spec: dict[str, Any], field: str, value: Any) -> None:
@@ -55,7 +72,7 @@ def test_a_damaged_field_is_refused(spec: dict[str, Any], field: str, value: Any
         from_spec({**spec, field: value})
 
 
-@pytest.mark.parametrize("spec", [INTEGER, CODEBOOK], ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["kind"])
 def test_a_missing_field_is_refused(spec: dict[str, Any]) -> None:
     for field in spec:
         with pytest.raises(CorruptError):

@@ -26,6 +26,8 @@ class CodebookWeight(Interleavable, PackedWeight):
         table: Only while interleaved: entries of the codebooks rounded to int8, (blocks, 4, 4, 16)
             for rows 0, 4, 8, 12 of a block, then rows 1, 5, 9, 13 and so on.
         step: Only while interleaved: (blocks, 1, 16) float32, what a unit of `table` stands for.
+        entries: Only while interleaved: float32 entries, (16,) of one book for all rows, or
+            (blocks, 2**bits, 16).
     """
 
     kind = "codebook"
@@ -33,6 +35,7 @@ class CodebookWeight(Interleavable, PackedWeight):
     codebook: Tensor
     table: Tensor | None
     step: Tensor | None
+    entries: Tensor | None
 
     def __init__(self, shape: tuple[int, ...], bits: int, tensors: dict[str, Tensor]):
         super().__init__()
@@ -41,6 +44,7 @@ class CodebookWeight(Interleavable, PackedWeight):
         self.register_buffer("codebook", tensors["codebook"])
         self.register_buffer("table", None, persistent=False)
         self.register_buffer("step", None, persistent=False)
+        self.register_buffer("entries", None, persistent=False)
 
     @classmethod
     def from_codes(
@@ -63,7 +67,7 @@ class CodebookWeight(Interleavable, PackedWeight):
         return (values * inverse).round().to(torch.int8), step
 
     def interleaved_tensors(self) -> dict[str, Tensor | None]:
-        """Codes for the kernels, and the rounded codebook of each row; at most 4 bits."""
+        """Codes for the kernels, the codebook rounded and in float32; at most 4 bits."""
         entries, step = (part.expand(self.out_features, -1) for part in self.rounded_codebook())
         missing = (0, 16 - entries.shape[1], 0, -self.out_features % ROWS)
         table = torch.nn.functional.pad(entries, missing).view(-1, 4, 4, 16)
@@ -71,11 +75,19 @@ class CodebookWeight(Interleavable, PackedWeight):
             "codes": interleave_codes(self.codes, self.bits, self.in_features),
             "table": table.transpose(1, 2).contiguous(),
             "step": interleave_rows(step),
+            "entries": self._float_entries(),
         }
+
+    def _float_entries(self) -> Tensor:
+        book = self.codebook.float()
+        if len(book) == 1:
+            return torch.nn.functional.pad(book[0], (0, 16 - book.shape[1]))
+        return interleave_rows(book)
 
     def row_tensors(self) -> dict[str, Tensor | None]:
         """The codes as on disk."""
-        return {"codes": pack(self.integer_codes(), self.bits), "table": None, "step": None}
+        codes = pack(self.integer_codes(), self.bits)
+        return {"codes": codes, "table": None, "step": None, "entries": None}
 
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
         codes = self.integer_codes(rows).int()

@@ -12,7 +12,8 @@ from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
-from tauten.runtime import library, ops, reference
+from tauten.formats.sparse import SparseWeight
+from tauten.runtime import book_ops, library, ops, reference, sparse_ops  # noqa: F401 (register)
 from tauten.runtime.conv_op import output_size
 
 # A float convolution at more positions than this, for each row of the weight, is faster dense.
@@ -31,13 +32,13 @@ def linear(
         weight: (out, in) packed.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
-            and the entries of a codebook.
+            and the entries of a codebook. A sparse weight keeps x under either.
     Returns:
         (..., out) in the dtype of x.
     """
     _check_activation(activation)
     wants_gradient = _wants_gradient(x, bias)
-    if not _native(x, weight, activation) or (wants_gradient and torch.compiler.is_compiling()):
+    if not _native(x, weight) or (wants_gradient and torch.compiler.is_compiling()):
         return reference.linear(x, weight, bias, activation)
     if wants_gradient:
         y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
@@ -74,8 +75,9 @@ def conv(
         return conv(x[None], weight, bias, activation, settings)[0]
     groups = settings["groups"]
     _check_image(x, weight, activation, groups)
-    unserved = groups != 1 or _wants_gradient(x, bias)
-    if unserved or not _native(x, weight, activation):
+    by_table = isinstance(weight, CodebookWeight) and activation == "float"
+    unserved = by_table or isinstance(weight, SparseWeight) or groups != 1
+    if unserved or _wants_gradient(x, bias) or not _native(x, weight):
         return reference.conv(x, weight, bias, activation, settings)
     padded = reference.pad(x, settings)
     geometry = list(weight.shape[2:]), settings["stride"], settings["dilation"]
@@ -97,7 +99,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     Raises:
         IndexError: An index isn't a row of the weight.
     """
-    if not isinstance(weight, IntegerWeight) or not _native(index, weight, "float"):
+    if not isinstance(weight, IntegerWeight) or not _native(index, weight):
         found = weight.dequantize_rows(index.flatten(), dtype)
     else:
         grid = (weight.codes, weight.scale, weight.zero)
@@ -115,7 +117,7 @@ def prepare(weight: PackedWeight) -> bool:
     """
     if not _served(weight):
         return False
-    assert isinstance(weight, IntegerWeight | CodebookWeight), "no other weight is served"
+    assert isinstance(weight, IntegerWeight | CodebookWeight | SparseWeight)
     if torch.compiler.is_exporting() and not weight.interleaved:
         raise InputError(
             "a packed weight can't change its layout while torch.export traces: run the model "
@@ -132,16 +134,16 @@ def _served(weight: PackedWeight) -> bool:
         fits = grouped and weight.scale.dtype in ops.GRID_DTYPES
     elif isinstance(weight, CodebookWeight):
         fits = weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
+    elif isinstance(weight, SparseWeight):
+        fits = weight.grid is None or weight.grid.group_size % COLUMNS == 0
     else:
         return False
-    return fits and weight.codes.device.type == "cpu" and library.load() is not None
+    return fits and _on_cpu(weight) and library.load() is not None
 
 
-def _native(x: Tensor, weight: PackedWeight, activation: str) -> bool:
+def _native(x: Tensor, weight: PackedWeight) -> bool:
     """Whether the native ops take this product; the weight is then interleaved."""
-    if x.device.type != "cpu" or (isinstance(weight, CodebookWeight) and activation == "float"):
-        return False
-    served: bool = prepare(weight)
+    served: bool = x.device.type == "cpu" and prepare(weight)
     return served
 
 
@@ -155,16 +157,28 @@ def _check_activation(activation: str) -> None:
         raise InputError(f"activation={activation!r}: expected 'float' or 'int8'")
 
 
+def _on_cpu(weight: PackedWeight) -> bool:
+    return all(buffer.device.type == "cpu" for buffer in weight.buffers())
+
+
 def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
     y: Tensor
+    rows, product = weight.out_features, torch.ops.tauten
     if isinstance(weight, IntegerWeight):
         grid = (weight.codes, weight.scale, weight.zero)
-        size = (weight.bits, weight.group_size, weight.out_features)
-        y = torch.ops.tauten.integer_linear(x, *grid, bias, *size, activation == "int8")
+        size = (weight.bits, weight.group_size, rows)
+        y = product.integer_linear(x, *grid, bias, *size, activation == "int8")
+    elif isinstance(weight, SparseWeight):
+        kept = (weight.mask, weight.starts, weight.values, weight.scale, weight.zero)
+        meaning = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
+        y = product.sparse_linear(x, *kept, bias, *meaning, weight.slots, rows)
+    elif isinstance(weight, CodebookWeight) and activation == "int8":
+        rounded = (weight.codes, weight.table, weight.step)
+        y = product.codebook_linear(x, *rounded, bias, weight.bits, rows)
     else:
         assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
-        book = (weight.codes, weight.table, weight.step)
-        y = torch.ops.tauten.codebook_linear(x, *book, bias, weight.bits, weight.out_features)
+        exact = (weight.codes, weight.entries)
+        y = product.codebook_linear_float(x, *exact, bias, weight.bits, rows)
     return y
 
 

@@ -66,6 +66,17 @@ def load() -> Library | None:
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, flag),  # y, threads
     ]
+    handle.tauten_book_linear.argtypes = [
+        *(pointer, number, pointer, pointer, flag, flag),  # x, tokens; codes, entries; shared, bits
+        *(number, number, pointer, pointer, flag, flag),  # rows, columns; bias, y; isa, threads
+    ]
+    handle.tauten_sparse_linear.argtypes = [
+        *(pointer, number),  # x, tokens
+        *(pointer, pointer, pointer, flag, number),  # mask, starts, values; kind, slots
+        *(pointer, pointer, flag, flag, flag),  # scale, zero; kind, half, bits
+        *(number, number, number),  # rows, columns, chunks in a group
+        *(pointer, pointer, flag, flag),  # bias, y; isa, threads
+    ]
     handle.tauten_share_pool.argtypes = [pointer]
     handle.tauten_share_pool(_torch_pool())
     library = Library(handle, 0)

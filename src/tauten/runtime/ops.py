@@ -49,7 +49,7 @@ def _integer_linear(
     int8: bool,
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
-    columns = _check_tokens(x)
+    columns = check_tokens(x)
     kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
     return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
 
@@ -59,7 +59,7 @@ def _codebook_linear(
     x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
 ) -> Tensor:
     """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
-    check_codebook((codes, table, step), bits, rows, _check_tokens(x))
+    check_codebook((codes, table, step), bits, rows, check_tokens(x))
     return _call(x, bias, (codes, step, None, table), "none", bits, rows, 0, True)
 
 
@@ -184,7 +184,7 @@ def loaded() -> library.Library:
     return native
 
 
-def _check_tokens(x: Tensor) -> int:
+def check_tokens(x: Tensor) -> int:
     """Raise InputError unless x is floating and has columns; how many."""
     if x.dim() == 0 or not x.is_floating_point():
         raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected (..., in) floating")
@@ -196,7 +196,7 @@ def check_integer(
 ) -> str:
     """Raise InputError unless these are an IntegerWeight's interleaved tensors; kind of zero."""
     codes, scale, zero = grid
-    _check_sizes(bits, 8, group_size, rows, columns)
+    check_sizes(bits, 8, group_size, rows, columns)
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     cells = (blocks, -(-columns // (group_size or columns)), ROWS)
     check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
@@ -210,14 +210,14 @@ def check_integer(
 def check_codebook(book: tuple[Tensor, Tensor, Tensor], bits: int, rows: int, columns: int) -> None:
     """Raise InputError unless these are a CodebookWeight's interleaved codes, table and step."""
     codes, table, step = book
-    _check_sizes(bits, MAX_BOOK_BITS, 0, rows, columns)
+    check_sizes(bits, MAX_BOOK_BITS, 0, rows, columns)
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
     check("table", table, (blocks, 4, 4, 16), (torch.int8,))
     check("step", step, (blocks, 1, ROWS), (torch.float32,))
 
 
-def _check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: int) -> None:
+def check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: int) -> None:
     """Raise InputError unless the sizes make a weight."""
     if not 1 <= bits <= most_bits or rows < 1 or columns < 1:
         sizes = f"{rows} x {columns} at {bits} bits"

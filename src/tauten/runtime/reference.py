@@ -28,7 +28,7 @@ def linear(
         weight: (out, in) packed.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
-            and the entries of a codebook.
+            and the entries of a codebook. A sparse weight keeps x under either.
     Returns:
         (..., out) in the dtype of x.
     """

@@ -1,4 +1,4 @@
-// Products of integer weights with activations kept in float32.
+// Products of integer and codebook weights with activations kept in float32.
 // Part of one instruction set's unit, after its `Simd`.
 #pragma once
 #include "weights.h"
@@ -22,21 +22,67 @@ void pad(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-// code - center of 16 rows x 32 columns, as signed bytes.
+// Weights of 16 rows x 32 columns: code - center, of which scale and shift of the group make the
+// weight, ...
 template <int Bits>
-inline void unpack_signed(const uint8_t* p, Simd::Bytes (&codes)[kQuads]) {
-  unpack<Bits>(p, codes);
-  if constexpr (Bits < 8 && center(Bits) != 0)
-    for (int i = 0; i < kQuads; ++i)
-      codes[i] = Simd::subtract(codes[i], Simd::splat(center(Bits)));
+struct Levels {
+  static constexpr bool kScaled = true;
+  static constexpr int kBytes = 64 * Bits;
+  struct Block {
+    Block(const Problem&, int64_t) {}
+  };
+  Simd::Bytes codes[kQuads];
+  Levels(const uint8_t* p, const Block&) {
+    unpack<Bits>(p, codes);
+    if constexpr (Bits < 8 && center(Bits) != 0)
+      for (auto& v : codes) v = Simd::subtract(v, Simd::splat(center(Bits)));
+  }
+  template <int Column>
+  Simd::Floats column(int quad) const {
+    return Simd::column<Column>(codes[quad]);
+  }
+};
+
+// Entry of each row's code, of which byte `Column` counts; `entries` are (2**Bits, 16).
+template <int Bits, int Column>
+inline Simd::Floats choose_entry(const float* entries, Simd::Bytes codes) {
+  if constexpr (Bits == 0) {
+    return Simd::load_floats(entries);
+  } else {
+    const Simd::Floats low = choose_entry<Bits - 1, Column>(entries, codes);
+    const Simd::Floats high =
+        choose_entry<Bits - 1, Column>(entries + (kBlockRows << (Bits - 1)), codes);
+    return Simd::choose<8 * Column + Bits - 1>(codes, low, high);
+  }
 }
 
+// ... or entries of a codebook, which all rows share or each has its own of.
+template <int Bits, bool Shared>
+struct Entries {
+  static constexpr bool kScaled = false;
+  static constexpr int kBytes = 64 * Bits;
+  struct Block {
+    const float* entries;
+    Block(const Problem& p, int64_t block)
+        : entries(p.entries + (Shared ? 0 : block * (kBlockRows << Bits))) {}
+  };
+  Simd::Bytes codes[kQuads];
+  const float* entries;
+  Entries(const uint8_t* p, const Block& at) : entries(at.entries) { unpack<Bits>(p, codes); }
+  template <int Column>
+  Simd::Floats column(int quad) const {
+    if constexpr (Shared) return Simd::entry<Column>(entries, codes[quad]);
+    else return choose_entry<Bits, Column>(entries, codes[quad]);
+  }
+};
+
 // `Tokens` tokens by one block of rows, unpacked in registers.
-template <int Bits, int Tokens>
+template <class Source, int Tokens>
 void float_tile(const Problem& p, int64_t block, int64_t token) {
   constexpr int kChains = Tokens >= 4 ? 1 : 4 / Tokens;
   const int64_t width = p.chunks * kChunkColumns;
-  const uint8_t* source = p.codes + block * p.chunks * 64 * Bits;
+  const uint8_t* source = p.codes + block * p.chunks * Source::kBytes;
+  const typename Source::Block at(p, block);
   const float* x = p.padded + token * width;
   Simd::Floats y[Tokens];
   TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) y[t] = Simd::splat_float(0);
@@ -46,13 +92,13 @@ void float_tile(const Problem& p, int64_t block, int64_t token) {
     TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
       TAUTEN_UNROLL for (int c = 0; c < kChains; ++c) sums[t][c] = Simd::splat_float(0);
     const int64_t end = chunk + p.group_chunks < p.chunks ? chunk + p.group_chunks : p.chunks;
-    for (; chunk < end; ++chunk, source += 64 * Bits) {
-      for (int i = 0; i < Bits; ++i) __builtin_prefetch(source + 4096 + 64 * i);
-      Simd::Bytes codes[kQuads];
-      unpack_signed<Bits>(source, codes);
+    for (; chunk < end; ++chunk, source += Source::kBytes) {
+      for (int i = 0; i < Source::kBytes; i += 64) __builtin_prefetch(source + 4096 + i);
+      const Source weights(source, at);
       TAUTEN_UNROLL for (int i = 0; i < kQuads; ++i) {
-        const Simd::Floats columns[4] = {Simd::column<0>(codes[i]), Simd::column<1>(codes[i]),
-                                         Simd::column<2>(codes[i]), Simd::column<3>(codes[i])};
+        const Simd::Floats columns[4] = {
+            weights.template column<0>(i), weights.template column<1>(i),
+            weights.template column<2>(i), weights.template column<3>(i)};
         TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
           TAUTEN_UNROLL for (int k = 0; k < 4; ++k) {
             const float value = x[t * width + chunk * kChunkColumns + 4 * i + k];
@@ -62,15 +108,18 @@ void float_tile(const Problem& p, int64_t block, int64_t token) {
       }
     }
 
-    const int64_t index = (block * p.groups + group) * kBlockRows;
-    const Simd::Floats scale = load_real(p.scale, index, p.half);
-    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
+    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
       TAUTEN_UNROLL for (int c = 1; c < kChains; ++c)
         sums[t][0] = Simd::add(sums[t][0], sums[t][c]);
-      y[t] = Simd::fma(sums[t][0], scale, y[t]);
+    if constexpr (!Source::kScaled) {
+      TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) y[t] = Simd::add(y[t], sums[t][0]);
+      continue;
     }
+    const int64_t index = (block * p.groups + group) * kBlockRows;
+    const Simd::Floats scale = load_real(p.scale, index, p.half);
+    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) y[t] = Simd::fma(sums[t][0], scale, y[t]);
     if (has_shift(p)) {
-      const Simd::Floats shift = load_shift(p, index, scale, center(Bits));
+      const Simd::Floats shift = load_shift(p, index, scale, center(p.bits));
       TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
         const float total = p.total[group * p.tokens + token + t];
         y[t] = Simd::fma(shift, Simd::splat_float(total), y[t]);
@@ -80,39 +129,49 @@ void float_tile(const Problem& p, int64_t block, int64_t token) {
   TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) store_block(p, block, token + t, y[t]);
 }
 
-template <int Bits, int Tokens>
+template <class Source, int Tokens>
 void float_tokens(const Problem& p, int64_t block, int64_t token) {
-  for (; p.tokens - token >= Tokens; token += Tokens) float_tile<Bits, Tokens>(p, block, token);
-  if constexpr (Tokens > 1) float_tokens<Bits, Tokens / 2>(p, block, token);
+  for (; p.tokens - token >= Tokens; token += Tokens) float_tile<Source, Tokens>(p, block, token);
+  if constexpr (Tokens > 1) float_tokens<Source, Tokens / 2>(p, block, token);
+}
+
+template <class Source>
+void float_direct_blocks(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; ++block)
+    float_tokens<Source, Simd::kDirectTokens>(p, block, 0);
 }
 
 template <int Bits>
 void float_direct(const Problem& p, int64_t begin, int64_t end) {
-  for (int64_t block = begin; block < end; ++block)
-    float_tokens<Bits, Simd::kDirectTokens>(p, block, 0);
-}
-
-template <int Column>
-inline void store_column(float* target, Simd::Bytes codes, Simd::Floats scale, Simd::Floats shift) {
-  Simd::store_floats(target + Column * kBlockRows,
-                     Simd::fma(Simd::column<Column>(codes), scale, shift));
+  if constexpr (Bits <= 4)
+    if (p.entries)
+      return p.shared_entries ? float_direct_blocks<Entries<Bits, true>>(p, begin, end)
+                              : float_direct_blocks<Entries<Bits, false>>(p, begin, end);
+  float_direct_blocks<Levels<Bits>>(p, begin, end);
 }
 
 // Weights of `count` chunks of one block, (columns, 16) float32.
-template <int Bits>
+template <class Source>
 void dequantize(const Problem& p, int64_t block, int64_t chunk, int64_t count, float* target) {
+  const typename Source::Block at(p, block);
   for (const int64_t end = chunk + count; chunk < end; ++chunk) {
-    const int64_t index = (block * p.groups + chunk / p.group_chunks) * kBlockRows;
-    const Simd::Floats scale = load_real(p.scale, index, p.half);
-    const Simd::Floats shift =
-        has_shift(p) ? load_shift(p, index, scale, center(Bits)) : Simd::splat_float(0);
-    Simd::Bytes codes[kQuads];
-    unpack_signed<Bits>(p.codes + (block * p.chunks + chunk) * 64 * Bits, codes);
-    for (int i = 0; i < kQuads; ++i, target += 4 * kBlockRows) {
-      store_column<0>(target, codes[i], scale, shift);
-      store_column<1>(target, codes[i], scale, shift);
-      store_column<2>(target, codes[i], scale, shift);
-      store_column<3>(target, codes[i], scale, shift);
+    Simd::Floats scale = Simd::splat_float(1), shift = Simd::splat_float(0);
+    if constexpr (Source::kScaled) {
+      const int64_t index = (block * p.groups + chunk / p.group_chunks) * kBlockRows;
+      scale = load_real(p.scale, index, p.half);
+      if (has_shift(p)) shift = load_shift(p, index, scale, center(p.bits));
+    }
+    const Source weights(p.codes + (block * p.chunks + chunk) * Source::kBytes, at);
+    const auto store = [&](Simd::Floats column) {
+      if constexpr (Source::kScaled) column = Simd::fma(column, scale, shift);
+      Simd::store_floats(target, column);
+      target += kBlockRows;
+    };
+    TAUTEN_UNROLL for (int i = 0; i < kQuads; ++i) {
+      store(weights.template column<0>(i));
+      store(weights.template column<1>(i));
+      store(weights.template column<2>(i));
+      store(weights.template column<3>(i));
     }
   }
 }
@@ -149,9 +208,10 @@ void slab_tile_of(const float* x, int64_t width, const float* weights, int64_t c
   if constexpr (Tokens > 1) slab_tile_of<Tokens - 1>(x, width, weights, columns, sums, count);
 }
 
-// Scratch: the weights of a slab of 2 blocks, then (tokens, 2, 16) sums.
-template <int Bits>
-void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch) {
+// Scratch: the weights of a slab of 2 blocks, then (tokens, 2, 16) sums. `fill` writes the weights
+// of some chunks of a block, (columns, 16).
+template <class Fill>
+void slab_blocks(const Problem& p, int64_t begin, int64_t end, float* scratch, Fill fill) {
   const int64_t width = p.chunks * kChunkColumns;
   float* sums = scratch + 2 * kSlabStride;
   for (; begin < end; begin += 2) {
@@ -160,7 +220,7 @@ void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch)
     for (int64_t chunk = 0; chunk < p.chunks; chunk += kSlabChunks) {
       const int64_t count = p.chunks - chunk < kSlabChunks ? p.chunks - chunk : kSlabChunks;
       for (int64_t b = 0; b < blocks; ++b)
-        dequantize<Bits>(p, begin + b, chunk, count, scratch + b * kSlabStride);
+        fill(begin + b, chunk, count, scratch + b * kSlabStride);
       for (int64_t i = 0; i < p.tiles; ++i) {
         const int64_t token = tile_start(p, i), tokens = tile_start(p, i + 1) - token;
         const float* x = p.padded + token * width + chunk * kChunkColumns;
@@ -172,6 +232,23 @@ void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch)
       for (int64_t b = 0; b < blocks; ++b)
         store_block(p, begin + b, token, Simd::load_floats(sums + (2 * token + b) * kBlockRows));
   }
+}
+
+template <class Source>
+void float_blocked_blocks(const Problem& p, int64_t begin, int64_t end, float* scratch) {
+  slab_blocks(p, begin, end, scratch,
+              [&](int64_t block, int64_t chunk, int64_t count, float* target) {
+                dequantize<Source>(p, block, chunk, count, target);
+              });
+}
+
+template <int Bits>
+void float_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch) {
+  if constexpr (Bits <= 4)
+    if (p.entries)
+      return p.shared_entries ? float_blocked_blocks<Entries<Bits, true>>(p, begin, end, scratch)
+                              : float_blocked_blocks<Entries<Bits, false>>(p, begin, end, scratch);
+  float_blocked_blocks<Levels<Bits>>(p, begin, end, scratch);
 }
 
 }  // namespace

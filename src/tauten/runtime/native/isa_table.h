@@ -5,6 +5,7 @@
 #include "decode_kernels.h"
 #include "float_kernels.h"
 #include "int8_kernels.h"
+#include "sparse_kernels.h"
 
 namespace tauten {
 namespace {
@@ -39,6 +40,7 @@ void any_float_blocked(const Problem& p, int64_t begin, int64_t end, void* scrat
 constexpr Kernels kKernels = {
     Simd::kTileTokens, Simd::kFloatDirectTokens, quantize,         pad,
     any_int8_direct,   any_int8_blocked,         any_float_direct, any_float_blocked,
+    sparse_direct,     sparse_blocked,
     Simd::kTileTokens, normalize, place, attend, gate,
 };
 

@@ -20,6 +20,8 @@ struct Problem {
   const void* scale;     // (blocks, groups, 16) float16 if `half`, else float32
   const void* zero;      // the same shape: uint8 (kInteger), as scale (kFloat), or null
   const uint8_t* book;   // (blocks, 4, 4, 16) int8 or null: see `Booked` in int8_kernels.h
+  const float* entries;  // (16,) of all rows if `shared_entries`, else (blocks, 2**bits, 16); or null
+  bool shared_entries;
   Zero zero_kind;
   bool half;
   int bits;
@@ -44,7 +46,8 @@ struct Problem {
 // First token of a tile; all tiles have the same number of tokens, give or take one.
 inline int64_t tile_start(const Problem& p, int64_t tile) { return tile * p.tokens / p.tiles; }
 
-struct Attention;  // see decode.h
+struct SparseProblem;  // see sparse.h
+struct Attention;      // see decode.h
 struct Norm;
 struct Gate;
 
@@ -60,6 +63,10 @@ struct Kernels {
   void (*float_direct)(const Problem&, int64_t begin, int64_t end);
   void (*float_blocked)(const Problem&, int64_t begin, int64_t end, void* scratch);
 
+  // Of pruned weights, like the float ones.
+  void (*sparse_direct)(const SparseProblem&, int64_t begin, int64_t end, float* scratch);
+  void (*sparse_blocked)(const SparseProblem&, int64_t begin, int64_t end, float* scratch);
+
   // Of the decoder; ranges are of tokens, for `attend` of tiles of queries.
   int64_t attention_rows;  // at most so many queries in a tile
   void (*normalize)(const Norm&, int64_t begin, int64_t end);
@@ -73,9 +80,11 @@ struct Kernels {
 
 // Scratch of one thread in a `blocked` kernel: a pair's codes, one byte each; or a slab of a
 // pair's weights in float32 and its (tokens, 2, 16) sums.
+inline int64_t slab_floats(const Problem& p) {
+  return kPairBlocks * kBlockRows * (kSlabChunks * kChunkColumns + p.tokens);
+}
 inline int64_t blocked_scratch_bytes(const Problem& p, bool int8) {
-  const int64_t chunk = kPairBlocks * kBlockRows * kChunkColumns;
-  return int8 ? p.chunks * chunk : 4 * (kSlabChunks * chunk + p.tokens * kPairBlocks * kBlockRows);
+  return int8 ? p.chunks * kPairBlocks * kBlockRows * kChunkColumns : 4 * slab_floats(p);
 }
 
 extern const Kernels kPortable;

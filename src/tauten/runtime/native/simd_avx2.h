@@ -3,9 +3,20 @@
 #include <immintrin.h>
 
 #include "problem.h"
+#include "sparse.h"
 
 namespace tauten {
 namespace {
+
+// How many bits below each are set, for all bytes.
+struct Ranks {
+  uint8_t of[256][8] = {};
+  constexpr Ranks() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int bit = 0, rank = 0; bit < 8; rank += mask >> bit++ & 1)
+        of[mask][bit] = static_cast<uint8_t>(rank);
+  }
+};
 
 struct Simd {
   struct Bytes {
@@ -143,6 +154,66 @@ struct Simd {
     float all[kBlockRows];
     store_floats(all, v);
     for (int64_t i = 0; i < count; ++i) p[i] = all[i];
+  }
+
+  static float sum(Floats v) {
+    const __m256 eight = _mm256_add_ps(v.low, v.high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
+
+  // Values from p on go to the lanes whose bit in `mask` is set, in order; the others are 0. What
+  // is loaded may be changed lane by lane before it is expanded.
+  template <class Value>
+  static Floats load_kept(const Value* p, uint32_t mask) {
+    return {load8(p), load8(p + __builtin_popcount(mask & 255))};
+  }
+  static __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+  static __m256 load8(const uint8_t* p) {
+    const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v));
+  }
+  static __m256 load8(const Half* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static __m256 load8(const Bfloat* p) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+  }
+  static Floats expand(Floats kept, uint32_t mask) {
+    return {expand8(kept.low, mask & 255), expand8(kept.high, mask >> 8)};
+  }
+  static __m256 expand8(__m256 kept, uint32_t mask) {
+    static constexpr Ranks kRanks;
+    const __m128i ranks = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kRanks.of[mask]));
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), lane);
+    const __m256 from = _mm256_permutevar8x32_ps(kept, _mm256_cvtepu8_epi32(ranks));
+    return _mm256_and_ps(from, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
+  }
+
+  // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
+  template <int Column>
+  static Floats entry(const float* table, Bytes codes) {
+    return {entry8<Column>(table, codes.low), entry8<Column>(table, codes.high)};
+  }
+  template <int Column>
+  static __m256 entry8(const float* table, __m256i codes) {
+    const __m256i index = _mm256_srli_epi32(codes, 8 * Column);
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return choose8<8 * Column + 3>(codes, low, high);
+  }
+  // In each row `high` where a bit of its 4 bytes is set, else `low`.
+  template <int Bit>
+  static Floats choose(Bytes codes, Floats low, Floats high) {
+    return {choose8<Bit>(codes.low, low.low, high.low),
+            choose8<Bit>(codes.high, low.high, high.high)};
+  }
+  template <int Bit>
+  static __m256 choose8(__m256i codes, __m256 low, __m256 high) {
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 31 - Bit)));
   }
 };
 

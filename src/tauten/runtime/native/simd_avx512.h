@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "problem.h"
+#include "sparse.h"
 
 namespace tauten {
 namespace {
@@ -89,6 +90,33 @@ struct Simd {
   }
   static __mmask16 first(int64_t count) {
     return static_cast<__mmask16>((1u << count) - 1);
+  }
+
+  static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+
+  // Values from p on go to the lanes whose bit in `mask` is set, in order; the others are 0. What
+  // is loaded may be changed lane by lane before it is expanded.
+  static Floats load_kept(const float* p, uint32_t) { return load_floats(p); }
+  static Floats load_kept(const uint8_t* p, uint32_t) { return load_bytes(p); }
+  static Floats load_kept(const Half* p, uint32_t) { return load_halves(&p->bits); }
+  static Floats load_kept(const Bfloat* p, uint32_t) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+  }
+  static Floats expand(Floats kept, uint32_t mask) {
+    return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), kept);
+  }
+
+  // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
+  template <int Column>
+  static Floats entry(const float* table, Bytes codes) {
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * Column), load_floats(table));
+  }
+  // In each row `high` where a bit of its 4 bytes is set, else `low`.
+  template <int Bit>
+  static Floats choose(Bytes codes, Floats low, Floats high) {
+    const __mmask16 set = _mm512_test_epi32_mask(codes, _mm512_set1_epi32(1 << Bit));
+    return _mm512_mask_blend_ps(set, low, high);
   }
 };
 

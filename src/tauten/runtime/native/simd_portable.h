@@ -1,6 +1,7 @@
 // Vectors of GCC and Clang, which they lower to whatever the processor has (SSE2, NEON, ...).
 #pragma once
 #include "problem.h"
+#include "sparse.h"
 
 namespace tauten {
 namespace {
@@ -115,6 +116,47 @@ struct Simd {
   static void store_floats(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_some(float* p, Floats v, int64_t count) {
     for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+  }
+
+  static float sum(Floats v) {
+    float lanes[kBlockRows];
+    store_floats(lanes, v);
+    for (int64_t width = kBlockRows / 2; width > 0; width /= 2)
+      for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+  }
+
+  // Values from p on go to the lanes whose bit in `mask` is set, in order; the others are 0. What
+  // is loaded may be changed lane by lane before it is expanded.
+  static Floats load_kept(const float* p, uint32_t) { return load_floats(p); }
+  static Floats load_kept(const uint8_t* p, uint32_t) { return load_bytes(p); }
+  static Floats load_kept(const Half* p, uint32_t) { return load_halves(&p->bits); }
+  static Floats load_kept(const Bfloat* p, uint32_t) {
+    uint32_t v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = static_cast<uint32_t>(p[i].bits) << 16;
+    return load_as<Floats>(v);
+  }
+  static Floats expand(Floats kept, uint32_t mask) {
+    float from[kBlockRows], lanes[kBlockRows] = {};
+    store_floats(from, kept);
+    for (int i = 0, next = 0; i < kBlockRows; ++i)
+      if (mask >> i & 1) lanes[i] = from[next++];
+    return load_floats(lanes);
+  }
+
+  // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
+  template <int Column>
+  static Floats entry(const float* table, Bytes codes) {
+    float v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = table[codes[4 * i + Column] & 15];
+    return load_floats(v);
+  }
+  // In each row `high` where a bit of its 4 bytes is set, else `low`.
+  template <int Bit>
+  static Floats choose(Bytes codes, Floats low, Floats high) {
+    const Ints set = (reinterpret_cast<Ints>(codes) << (31 - Bit)) >> 31;  // all bits or none
+    return reinterpret_cast<Floats>((reinterpret_cast<Ints>(low) & ~set) |
+                                    (reinterpret_cast<Ints>(high) & set));
   }
 };
 

@@ -1,0 +1,58 @@
+"""The native float product of codebook weights as a torch op, `tauten::codebook_linear_float`.
+
+As in `ops`, all tensors are checked before native code sees a pointer.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tauten.formats.interleaved import COLUMNS, ROWS
+from tauten.runtime import ops
+
+torch.library.define(
+    "tauten::codebook_linear_float",
+    "(Tensor x, Tensor codes, Tensor entries, Tensor? bias, int bits, int rows) -> Tensor",
+)
+
+
+@torch.library.impl("tauten::codebook_linear_float", "CPU")
+def _codebook_linear_float(
+    x: Tensor, codes: Tensor, entries: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
+    native, columns = ops.loaded(), ops.check_tokens(x)
+    ops.check_sizes(bits, ops.MAX_BOOK_BITS, 0, rows, columns)
+    blocks, chunks, shared = -(-rows // ROWS), -(-columns // COLUMNS), entries.dim() == 1
+    ops.check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
+    shape = (2**ops.MAX_BOOK_BITS,) if shared else (blocks, 2**bits, ROWS)
+    ops.check("entries", entries, shape, (torch.float32,))
+    if bias is not None:
+        ops.check("bias", bias, (rows,), (bias.dtype,))
+        bias = bias.float()
+    inputs, y = x.float().contiguous(), torch.empty(*x.shape[:-1], rows)
+    status = native.handle.tauten_book_linear(
+        inputs.data_ptr(),
+        math.prod(x.shape[:-1]),
+        codes.data_ptr(),
+        entries.data_ptr(),
+        shared,
+        bits,
+        rows,
+        columns,
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        native.isa,
+        torch.get_num_threads(),
+    )
+    if status:
+        raise MemoryError(f"no memory for the activations of {tuple(x.shape)} x {rows} rows")
+    return y.to(x.dtype)
+
+
+@torch.library.register_fake("tauten::codebook_linear_float")  # type: ignore[untyped-decorator]
+def _fake_codebook_linear_float(
+    x: Tensor, codes: Tensor, entries: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
