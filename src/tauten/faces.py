@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,6 @@ from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
-from tauten.models.decoding import decoder_for
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
 from tauten.report.html import render_html
@@ -183,7 +181,7 @@ def print_bench(facts: dict[str, Any], console: Console) -> None:
 
 
 def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
-    """Continue a prompt on standard output, by the native decoder where it knows the model."""
+    """Continue a prompt on standard output, as it is computed."""
     from transformers import TextStreamer
 
     source = open_source(name)
@@ -194,17 +192,5 @@ def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if not ids.numel():
         raise InputError("the prompt is empty; pass some text")
-    streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
-    decoder = decoder_for(model)
-    if decoder is None:
-        with torch.inference_mode():
-            model.generate(  # type: ignore[operator]
-                ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
-            )
-        return
-    generation: Any = model.generation_config
-    end = generation.eos_token_id
-    streamer.put(ids)
-    for token in decoder.generate(ids[0], max_new_tokens, () if end is None else end):
-        streamer.put(torch.tensor([token]))
-    streamer.end()
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)  # type: ignore[operator]

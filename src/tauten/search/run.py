@@ -24,6 +24,7 @@ from tauten.data.calibration import calibration_batches, load_calibration
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.task import Task, make_task
 from tauten.models.calibration import CalibrationBatch
+from tauten.models.generation import use_native_decoder
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
@@ -131,7 +132,7 @@ def run_recipe(
     if out is None and source.reader is None:
         calibrated = calibration_for(recipe, calibration)
         walk = Walk(skeleton, structure, recipe, calibration=calibrated)
-        packed = walk.run().eval()
+        packed = use_native_decoder(walk.run().eval())
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0, None)
     announce(needs)
