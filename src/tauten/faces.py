@@ -7,22 +7,36 @@ from rich.console import Console
 from rich.table import Table
 
 from tauten.api import TECHNIQUES
+from tauten.compression import ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
-from tauten.core.technique import Technique
+from tauten.core.technique import Technique, WeightTechnique
 from tauten.evaluation.divergence import Divergence, batches_within
+from tauten.evaluation.formats import FormatTime, distinct_layers, time_formats
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
+from tauten.quantization import RTN, Int8
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
-from tauten.report.text import format_percent, format_seconds
+from tauten.report.text import format_change, format_percent, format_seconds
 from tauten.search.run import check_out, run_recipe
+
+BENCH_FORMATS: tuple[WeightTechnique, ...] = (
+    Int8(),
+    *(
+        RTN(bits, group_size, "none", "minmax", activation)
+        for bits in (8, 4, 3, 2)
+        for group_size in (0, 32, 64, 128)
+        for activation in ("int8", "float")
+    ),
+    *(ShareKMeans(bits=bits) for bits in (4, 3, 2)),
+)
 
 
 def open_model(name: str, base: str | None) -> Source:
@@ -161,7 +175,7 @@ def bench_facts(name: str, reference: str | None, base: str | None, rounds: int)
     if reference:
         models["original"] = open_source(reference).open()
     for key, model in models.items():
-        if not is_language_model(model):
+        if not is_language_model(model) or not hasattr(model, "generate"):
             raise InputError(
                 f"bench: the {key} is no language model; time a call with tauten.optimize instead"
             )
@@ -177,6 +191,27 @@ def print_bench(facts: dict[str, Any], console: Console) -> None:
         row = (latency["median_s"], latency["spread_s"], latency["prefill_s"])
         token, spread, prefill = (format_seconds(x) for x in row)
         table.add_row(name, token, spread, f"{latency['tokens_per_s']:.1f}", prefill)
+    console.print(table)
+
+
+def bench_layers(name: str, base: str | None, rounds: int) -> list[FormatTime]:
+    """Each distinct layer of a model in each format, beside the layer unpacked."""
+    layers = distinct_layers(open_model(name, base).open())
+    if not layers:
+        raise InputError(f"{name}: has no linear layer or convolution; there is nothing to time")
+    with progress_bars():
+        return list(time_formats(layers, BENCH_FORMATS, rounds=rounds))
+
+
+def print_layers(times: list[FormatTime], console: Console) -> None:
+    """Print what `bench_layers` timed; slower formats stand out."""
+    table = Table("layer", "rows", "format", "unpacked", "packed", "")
+    for time in times:
+        change = format_change(time.unpacked_s, time.packed_s, "faster", "slower")
+        seconds = (format_seconds(value) for value in (time.unpacked_s, time.packed_s))
+        style = "red" if time.ratio > 1 else "green"
+        cells = (time.layer, str(time.tokens), time.format, *seconds, f"[{style}]{change}[/]")
+        table.add_row(*cells)
     console.print(table)
 
 
