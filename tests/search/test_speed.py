@@ -191,7 +191,7 @@ def test_the_last_timing_reverts_too(
     goal = tauten.Goal(max_drop=0.5, minimize="latency")
     result = tauten.optimize(tiny_mlp(), DATA, goal, out=tmp_path / "out")
     assert not result.recipe.steps and "timed again" in result.reason
-    assert result.timing["reverted"]["median_s"] == 1.5
+    assert result.timing["given_up"]["median_s"] == 1.5
     assert result.timing["chosen"] == result.timing["original"]
     html = (tmp_path / "out/report.html").read_text()
     assert "The recipe chosen was 1.5x slower than the original" in html
@@ -205,6 +205,8 @@ def test_reports_say_what_was_reverted(
     assert "0" not in result.recipe.steps[0].where.split(", ")
     manifest = json.loads((tmp_path / "out/tauten.json").read_text())
     timing = json.loads((tmp_path / "out/timing.json").read_text())
+    assert [row["latency_s"] for row in timing["trials"]][:1] == [0.5]
+    assert "latency_s" not in manifest["trials"][0]["measurement"]
     assert manifest["reverted"] and "packed_s" not in manifest["reverted"][0]
     assert {row["layer"] for row in timing["formats"]} == {"Linear 20 x 10"}
     html = render_html(manifest, timing)

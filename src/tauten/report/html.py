@@ -36,7 +36,7 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
         manifest: Contents of its `tauten.json`.
         timing: Contents of its `timing.json`; empty if nothing was timed.
     """
-    rows = trial_rows(manifest)
+    rows = trial_rows(manifest, timing)
     records = manifest.get("layers") or []
     source = shlex.quote(str(manifest["source"]["name"]))
     recipe = yaml.safe_dump(manifest["recipe"], sort_keys=False)

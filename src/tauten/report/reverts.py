@@ -45,10 +45,10 @@ def revert_rows(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> list[
 
 def model_revert(timing: Mapping[str, Any]) -> str:
     """The sentence on a chosen recipe that was given up in the last timing; else empty."""
-    reverted, original = timing.get("reverted"), timing.get("original")
-    if not reverted or not original:
+    given_up, original = timing.get("given_up"), timing.get("original")
+    if not given_up or not original:
         return ""
-    before, after = original["median_s"], reverted["median_s"]
+    before, after = original["median_s"], given_up["median_s"]
     change = format_change(before, after, "faster", "slower")
     times = f"{format_seconds(after)} beside {format_seconds(before)}"
     return f"The recipe chosen was {change} than the original ({times}), which is kept."

@@ -50,7 +50,7 @@ def print_result(
     console.print(_tile_table(manifest, timing))
     for line in _certificate(manifest):
         console.print(line)
-    rows = trial_rows(manifest)
+    rows = trial_rows(manifest, timing)
     if rows:
         console.print(_trial_table(rows))
     _print_reverts(revert_rows(manifest, timing), model_revert(timing), console)

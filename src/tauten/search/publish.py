@@ -30,6 +30,7 @@ from tauten.search.loop import Search
 from tauten.search.workspace import Candidate, recipe_id
 
 STAGING = "artifact"
+TIMED = ("latency_s", "original_latency_s")
 _log = logging.getLogger(__name__)
 Render = Callable[[dict[str, Any], dict[str, Any]], str]
 
@@ -196,7 +197,16 @@ def _finite(value: Any) -> Any:
 
 
 def _trial_facts(trial: Trial) -> dict[str, Any]:
-    return {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": str(trial.recipe)}
+    facts = {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": str(trial.recipe)}
+    for name in TIMED if facts["measurement"] else ():
+        del facts["measurement"][name]
+    return facts
+
+
+def trial_times(trials: list[Trial]) -> list[dict[str, float | None]]:
+    """Latencies of trials for `timing.json`; empty for one that wasn't measured."""
+    measured = [asdict(trial)["measurement"] or {} for trial in trials]
+    return [{name: facts[name] for name in TIMED if name in facts} for facts in measured]
 
 
 def _without_figures(formats: list[dict[str, Any]]) -> list[dict[str, Any]]:

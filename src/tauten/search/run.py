@@ -31,7 +31,7 @@ from tauten.models.walk import Walk
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
-from tauten.search.publish import Facts, Render, finish, time_candidate
+from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
 PARTIAL = ".partial"
@@ -85,11 +85,12 @@ def run_search(
         timing = {} if needs.stream else time_candidate(search, candidate)
         slow = goal.is_about_latency and bool(candidate.recipe.steps) and _is_slower(timing)
         if slow:  # by now the cheapest way to keep the promise is to change nothing
-            timing = {**timing, "chosen": timing["original"], "reverted": timing["chosen"]}
+            timing = {**timing, "chosen": dict(timing["original"]), "given_up": timing["chosen"]}
             chosen = [trial.recipe for trial in search.trials].index(ORIGINAL)
             candidate = workspace.apply(ORIGINAL)
         if search.guard is not None:
             timing["formats"] = search.guard.reverts
+            timing["trials"] = trial_times(search.trials)
         result = _conclude(search, chosen, candidate, slow)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
         return finish(folder, out, candidate, facts, result, load=not needs.stream)
