@@ -50,7 +50,7 @@ def test_optimize_then_use_what_came_out(
     monkeypatch.setattr("tauten.evaluation.formats.MOST_COPIES", 1)
     done = tauten("bench", "out", "--layers", "--rounds", 1)
     assert done.exit_code == 0, done.stderr
-    for word in ("Linear 96 x 64", "int8", "share_kmeans(bits=3)", "activation=int8", "128"):
+    for word in ("Linear 96 x 64", "unpacked", "128 rows", "3 bits, group 64, int8", "codebook 2"):
         assert word in done.stdout, word
     (tmp_path / "out/report.html").unlink()
     assert tauten("report", "out").exit_code == 0

@@ -24,19 +24,22 @@ from tauten.models.structure import find_structure
 from tauten.quantization import RTN, Int8
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
-from tauten.report.text import format_change, format_percent, format_seconds
+from tauten.report.text import format_change, format_percent, format_seconds, plural
 from tauten.search.run import check_out, run_recipe
 
-BENCH_FORMATS: tuple[WeightTechnique, ...] = (
-    Int8(),
-    *(
-        RTN(bits, group_size, "none", "minmax", activation)
+BENCH_FORMATS: dict[str, WeightTechnique] = {
+    "8 bits, group none, int8": Int8(),
+    **{
+        f"{bits} bits, group {group_size or 'none'}, {activation}": RTN(
+            bits, group_size, "none", "minmax", activation
+        )
         for bits in (8, 4, 3, 2)
         for group_size in (0, 32, 64, 128)
         for activation in ("int8", "float")
-    ),
-    *(ShareKMeans(bits=bits) for bits in (4, 3, 2)),
-)
+        if (bits, group_size, activation) != (8, 0, "int8")
+    },
+    **{f"codebook {bits} bits, float": ShareKMeans(bits=bits) for bits in (4, 3, 2)},
+}
 
 
 def open_model(name: str, base: str | None) -> Source:
@@ -204,15 +207,24 @@ def bench_layers(name: str, base: str | None, rounds: int) -> list[FormatTime]:
 
 
 def print_layers(times: list[FormatTime], console: Console) -> None:
-    """Print what `bench_layers` timed; slower formats stand out."""
-    table = Table("layer", "rows", "format", "unpacked", "packed", "")
-    for time in times:
-        change = format_change(time.unpacked_s, time.packed_s, "faster", "slower")
-        seconds = (format_seconds(value) for value in (time.unpacked_s, time.packed_s))
-        style = "red" if time.ratio > 1 else "green"
-        cells = (time.layer, str(time.tokens), time.format, *seconds, f"[{style}]{change}[/]")
-        table.add_row(*cells)
-    console.print(table)
+    """Print what `bench_layers` timed, a table a layer; slower formats stand out."""
+    for layer in dict.fromkeys(time.layer for time in times):
+        own = [time for time in times if time.layer == layer]
+        rows = list(dict.fromkeys(time.tokens for time in own))
+        table = Table("format", title=layer, title_justify="left", min_width=60)
+        for count in rows:
+            table.add_column(plural(count, "row"), justify="right")
+        best = [min(time.unpacked_s for time in own if time.tokens == count) for count in rows]
+        table.add_row("unpacked", *map(format_seconds, best), end_section=True)
+        for name in dict.fromkeys(time.format for time in own):
+            table.add_row(name, *(_beside(time) for time in own if time.format == name))
+        console.print(table)
+
+
+def _beside(time: FormatTime) -> str:
+    change = format_change(time.unpacked_s, time.packed_s, "faster", "slower")
+    color = "red" if time.ratio > 1 else "green"
+    return f"{format_seconds(time.packed_s)}, [{color}]{change}[/]"
 
 
 def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:

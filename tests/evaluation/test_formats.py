@@ -73,21 +73,24 @@ def test_unpacked_layers_compute_what_packed_ones_do() -> None:
 def test_every_format_is_timed_beside_the_layer_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[nn.Module, torch.Size]] = []
 
-    def seconds(layers: list[nn.Module], x: torch.Tensor) -> float:
+    def seconds(layers: list[nn.Module], x: torch.Tensor) -> list[float]:
+        """Of two copies; every third round is disturbed."""
         calls.append((layers[0], x.shape))
-        return 2.0 * len(layers) if isinstance(layers[0], nn.Linear) else 3.0 * len(layers)
+        disturbed = 9.0 if len(calls) % 3 == 0 else 0.0
+        unpacked = isinstance(layers[0], nn.Linear)
+        return [1.0 + disturbed, 3.0] if unpacked else [3.0, 3.0 + disturbed]
 
     monkeypatch.setattr(formats, "_seconds", seconds)
     layers = {"Linear 48 x 64": nn.Linear(64, 48), "Linear 1 x 1": nn.Linear(1, 1)}
-    techniques = (tauten.RTN(4, 32, activation="int8"), tauten.ShareKMeans(bits=2))
-    times = list(time_formats(layers, techniques, rounds=2))
+    techniques = {"a": tauten.RTN(4, 32, activation="int8"), "b": tauten.ShareKMeans(bits=2)}
+    times = list(time_formats(layers, techniques, rounds=4))
     # A weight of one number isn't made smaller, so that it isn't packed.
     assert {time.layer for time in times} == {"Linear 48 x 64"}
     assert [(time.format, time.tokens) for time in times] == [
-        (str(technique), tokens) for technique in techniques for tokens in (1, 128)
+        (label, tokens) for label in techniques for tokens in (1, 128)
     ]
     assert all((t.unpacked_s, t.packed_s, t.ratio) == (2.0, 3.0, 1.5) for t in times)
-    assert len(calls) == len(times) * 2 * 3, "a turn each in two rounds and a warm-up"
+    assert len(calls) == len(times) * 2 * 5, "a turn each in four rounds and a warm-up"
     assert {shape for _, shape in calls} == {torch.Size((1, 64)), torch.Size((128, 64))}
 
 

@@ -1,9 +1,11 @@
 """Layers in packed formats beside the same layers unpacked, timed on this machine."""
 
 import copy
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class FormatTime:
 
     Attributes:
         layer: What it is, such as `Linear 192 x 576`.
-        format: The technique that packs it.
+        format: What it is packed by.
         unpacked_s: Of the layer as it is.
         packed_s: Of the packed layer in the same alternated run.
         tokens: Rows of its input.
@@ -91,7 +93,7 @@ def layer_name(layer: nn.Module) -> str:
 
 def time_formats(
     layers: dict[str, nn.Module],
-    techniques: Sequence[WeightTechnique],
+    techniques: Mapping[str, WeightTechnique],
     tokens: Sequence[int] = (1, 128),
     rounds: int = ROUNDS,
 ) -> Iterator[FormatTime]:
@@ -99,18 +101,18 @@ def time_formats(
 
     Args:
         layers: As `distinct_layers` finds them.
-        techniques: What packs them; one that can't pack a layer is left out there.
+        techniques: What packs them, by name; one that can't pack a layer is left out there.
         tokens: Rows of the inputs; convolutions get one image of `SIDE` a side instead.
         rounds: Turns each contender gets.
     """
-    pairs = [(name, layer, technique) for name, layer in layers.items() for technique in techniques]
-    for name, layer, technique in track(pairs, "timing formats", len(pairs)):
+    pairs = list(product(layers.items(), techniques.items()))
+    for (name, layer), (label, technique) in track(pairs, "timing formats", len(pairs)):
         packed = encode(layer, technique)
         if packed is None:
             continue
         for x in _examples(layer, tokens):
             times = time_packed(layer, packed, technique.activation_dtype, x, rounds)
-            yield FormatTime(name, str(technique), *times, tokens=len(x))
+            yield FormatTime(name, label, *times, tokens=len(x))
 
 
 def _examples(layer: nn.Module, tokens: Sequence[int]) -> Iterator[Tensor]:
@@ -138,7 +140,11 @@ def encode(module: nn.Module, technique: WeightTechnique) -> PackedWeight | None
 def time_packed(
     module: nn.Module, packed: PackedWeight, activation: str, x: Tensor, rounds: int = ROUNDS
 ) -> tuple[float, float]:
-    """Seconds a call of a layer, unpacked and packed: the least of some alternated rounds."""
+    """Seconds a call of a layer, unpacked and packed.
+
+    The mean over copies of the least of some alternated rounds: each copy's weight comes from
+    memory, and a moment in which the machine did something else doesn't count.
+    """
     layers = (module, packed_layer(module, packed, activation))
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -148,7 +154,7 @@ def time_packed(
             layer(x)  # a first use may convert the weight
         rows = [[copy.deepcopy(layer) for _ in range(count)] for layer in layers]
         turns = [[_seconds(row, x) for row in rows] for _ in range(rounds + 1)][1:]
-    unpacked, in_format = (min(times) / count for times in zip(*turns, strict=True))
+    unpacked, in_format = (_least(own) for own in zip(*turns, strict=True))
     return unpacked, in_format
 
 
@@ -160,8 +166,14 @@ def call_overhead(technique: WeightTechnique) -> float:
     return time_packed(module, packed, technique.activation_dtype, torch.ones(1, 32))[1]
 
 
-def _seconds(layers: list[nn.Module], x: Tensor) -> float:
-    start = time.perf_counter()
+def _seconds(layers: list[nn.Module], x: Tensor) -> list[float]:
+    times = [time.perf_counter()]
     for layer in layers:
         layer(x)
-    return time.perf_counter() - start
+        times.append(time.perf_counter())
+    return [end - start for start, end in pairwise(times)]
+
+
+def _least(rounds: Sequence[list[float]]) -> float:
+    """Mean over copies of each one's least time."""
+    return statistics.mean(min(times) for times in zip(*rounds, strict=True))
