@@ -62,7 +62,8 @@ def layer_inputs(model: nn.Module, call: Callable[[], object]) -> dict[str, Tens
         if not isinstance(module, nn.Embedding):
 
             def note(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-                found[name] = inputs[0].detach()
+                if inputs:  # a layer called by keyword isn't timed
+                    found[name] = inputs[0].detach()
 
             handles.append(module.register_forward_pre_hook(note))
     try:
@@ -176,4 +177,4 @@ def _seconds(layers: list[nn.Module], x: Tensor) -> list[float]:
 
 def _least(rounds: Sequence[list[float]]) -> float:
     """Mean over copies of each one's least time."""
-    return statistics.mean(min(times) for times in zip(*rounds, strict=True))
+    return statistics.fmean(min(times) for times in zip(*rounds, strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from tauten.core.errors import BusyError, GoalError, TautenError
+from tauten.core.errors import BusyError, TautenError
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result, Trial
@@ -56,14 +56,8 @@ def run_search(
     ladders = [ladder(structure, pillar) for pillar in pillars]
     recipes = [recipe for recipes in ladders for recipe in recipes]
     tokens = task.tokens.get("development", task.documents["development"])
-    limit = goal.max_memory_bytes
-    needs = forecast(source, skeleton, structure, len(recipes), tokens, limit)
+    needs = forecast(source, skeleton, structure, len(recipes), tokens, goal)
     announce(needs)
-    if needs.stream and goal.is_about_latency:
-        raise GoalError(
-            f"{source.name} must be in memory to be timed, which needs more than is free; "
-            "drop the latency goal, or use a larger machine"
-        )
     run = {
         "version": __version__,
         "source": source.fingerprint,
@@ -81,23 +75,28 @@ def run_search(
         if chosen is None:
             reasons = sorted({trial.error for trial in search.trials})
             raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
-        candidate = workspace.apply(search.trials[chosen].recipe)
-        timing = {} if needs.stream else time_candidate(search, candidate)
-        slow = goal.is_about_latency and bool(candidate.recipe.steps) and _is_slower(timing)
-        if slow:  # by now the cheapest way to keep the promise is to change nothing
-            timing = {**timing, "chosen": dict(timing["original"]), "given_up": timing["chosen"]}
-            chosen = [trial.recipe for trial in search.trials].index(ORIGINAL)
-            candidate = workspace.apply(ORIGINAL)
-        if search.guard is not None:
-            timing["formats"] = search.guard.reverts
-            timing["trials"] = trial_times(search.trials)
-        result = _conclude(search, chosen, candidate, slow)
+        chosen, candidate, timing = _timed(search, chosen)
+        result = _conclude(search, chosen, candidate, "given_up" in timing)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
         return finish(folder, out, candidate, facts, result, load=not needs.stream)
 
 
-def _is_slower(timing: dict[str, Any]) -> bool:
-    return float(timing["chosen"]["median_s"]) > float(timing["original"]["median_s"])
+def _timed(search: Search, chosen: int) -> tuple[int, Candidate, dict[str, Any]]:
+    """The chosen trial beside the original; under a latency goal the original if that is faster.
+
+    Returns:
+        The trial's index, its candidate, and what `timing.json` says.
+    """
+    candidate = search.workspace.apply(search.trials[chosen].recipe)
+    timing = {} if search.stream else time_candidate(search, candidate)
+    if search.guard is None:
+        return chosen, candidate, timing
+    if candidate.recipe.steps and timing["chosen"]["median_s"] > timing["original"]["median_s"]:
+        timing |= {"chosen": dict(timing["original"]), "given_up": timing["chosen"]}
+        chosen = [trial.recipe for trial in search.trials].index(ORIGINAL)
+        candidate = search.workspace.apply(ORIGINAL)
+    timing |= {"formats": search.guard.reverts, "trials": trial_times(search.trials)}
+    return chosen, candidate, timing
 
 
 def _conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> Result:
@@ -107,7 +106,7 @@ def _conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> 
         search: What was tried.
         chosen: Index of the trial.
         candidate: Of the trial.
-        slow: It replaces a recipe that was slower than the original when it was timed again.
+        slow: It stands in for a recipe that was slower than the original when it was timed again.
     """
     trial, limit = search.trials[chosen], search.goal.max_drop
     assert trial.measurement is not None
@@ -166,7 +165,7 @@ def run_recipe(
         walk = Walk(skeleton, structure, recipe, calibration=calibrated)
         packed = use_native_decoder(walk.run().eval())
         return Result(packed, recipe, False, reason, [], walk.layers, None)
-    needs = forecast(source, skeleton, structure, 0, 0, None)
+    needs = forecast(source, skeleton, structure, 0, 0)
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
