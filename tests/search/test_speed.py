@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tauten.report.terminal import print_result
 from tauten.runtime import library
 from tauten.search import speed
 from tauten.search.ladder import ladder
+from tauten.search.publish import time_candidate
 from tauten.search.speed import FormatGuard
 
 TOKEN = torch.zeros(1, 1, dtype=torch.long)
@@ -222,3 +224,21 @@ def test_models_that_are_streamed_can_not_be_timed(
     monkeypatch.setattr("tauten.search.forecast.available_memory_bytes", lambda: 0)
     with pytest.raises(GoalError, match="must be in memory to be timed"):
         tauten.optimize(llama_folder, texts, tauten.Goal(minimize="latency"), max_tokens=1500)
+
+
+def test_the_last_timing_is_read_back_after_a_kill(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    splits = SimpleNamespace(development=[DATA])
+    task = SimpleNamespace(splits=splits, is_text=False)
+    search: Any = SimpleNamespace(original=tiny_mlp, open=lambda _: tiny_mlp(), task=task)
+
+    def timed(*figures: float) -> dict[str, Any]:
+        monkeypatch.setattr("tauten.search.publish.compare_latency", latencies(*figures))
+        journal = Journal(tmp_path / "j", {})
+        candidate: Any = SimpleNamespace(journal=journal, recipe=Recipe.of(tauten.Int8()))
+        return time_candidate(search, candidate)
+
+    first = timed(1.5)
+    assert first["chosen"]["median_s"] == 1.5
+    assert timed(0.1) == first

@@ -53,14 +53,16 @@ def _obstacle(model: nn.Module) -> str | None:
         return "it is in training"
     config: Any = model.config
     own = (PackedModule, PackedWeight, nn.ModuleList, SiLUActivation, nn.SiLU)
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         if type(module).__module__ != type(model).__module__ and not isinstance(module, own):
             return f"{name} is a {type(module).__name__}"
         if _is_intercepted(module):
             return f"{name} has hooks, or a forward of its own"
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
+    parameters = [p for m in modules.values() for p in m.parameters(recurse=False)]
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in parameters):
         return "parameters aren't float32 on the CPU"
-    packed = [m for m in model.modules() if isinstance(m, PackedModule)]
+    packed = [m for m in modules.values() if isinstance(m, PackedModule)]
     if not all(isinstance(m.packed, IntegerWeight) for m in packed):
         return "not all packed weights are integers"
     if any(m.dtype_like.dtype != torch.float32 for m in packed):
