@@ -28,7 +28,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     return file
 
 
-def test_optimize_then_use_what_came_out(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_optimize_then_use_what_came_out(
+    llama_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--data", data, "--max-drop", "5%", "--max-tokens", 800, "-o", "out")
     command = [sys.executable, "-m", "tauten", "optimize", llama_folder, *map(str, options)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -45,6 +47,11 @@ def test_optimize_then_use_what_came_out(llama_folder: Path, data: Path, tmp_pat
     assert done.exit_code == 0 and done.stdout.startswith("The number"), done.stderr
     done = tauten("bench", "out", "--reference", llama_folder, "--rounds", 1)
     assert done.exit_code == 0 and "tokens/s" in done.stdout, done.stderr
+    monkeypatch.setattr("tauten.evaluation.formats.MOST_COPIES", 1)
+    done = tauten("bench", "out", "--layers", "--rounds", 1)
+    assert done.exit_code == 0, done.stderr
+    for word in ("Linear 96 x 64", "unpacked", "128 rows", "3 bits, group 64, int8", "codebook 2"):
+        assert word in done.stdout, word
     (tmp_path / "out/report.html").unlink()
     assert tauten("report", "out").exit_code == 0
     assert "<html" in (tmp_path / "out/report.html").read_text()

@@ -186,11 +186,17 @@ def bench(
         str | None, typer.Option(help="The original, timed alternately with the model.")
     ] = None,
     base: Base = None,
-    rounds: Annotated[int, typer.Option(help="Turns each model gets.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Turns each contender gets.", min=1)] = 5,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Time each kind of layer in each format instead.")
+    ] = False,
 ) -> None:
     """Time a language model's prompts and tokens, beside its original."""
-    from tauten.faces import bench_facts, print_bench
+    from tauten.faces import bench_facts, bench_layers, print_bench, print_layers
 
+    if layers:
+        print_layers(bench_layers(model, base, rounds), console)
+        return
     print_bench(bench_facts(model, reference, base, rounds), console)
 
 

@@ -3,28 +3,43 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from tauten.api import TECHNIQUES
+from tauten.compression import ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
-from tauten.core.technique import Technique
+from tauten.core.technique import Technique, WeightTechnique
 from tauten.evaluation.divergence import Divergence, batches_within
+from tauten.evaluation.formats import FormatTime, distinct_layers, time_formats
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
-from tauten.models.decoding import decoder_for
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
+from tauten.quantization import RTN, Int8
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
-from tauten.report.text import format_percent, format_seconds
+from tauten.report.text import format_change, format_percent, format_seconds, plural
 from tauten.search.run import check_out, run_recipe
+
+BENCH_FORMATS: dict[str, WeightTechnique] = {
+    "8 bits, group none, int8": Int8(),
+    **{
+        f"{bits} bits, group {group_size or 'none'}, {activation}": RTN(
+            bits, group_size, "none", "minmax", activation
+        )
+        for bits in (8, 4, 3, 2)
+        for group_size in (0, 32, 64, 128)
+        for activation in ("int8", "float")
+        if (bits, group_size, activation) != (8, 0, "int8")
+    },
+    **{f"codebook {bits} bits, float": ShareKMeans(bits=bits) for bits in (4, 3, 2)},
+}
 
 
 def open_model(name: str, base: str | None) -> Source:
@@ -163,7 +178,7 @@ def bench_facts(name: str, reference: str | None, base: str | None, rounds: int)
     if reference:
         models["original"] = open_source(reference).open()
     for key, model in models.items():
-        if not is_language_model(model):
+        if not is_language_model(model) or not hasattr(model, "generate"):
             raise InputError(
                 f"bench: the {key} is no language model; time a call with tauten.optimize instead"
             )
@@ -182,8 +197,38 @@ def print_bench(facts: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def bench_layers(name: str, base: str | None, rounds: int) -> list[FormatTime]:
+    """Each distinct layer of a model in each format, beside the layer unpacked."""
+    layers = distinct_layers(open_model(name, base).open())
+    if not layers:
+        raise InputError(f"{name}: has no linear layer or convolution; there is nothing to time")
+    with progress_bars():
+        return list(time_formats(layers, BENCH_FORMATS, rounds=rounds))
+
+
+def print_layers(times: list[FormatTime], console: Console) -> None:
+    """Print what `bench_layers` timed, a table a layer; slower formats stand out."""
+    for layer in dict.fromkeys(time.layer for time in times):
+        own = [time for time in times if time.layer == layer]
+        rows = list(dict.fromkeys(time.tokens for time in own))
+        table = Table("format", title=layer, title_justify="left", min_width=60)
+        for count in rows:
+            table.add_column(plural(count, "row"), justify="right")
+        best = [min(time.unpacked_s for time in own if time.tokens == count) for count in rows]
+        table.add_row("unpacked", *map(format_seconds, best), end_section=True)
+        for name in dict.fromkeys(time.format for time in own):
+            table.add_row(name, *(_beside(time) for time in own if time.format == name))
+        console.print(table)
+
+
+def _beside(time: FormatTime) -> str:
+    change = format_change(time.unpacked_s, time.packed_s, "faster", "slower")
+    color = "red" if time.ratio > 1 else "green"
+    return f"{format_seconds(time.packed_s)}, [{color}]{change}[/]"
+
+
 def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
-    """Continue a prompt on standard output, by the native decoder where it knows the model."""
+    """Continue a prompt on standard output, as it is computed."""
     from transformers import TextStreamer
 
     source = open_source(name)
@@ -194,17 +239,5 @@ def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if not ids.numel():
         raise InputError("the prompt is empty; pass some text")
-    streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
-    decoder = decoder_for(model)
-    if decoder is None:
-        with torch.inference_mode():
-            model.generate(  # type: ignore[operator]
-                ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
-            )
-        return
-    generation: Any = model.generation_config
-    end = generation.eos_token_id
-    streamer.put(ids)
-    for token in decoder.generate(ids[0], max_new_tokens, () if end is None else end):
-        streamer.put(torch.tensor([token]))
-    streamer.end()
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)  # type: ignore[operator]

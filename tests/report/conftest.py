@@ -152,8 +152,6 @@ def _trial(label: str, megabytes: float, drop: float, half: float, kl: float) ->
         "size_bytes": int(megabytes * 1e6),
         "memory_bytes": int(megabytes * 1.02e6),
         "kl": kl,
-        "latency_s": None,
-        "original_latency_s": None,
     }
     verdict = "within the goal" if drop + half <= 0.02 else f"bound {drop + half:.1%} is above 2%"
     return {
@@ -168,7 +166,6 @@ def _trial(label: str, megabytes: float, drop: float, half: float, kl: float) ->
 def _trials() -> list[dict[str, Any]]:
     trials = [_trial(*figures) for figures in _TRIALS]
     trials[3]["verdict"] = "chosen: smallest within the goal"
-    trials[3]["measurement"].update(latency_s=0.0431, original_latency_s=0.0392)
     error = "rtn: bits=2 on lm_head: scales overflow float16"
     failed = {
         "recipe": {},
@@ -224,6 +221,7 @@ _MANIFEST = {
 }
 
 _TIMING = {
+    "trials": [{}, {}, {}, {"latency_s": 0.0431, "original_latency_s": 0.0392}, {}],
     "unit": "token",
     "original": {
         "median_s": 0.0392,

@@ -42,6 +42,11 @@ class Goal:
     max_memory_bytes: int | None = None
     minimize: str = "size"
 
+    @property
+    def is_about_latency(self) -> bool:
+        """Whether it limits or minimizes latency: then nothing slower than the original serves."""
+        return self.max_latency_s is not None or self.minimize == "latency"
+
     def __post_init__(self) -> None:
         if self.minimize not in MINIMIZE:
             raise GoalError(f"minimize={self.minimize!r}: expected one of {', '.join(MINIMIZE)}")

@@ -1,12 +1,14 @@
 """How long a token or a call takes, side by side with the original."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tauten.core.progress import track
 from tauten.data.tensors import call_model
@@ -22,7 +24,8 @@ class Latency:
     Attributes:
         median_s: Of one token (language models) or one call.
         spread_s: Interquartile range.
-        prefill_s: Median time of a prompt of 128 tokens; None for other models.
+        prefill_s: Median time of a prompt of 128 tokens, from the call of `generate` to its first
+            token; None for other models.
     """
 
     median_s: float
@@ -43,7 +46,7 @@ def compare_latency(
     Args:
         models: By name.
         example: A batch, as `call_model` takes it; unused for language models.
-        language_model: Time greedy decoding with a cache instead of calls.
+        language_model: Time the tokens that `generate` gives, greedily, instead of calls.
         rounds: Turns each model gets after a warm-up turn that isn't counted.
     """
     run = _decode if language_model else _calls
@@ -58,19 +61,38 @@ def compare_latency(
     return {name: _latency(steps[name], prefills[name]) for name in models}
 
 
-def _decode(model: nn.Module, example: Any) -> tuple[list[float], list[float]]:
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    ids = (torch.arange(PROMPT_TOKENS) % vocabulary)[None]
-    with torch.inference_mode():
-        start = time.perf_counter()
-        output = model(input_ids=ids, use_cache=True)
-        times = [time.perf_counter() - start]
-        for _ in range(NEW_TOKENS):
-            token = output.logits[:, -1:].argmax(-1)
-            start = time.perf_counter()
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-            times.append(time.perf_counter() - start)
-    return times[:1], times[1:]
+class _Clock:
+    """A streamer for `generate` that notes when tokens come; the prompt is the first to come."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, tokens: Tensor) -> None:
+        """Called by `generate` for the prompt and for each token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called by `generate` after the last token."""
+
+
+def _decode(model: Any, example: Any) -> tuple[list[float], list[float]]:
+    """Times of a prompt, from the call to its first token, and of each token after that."""
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    count = max(1, min(PROMPT_TOKENS, context - NEW_TOKENS - 1))
+    ids = (torch.arange(count) % int(model.config.vocab_size))[None]
+    clock = _Clock()
+    options = {"eos_token_id": None, "pad_token_id": 0}  # it shall not end early
+    start = time.perf_counter()
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS + 1,
+        do_sample=False,
+        streamer=clock,
+        **options,
+    )
+    _, first, *later = clock.times
+    return [first - start], [b - a for a, b in pairwise([first, *later])]
 
 
 def _calls(model: nn.Module, example: Any) -> tuple[list[float], list[float]]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
+from tauten.models.generation import use_native_decoder
 from tauten.models.packing import install_empty
 from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source, open_source
@@ -99,7 +100,7 @@ def packed_source(
     """The source of a packed model: an original's structure with packed layers and new tensors."""
 
     def skeleton() -> nn.Module:
-        return install_empty(original.skeleton(), specs).eval()
+        return use_native_decoder(install_empty(original.skeleton(), specs).eval())
 
     return dataclasses.replace(
         original,

@@ -30,7 +30,7 @@ def decoder_for(model: nn.Module) -> Decoder | None:
 
     It needs one of `ARCHITECTURES`, built of that architecture's own modules in float32, with all
     linear layers and the embedding packed in integers that the native library serves, full
-    attention and rotary frequencies that don't depend on the length.
+    attention, rotary frequencies that don't depend on the length, and no hooks.
 
     Args:
         model: As loaded by tauten; its weights are interleaved in place.
@@ -49,14 +49,20 @@ def _obstacle(model: nn.Module) -> str | None:
     """Why the native decoder doesn't compute what this model does."""
     if type(model) not in ARCHITECTURES:
         return "unknown architecture"
+    if model.training:
+        return "it is in training"
     config: Any = model.config
     own = (PackedModule, PackedWeight, nn.ModuleList, SiLUActivation, nn.SiLU)
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         if type(module).__module__ != type(model).__module__ and not isinstance(module, own):
             return f"{name} is a {type(module).__name__}"
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
+        if _is_intercepted(module):
+            return f"{name} has hooks, or a forward of its own"
+    parameters = [p for m in modules.values() for p in m.parameters(recurse=False)]
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in parameters):
         return "parameters aren't float32 on the CPU"
-    packed = [m for m in model.modules() if isinstance(m, PackedModule)]
+    packed = [m for m in modules.values() if isinstance(m, PackedModule)]
     if not all(isinstance(m.packed, IntegerWeight) for m in packed):
         return "not all packed weights are integers"
     if any(m.dtype_like.dtype != torch.float32 for m in packed):
@@ -71,6 +77,12 @@ def _obstacle(model: nn.Module) -> str | None:
     if not all(kernels.prepare(m.packed) for m in packed):
         return "the native library doesn't serve all weights"
     return None
+
+
+def _is_intercepted(module: nn.Module) -> bool:
+    """Whether others see or change what a module computes."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)
 
 
 def _window(config: Any) -> float:

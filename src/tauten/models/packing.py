@@ -33,6 +33,23 @@ def packed_layer(module: nn.Module, packed: PackedWeight, activation: str) -> Pa
     return PackedLinear(packed, bias, activation, dtype)
 
 
+def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
+    """The layer of torch that a packed one stands for, with its dequantized weight."""
+    weight, bias = module.weight, module.bias
+    if isinstance(module, PackedLinear):
+        layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    else:
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in module.settings.items()}
+        del options["pad_edges"]
+        convolution: Any = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
+        channels = weight.shape[1] * options["groups"], weight.shape[0]
+        layer = convolution(*channels, weight.shape[2:], bias=bias is not None, **options)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = bias
+    made: nn.Module = layer
+    return made
+
+
 def replace_modules(model: nn.Module, new_of_old: dict[nn.Module, PackedModule]) -> None:
     """Put packed layers wherever the old ones stand, also where one stands in several places."""
     for parent in list(model.modules()):

@@ -12,6 +12,7 @@ from tauten.report import text
 from tauten.report.facts import badge, goal_lines, max_drop, splits
 from tauten.report.layers import format_shares, layer_units
 from tauten.report.plot import Plot, pareto_plot
+from tauten.report.reverts import model_revert, revert_rows
 from tauten.report.tiles import headline, tiles
 from tauten.report.trials import TrialRow, trial_rows
 
@@ -35,7 +36,7 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
         manifest: Contents of its `tauten.json`.
         timing: Contents of its `timing.json`; empty if nothing was timed.
     """
-    rows = trial_rows(manifest)
+    rows = trial_rows(manifest, timing)
     records = manifest.get("layers") or []
     source = shlex.quote(str(manifest["source"]["name"]))
     recipe = yaml.safe_dump(manifest["recipe"], sort_keys=False)
@@ -58,6 +59,8 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
             units=layer_units(records),
             layer_count=len(records),
             shares=format_shares(records),
+            reverts=revert_rows(manifest, timing),
+            model_revert=model_revert(timing),
             recipe=recipe,
             command=f"tauten apply recipe.yaml {source} -o OUT",
             facts=_facts(manifest, timing),

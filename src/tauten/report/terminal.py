@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tauten.report.facts import badge, goal_lines, next_steps, splits
+from tauten.report.reverts import RevertRow, model_revert, revert_rows
 from tauten.report.text import (
     format_bytes,
     format_count,
@@ -21,6 +22,7 @@ from tauten.report.trials import TrialRow, trial_rows
 
 _STYLES = {"good": "green", "bad": "red", "warn": "yellow", "even": "dim"}
 _TRIAL_STYLES = {"chosen": "bold green", "nearest": "bold red", "failed": "dim"}
+MOST_REVERTS = 6
 _MARKS = {"chosen": "*", "nearest": "*", "failed": "!"}
 
 
@@ -48,9 +50,10 @@ def print_result(
     console.print(_tile_table(manifest, timing))
     for line in _certificate(manifest):
         console.print(line)
-    rows = trial_rows(manifest)
+    rows = trial_rows(manifest, timing)
     if rows:
         console.print(_trial_table(rows))
+    _print_reverts(revert_rows(manifest, timing), model_revert(timing), console)
     _print_steps(next_steps(manifest, timing, path), console)
 
 
@@ -127,6 +130,19 @@ def _trial_table(rows: list[TrialRow]) -> Table:
         # Labels come from users: as Text, their brackets aren't read as markup.
         table.add_row(*(Text(cell) for cell in cells), style=_TRIAL_STYLES.get(row.state, ""))
     return table
+
+
+def _print_reverts(rows: list[RevertRow], model: str, console: Console) -> None:
+    if model:
+        console.print(Text(f"\n{model}", "yellow"))
+    if not rows:
+        return
+    console.print(Text("\nSlower than the layer unpacked on this machine, so not used:", "bold"))
+    for row in rows[:MOST_REVERTS]:
+        speed = f" {row.speed}" if row.speed else ""
+        console.print(Text(f"  {row.layer} in {row.format}:{speed}; instead {row.instead}"))
+    if len(rows) > MOST_REVERTS:
+        console.print(Text(f"  and {len(rows) - MOST_REVERTS} more, in the HTML report", "dim"))
 
 
 def _print_steps(steps: list[tuple[str, str]], console: Console) -> None:

@@ -42,14 +42,23 @@ class TrialRow:
         return f"{format_percent(self.low)} to {format_percent(self.high)}"
 
 
-def trial_rows(manifest: Mapping[str, Any]) -> list[TrialRow]:
-    """All trials of an artifact, in the order they were tried."""
+def trial_rows(
+    manifest: Mapping[str, Any], timing: Mapping[str, Any] | None = None
+) -> list[TrialRow]:
+    """All trials of an artifact, in the order they were tried; timed with `timing.json`."""
     trials = manifest.get("trials") or []
+    times = (timing or {}).get("trials") or []
+    trials = [_timed(trial, times[i] if i < len(times) else {}) for i, trial in enumerate(trials)]
     goal, chosen, best = manifest.get("goal"), manifest.get("chosen"), _frontier(trials)
     return [
         _row(index, trial, goal, index == chosen, index in best)
         for index, trial in enumerate(trials)
     ]
+
+
+def _timed(trial: Mapping[str, Any], times: Mapping[str, Any]) -> Mapping[str, Any]:
+    measurement = trial.get("measurement")
+    return trial if measurement is None else {**trial, "measurement": {**measurement, **times}}
 
 
 def broken_limits(goal: Mapping[str, Any], measurement: Mapping[str, Any]) -> list[str]:

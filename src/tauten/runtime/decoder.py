@@ -128,34 +128,6 @@ class Decoder:
         """Append one token; logits as of `prefill`."""
         return self.prefill((token,))
 
-    def generate(
-        self, ids: Sequence[int] | Tensor, max_new_tokens: int, eos: int | Sequence[int] = ()
-    ) -> Iterator[int]:
-        """The most likely continuation of a new sequence, token by token as it is computed.
-
-        Args:
-            ids: The prompt's token ids.
-            max_new_tokens: Stop after so many.
-            eos: Ids that end the text; the one that does is given too.
-        Raises:
-            InputError: As `prefill`; before anything is computed if all of it can't fit.
-        """
-        tokens = self._checked(ids)
-        if max_new_tokens < 0:
-            raise InputError(f"max_new_tokens={max_new_tokens}: expected 0 or more")
-        self._check_room(0, len(tokens) + max(max_new_tokens - 1, 0))
-        return self._stream(tokens, max_new_tokens, {eos} if isinstance(eos, int) else set(eos))
-
-    def _stream(self, ids: Tensor, count: int, eos: set[int]) -> Iterator[int]:
-        self.reset()
-        following = ids
-        for _ in range(count):
-            token = int(self.prefill(following).argmax())
-            yield token
-            if token in eos:
-                return
-            following = torch.tensor([token])
-
     def _checked(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Ids as a (tokens,) int64 tensor, each a row of the embedding."""
         try:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import GoalError
+from tauten.core.goal import Goal
 from tauten.models.source import Source
 from tauten.models.structure import Structure
 
@@ -41,7 +42,7 @@ def forecast(
     structure: Structure,
     trials: int,
     tokens: int,
-    memory_limit_bytes: int | None,
+    goal: Goal | None = None,
 ) -> Forecast:
     """Estimate memory, disk and time.
 
@@ -51,10 +52,12 @@ def forecast(
         structure: Of the model.
         trials: Recipes that may be tried, 0 where nothing is evaluated.
         tokens: Tokens (or rows) of one evaluation.
-        memory_limit_bytes: Of the user; None for what the machine has free.
+        goal: Of the run; without a limit on memory, what the machine has free is the limit.
     Raises:
-        GoalError: Even one block at a time needs more than the limit.
+        GoalError: Even one block at a time needs more than the limit, or a model that is to be
+            timed can't be in memory whole.
     """
+    memory_limit_bytes = goal.max_memory_bytes if goal else None
     weights = sum(p.numel() for p in model.parameters())
     part_weights = _part_weights(model, structure)
     outer, block = part_weights.pop(""), max(part_weights.values(), default=0)
@@ -74,7 +77,14 @@ def forecast(
             f"max_memory_bytes: this needs about {needed / 1e6:.0f} MB of memory, the limit is "
             f"{limit / 1e6:.0f} MB{why}; raise the limit or pass a smaller model"
         )
+    if stream and goal and goal.is_about_latency:
+        raise GoalError(
+            f"{source.name} must be in memory to be timed: that needs about {whole / 1e6:.0f} MB, "
+            f"{limit / 1e6:.0f} MB are free; drop the latency goal"
+        )
     disk = int(weights * 1.1 * (1 if not trials else 3))
+    if goal and goal.is_about_latency:
+        disk += 2 * source.size_bytes  # the original is a trial too, and may become the artifact
     seconds = _seconds(weights, trials, tokens)
     return Forecast(int(needed), disk, seconds, stream)
 

@@ -27,9 +27,10 @@ from tauten.models.artifact import packed_source
 from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source
 from tauten.search.loop import Search
-from tauten.search.workspace import Candidate
+from tauten.search.workspace import Candidate, recipe_id
 
 STAGING = "artifact"
+TIMED = ("latency_s", "original_latency_s")
 _log = logging.getLogger(__name__)
 Render = Callable[[dict[str, Any], dict[str, Any]], str]
 
@@ -110,6 +111,7 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
         "layers": [asdict(layer) for layer in result.layers],
         "trials": [_trial_facts(trial) for trial in result.trials],
         "chosen": facts.chosen,
+        "reverted": _without_figures(facts.timing.get("formats", [])),
         "certified": result.certified,
         "reason": result.reason,
         "test": asdict(result.test) if result.test else None,
@@ -119,13 +121,22 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
 
 
 def time_candidate(search: Search, candidate: Candidate) -> dict[str, Any]:
-    """Latencies of the original and the candidate in one alternated run."""
+    """Latencies of the original and the candidate in one alternated run.
+
+    They are journaled: a resumed run must decide on the same figures.
+    """
+    journal, name = candidate.journal, recipe_id(candidate.recipe)
+    known = journal.find("timed", of=name)
+    if known is not None:
+        return {key: known[key] for key in ("unit", "original", "chosen", "machine")}
     models = {"original": search.original(), "chosen": search.open(candidate)}
     example = search.task.splits.development[0]
     times = compare_latency(models, example, search.task.is_text)
     facts = {name: latency.facts() for name, latency in times.items()}
     unit = "token" if search.task.is_text else "call"
-    return {"unit": unit, **facts, "machine": machine()}
+    timing = {"unit": unit, **facts, "machine": machine()}
+    journal.add("timed", of=name, **timing)
+    return timing
 
 
 def machine() -> dict[str, Any]:
@@ -186,7 +197,21 @@ def _finite(value: Any) -> Any:
 
 
 def _trial_facts(trial: Trial) -> dict[str, Any]:
-    return {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": str(trial.recipe)}
+    facts = {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": str(trial.recipe)}
+    for name in TIMED if facts["measurement"] else ():
+        del facts["measurement"][name]
+    return facts
+
+
+def trial_times(trials: list[Trial]) -> list[dict[str, float | None]]:
+    """Latencies of trials for `timing.json`; empty for one that wasn't measured."""
+    measured = [asdict(trial)["measurement"] or {} for trial in trials]
+    return [{name: facts[name] for name in TIMED if name in facts} for facts in measured]
+
+
+def _without_figures(formats: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which formats dropped out; how long they took stands in `timing.json`."""
+    return [{key: row[key] for key in ("layer", "format", "instead")} for row in formats]
 
 
 def _cpu_name() -> str:

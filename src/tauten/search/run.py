@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 from tauten.core.errors import BusyError, TautenError
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
-from tauten.core.measurement import Result
+from tauten.core.measurement import Result, Trial
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.core.version import __version__
@@ -24,13 +24,14 @@ from tauten.data.calibration import calibration_batches, load_calibration
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.task import Task, make_task
 from tauten.models.calibration import CalibrationBatch
+from tauten.models.generation import use_native_decoder
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
-from tauten.search.loop import Search
-from tauten.search.publish import Facts, Render, finish, time_candidate
+from tauten.search.loop import ORIGINAL, Search
+from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
 PARTIAL = ".partial"
@@ -55,8 +56,7 @@ def run_search(
     ladders = [ladder(structure, pillar) for pillar in pillars]
     recipes = [recipe for recipes in ladders for recipe in recipes]
     tokens = task.tokens.get("development", task.documents["development"])
-    limit = goal.max_memory_bytes
-    needs = forecast(source, skeleton, structure, len(recipes), tokens, limit)
+    needs = forecast(source, skeleton, structure, len(recipes), tokens, goal)
     announce(needs)
     run = {
         "version": __version__,
@@ -75,35 +75,67 @@ def run_search(
         if chosen is None:
             reasons = sorted({trial.error for trial in search.trials})
             raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
-        candidate = workspace.apply(search.trials[chosen].recipe)
-        result = _conclude(search, chosen, candidate)
-        facts = Facts(source, render, skeleton, task, goal, seed, chosen)
-        if not needs.stream:
-            facts.timing = time_candidate(search, candidate)
+        chosen, candidate, timing = _timed(search, chosen)
+        result = _conclude(search, chosen, candidate, "given_up" in timing)
+        facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
         return finish(folder, out, candidate, facts, result, load=not needs.stream)
 
 
-def _conclude(search: Search, chosen: int, candidate: Candidate) -> Result:
-    """Certify the chosen trial and say why it was chosen."""
+def _timed(search: Search, chosen: int) -> tuple[int, Candidate, dict[str, Any]]:
+    """The chosen trial beside the original; under a latency goal the original if that is faster.
+
+    Returns:
+        The trial's index, its candidate, and what `timing.json` says.
+    """
+    candidate = search.workspace.apply(search.trials[chosen].recipe)
+    timing = {} if search.stream else time_candidate(search, candidate)
+    if search.guard is None:
+        return chosen, candidate, timing
+    if candidate.recipe.steps and timing["chosen"]["median_s"] > timing["original"]["median_s"]:
+        timing |= {"chosen": dict(timing["original"]), "given_up": timing["chosen"]}
+        chosen = [trial.recipe for trial in search.trials].index(ORIGINAL)
+        candidate = search.workspace.apply(ORIGINAL)
+    timing |= {"formats": search.guard.reverts, "trials": trial_times(search.trials)}
+    return chosen, candidate, timing
+
+
+def _conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> Result:
+    """Certify the chosen trial and say why it was chosen.
+
+    Args:
+        search: What was tried.
+        chosen: Index of the trial.
+        candidate: Of the trial.
+        slow: It stands in for a recipe that was slower than the original when it was timed again.
+    """
     trial, limit = search.trials[chosen], search.goal.max_drop
     assert trial.measurement is not None
     test = search.certify(candidate)
     missed = search.verdict(trial.measurement)
     certified = limit is not None and not missed and test.drop.high <= limit
-    within = sum(1 for t in search.trials if t.measurement and not search.verdict(t.measurement))
-    if missed:
-        reason = f"no recipe met the goal; this is the nearest miss: {missed}"
-    else:
-        reason = (
-            f"least {search.goal.minimize} of the {within} recipes within the goal, "
-            f"of {len(search.trials)} tried"
+    reason = _reason(search, trial, missed, slow)
+    if limit is not None and not missed and not certified:
+        reason += (
+            f"; not certified: on the sealed test split the drop may be {test.drop.high:.2%}, "
+            f"above {limit:.2%}"
         )
-        if limit is not None and not certified:
-            reason += (
-                f"; not certified: on the sealed test split the drop may be {test.drop.high:.2%}, "
-                f"above {limit:.2%}"
-            )
     return Result(None, trial.recipe, certified, reason, search.trials, candidate.layers, test)
+
+
+def _reason(search: Search, trial: Trial, missed: str, slow: bool) -> str:
+    """Why a trial was chosen."""
+    if trial.recipe.steps and missed:
+        return f"no recipe met the goal; this is the nearest miss: {missed}"
+    if not trial.recipe.steps:
+        why = "no recipe within the goal is faster than it"
+        if slow:
+            why = "the recipe chosen was slower than it when both were timed again"
+        return f"the original is kept: {why}{f'; it misses the goal: {missed}' if missed else ''}"
+    within = sum(1 for t in search.trials if t.measurement and not search.verdict(t.measurement))
+    return (
+        f"least {search.goal.minimize} of the {within} recipes within the goal, "
+        f"of {len(search.trials)} tried"
+    )
 
 
 def run_recipe(
@@ -131,9 +163,9 @@ def run_recipe(
     if out is None and source.reader is None:
         calibrated = calibration_for(recipe, calibration)
         walk = Walk(skeleton, structure, recipe, calibration=calibrated)
-        packed = walk.run().eval()
+        packed = use_native_decoder(walk.run().eval())
         return Result(packed, recipe, False, reason, [], walk.layers, None)
-    needs = forecast(source, skeleton, structure, 0, 0, None)
+    needs = forecast(source, skeleton, structure, 0, 0)
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
