@@ -77,9 +77,12 @@ def prepare(weight: PackedWeight) -> bool:
         fits = weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
     else:
         return False
-    if not fits or weight.codes.device.type != "cpu" or library.load() is None:
+    native = library.load()
+    if not fits or weight.codes.device.type != "cpu" or native is None:
         return False
-    weight.interleave()
+    if not weight.interleaved:
+        weight.interleave()
+        native.use_huge_pages(weight.codes)
     return True
 
 

@@ -5,11 +5,22 @@
 #include "multiply.h"
 #include "threads.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace tauten {
 namespace {
 
 constexpr int64_t kDirectTokens = 8;          // up to here `int8_direct` is the faster one
 constexpr int64_t kThreadProducts = 1 << 18;  // fewer aren't worth waking a thread for
+
+#if defined(__x86_64__)
+bool avx_vnni() {  // older compilers don't know its name
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 }  // namespace
 
@@ -19,7 +30,8 @@ const Kernels* kernels(int isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   if (isa == 1 && avx2) return &kAvx2;
-  if (isa == 2 && avx2 && __builtin_cpu_supports("avx512vnni") &&
+  if (isa == 2 && avx2 && avx_vnni()) return kAvxVnni;
+  if (isa == 3 && avx2 && __builtin_cpu_supports("avx512vnni") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
     return &kAvx512;
@@ -87,7 +99,8 @@ void multiply(Problem* problems, int count, const Kernels& k, bool int8, int thr
 
 }  // namespace tauten
 
-// Whether this processor runs instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI).
+// Whether this processor runs instruction set 0 (portable), 1 (AVX2), 2 (AVX-VNNI) or 3 (AVX-512
+// VNNI).
 TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
 
 // y = x w^T + bias; shapes as in problem.h, which the caller has checked. `group_chunks` is the

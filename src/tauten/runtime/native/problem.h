@@ -89,6 +89,7 @@ inline int64_t blocked_scratch_bytes(const Problem& p, bool int8) {
 extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
+extern const Kernels* const kAvxVnni;  // null where the compiler doesn't know it
 extern const Kernels kAvx512;
 #endif
 

@@ -1,4 +1,5 @@
-// 256-bit vectors in pairs, so that one value still holds 16 rows.
+// 256-bit vectors in pairs, so that one value still holds 16 rows; with AVX-VNNI, where the unit is
+// compiled for it, a product of bytes is one instruction.
 #pragma once
 #include <immintrin.h>
 
@@ -17,7 +18,11 @@ struct Simd {
   using Ints = Bytes;
   using Quad = __m256i;
 
+#if defined(__AVXVNNI__)
+  static constexpr bool kSignedBytes = false;
+#else
   static constexpr bool kSignedBytes = true;  // products of unsigned bytes above 127 saturate
+#endif
   static constexpr int kDirectTokens = 2;
   static constexpr int kFloatDirectTokens = 8;
   static constexpr int kTileTokens = 2;        // register tile of `float_blocked`, by a pair
@@ -71,12 +76,16 @@ struct Simd {
   }
   template <bool Signed>
   static __m256i dot8(__m256i sum, __m256i codes, __m256i x) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sum, codes, x);
+#else
     if constexpr (Signed) {
       x = _mm256_sign_epi8(x, codes);
       codes = _mm256_abs_epi8(codes);
     }
     const __m256i pairs = _mm256_maddubs_epi16(codes, x);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
   }
 
   // Entries of 4 rows' tables: byte 4r..4r+3 of each 128-bit lane looks into the lane of table r.
