@@ -82,7 +82,8 @@ def prepare(weight: PackedWeight) -> bool:
         return False
     if not weight.interleaved:
         weight.interleave()
-        native.use_huge_pages(weight.codes)
+        for tensor in weight.buffers():
+            native.use_huge_pages(tensor)
     return True
 
 
