@@ -4,6 +4,7 @@ Each instruction set is a file compiled with its own flags; the library chooses 
 no compiler works, the package installs without the library and computes in plain torch.
 """
 
+import functools
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,8 @@ COMMON += ["-ffp-contract=off", "-fno-math-errno"]
 COMMON += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]  # false alarms in GCC
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))]
-X86 = {"isa_avx2.cpp": AVX2, "isa_avx512.cpp": AVX512}
+X86 = {"isa_avx2.cpp": AVX2, "isa_avxvnni.cpp": AVX2, "isa_avx512.cpp": AVX512}
+NEWER = {"isa_avxvnni.cpp": ["-mavxvnni"]}  # left out where the compiler doesn't know them
 
 
 class BuildKernels(build_ext):
@@ -31,12 +33,16 @@ class BuildKernels(build_ext):
 
         def compile_one(source: str) -> list[str]:
             flags = X86.get(Path(source).name, []) if x86 else []
-            return self.compiler.compile(
-                [source],
-                output_dir=self.build_temp,
-                extra_postargs=[*COMMON, *flags],
-                depends=ext.depends,
+            newer = NEWER.get(Path(source).name, []) if x86 else []
+            compile = functools.partial(
+                self.compiler.compile, [source], output_dir=self.build_temp, depends=ext.depends
             )
+            try:
+                return compile(extra_postargs=[*COMMON, *flags, *newer])
+            except CompileError:
+                if not newer:
+                    raise
+                return compile(extra_postargs=[*COMMON, *flags])
 
         try:
             with ThreadPoolExecutor() as pool:

@@ -94,6 +94,19 @@ def test_codebook_equals_float64(instruction_set: str, bits: int) -> None:
         assert torch.allclose(kernels.linear(x, weight, bias), expected, atol=1e-3)
 
 
+def test_huge_pages_change_no_value() -> None:
+    weight = random_weight((600, 2100))  # 640 kB of codes
+    kernels.prepare(weight)
+    before = weight.codes.clone()
+    assert NATIVE is not None
+    NATIVE.use_huge_pages(weight.codes)
+    NATIVE.use_huge_pages(weight.codes[3:])  # starts within a page
+    assert torch.equal(weight.codes, before)
+    x, bias = torch.randn(2, 2100), torch.randn(600)
+    expected, size = exact_linear(x, weight, bias, "float")
+    assert ((kernels.linear(x, weight, bias) - expected).abs() <= 1e-6 * size).all()
+
+
 def test_many_tokens_and_columns(instruction_set: str) -> None:
     """Several batches of tokens, several slabs of columns, several threads."""
     weight = random_weight((40, 2100), 4, 128, "float")

@@ -123,7 +123,11 @@ def prepare(weight: PackedWeight) -> bool:
             "a packed weight can't change its layout while torch.export traces: run the model "
             "once before, or call tauten.runtime.kernels.prepare on each weight"
         )
-    weight.interleave()
+    native = library.load()
+    if not weight.interleaved and native is not None:
+        weight.interleave()
+        for tensor in weight.buffers():
+            native.use_huge_pages(tensor)
     return True
 
 

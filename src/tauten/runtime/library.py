@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tauten.core.errors import InputError
 
-SETS = ("portable", "avx2", "avx512")  # instruction sets, as the library numbers them
+SETS = ("portable", "avx2", "avxvnni", "avx512")  # instruction sets, as the library numbers them
+_HUGE_PAGES_FROM_BYTES = 1 << 18  # smaller tensors rarely come from memory, but from cache
 _FOLDER = Path(__file__).parent / "native"
 
 
@@ -26,6 +28,14 @@ class Library:
     def supports(self, name: str) -> bool:
         """Whether this processor runs an instruction set of `SETS`."""
         return bool(self.handle.tauten_supports(SETS.index(name)))
+
+    def use_huge_pages(self, tensor: Tensor) -> None:
+        """Move a large tensor's memory into huge pages where the system lets us.
+
+        Streaming through it is then up to twice as fast; its values and address don't change.
+        """
+        if tensor.nbytes >= _HUGE_PAGES_FROM_BYTES:
+            self.handle.tauten_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
     def use(self, name: str) -> None:
         """Compute with one instruction set from now on, as `TAUTEN_ISA` does from the start."""
@@ -77,6 +87,8 @@ def load() -> Library | None:
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, pointer, flag, flag),  # bias, y; isa, threads
     ]
+    handle.tauten_huge_pages.argtypes = [pointer, number]
+    handle.tauten_huge_pages.restype = None
     handle.tauten_share_pool.argtypes = [pointer]
     handle.tauten_share_pool(_torch_pool())
     library = Library(handle, 0)

@@ -9,27 +9,23 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-// e^x within 2 units in the last place. Plain operations, so that loops over it are vectorized;
-// results stay in the normal range, NaN stays NaN.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // rounds to integer into the low bits
-  const float whole = shifted - 12582912.0f;
-  const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-  float y = 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  uint32_t bits;
-  __builtin_memcpy(&bits, &shifted, 4);
-  bits = (bits - 0x4b400000u + 127u) << 23;
-  float power;
-  __builtin_memcpy(&power, &bits, 4);
-  return y * power;
+// e^x within 2 units in the last place; results stay in the normal range, NaN stays NaN.
+inline Simd::Floats exponential(Simd::Floats x) {
+  const auto all = Simd::splat_float;
+  x = Simd::minimum(all(88.0f), Simd::maximum(all(-87.0f), x));
+  // Adding 1.5 * 2^23 rounds to integer into the low bits.
+  const Simd::Floats shifted = Simd::fma(x, all(1.44269504f), all(12582912.0f));
+  const Simd::Floats whole = Simd::add(shifted, all(-12582912.0f));
+  Simd::Floats r = Simd::fma(whole, all(-0.693359375f), x);  // ln 2 in two parts
+  r = Simd::fma(whole, all(2.12194440e-4f), r);
+  Simd::Floats y = all(1.9875691500e-4f);
+  constexpr float kFactors[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                                1.6666665459e-1f, 5.0000001201e-1f, 1.0f,
+                                1.0f};
+  TAUTEN_UNROLL for (float factor : kFactors) y = Simd::fma(y, r, all(factor));
+  // Adds the integer to the exponent; the bits of 1.5 * 2^23 are shifted out.
+  const Simd::Ints power = Simd::shift_left<23>(Simd::bits_of(shifted));
+  return Simd::float_of_bits(Simd::add(Simd::bits_of(y), power));
 }
 
 inline float sum_of_lanes(Simd::Floats v) {
@@ -37,6 +33,15 @@ inline float sum_of_lanes(Simd::Floats v) {
   Simd::store_floats(lanes, v);
   for (int64_t width = kLanes / 2; width > 0; width /= 2)
     for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+inline float largest_lane(Simd::Floats v) {
+  float lanes[kLanes];
+  Simd::store_floats(lanes, v);
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i)
+      lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
   return lanes[0];
 }
 
@@ -66,11 +71,21 @@ void normalize(const Norm& n, int64_t begin, int64_t end) {
   }
 }
 
+inline Simd::Floats gated(Simd::Floats x, Simd::Floats up) {
+  const Simd::Floats one = Simd::splat_float(1);
+  const Simd::Floats power = exponential(Simd::multiply(x, Simd::splat_float(-1)));
+  return Simd::multiply(Simd::divide(x, Simd::add(one, power)), up);
+}
+
 void gate(const Gate& g, int64_t begin, int64_t end) {
-  float* x = g.x;
-  const float* up = g.up;
-  for (int64_t i = begin * g.size; i < end * g.size; ++i)
-    x[i] = x[i] / (1.0f + exponential(-x[i])) * up[i];
+  float* x = g.x + begin * g.size;
+  const float* up = g.up + begin * g.size;
+  const int64_t count = (end - begin) * g.size, tail = count % kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    Simd::store_floats(x + i, gated(Simd::load_floats(x + i), Simd::load_floats(up + i)));
+  if (tail)
+    Simd::store_some(x + i, gated(Simd::load_some(x + i, tail), Simd::load_some(up + i, tail)), tail);
 }
 
 // Normalizes, if the model does, and turns the heads of one token.
@@ -134,19 +149,18 @@ void outer(const float* x, int64_t x_stride, const float* w, int64_t second, int
 
 // x[0..count) = e^(x - max), x[count..padded) = 0; returns the sum.
 inline float exponentials(float* x, int64_t count, int64_t padded) {
-  float most[kLanes];
   for (int64_t i = count; i < padded; ++i) x[i] = -__builtin_inff();
-  for (int64_t lane = 0; lane < kLanes; ++lane) most[lane] = x[lane];
+  Simd::Floats most = Simd::load_floats(x);
   for (int64_t i = kLanes; i < padded; i += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      most[lane] = x[i + lane] > most[lane] ? x[i + lane] : most[lane];
-  float largest = most[0];
-  for (int64_t lane = 1; lane < kLanes; ++lane)
-    largest = most[lane] > largest ? most[lane] : largest;
-  for (int64_t i = 0; i < padded; ++i) x[i] = exponential(x[i] - largest);
-  for (int64_t i = count; i < padded; ++i) x[i] = 0;
+    most = Simd::maximum(most, Simd::load_floats(x + i));
+  const Simd::Floats largest = Simd::splat_float(-largest_lane(most));
   Simd::Floats sum = Simd::splat_float(0);
-  for (int64_t i = 0; i < padded; i += kLanes) sum = Simd::add(sum, Simd::load_floats(x + i));
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Simd::Floats power = exponential(Simd::add(Simd::load_floats(x + i), largest));
+    Simd::store_floats(x + i, power);
+    sum = Simd::add(sum, power);
+  }
+  for (int64_t i = count; i < padded; ++i) x[i] = 0;  // they were too small to count in the sum
   return sum_of_lanes(sum);
 }
 

@@ -1,70 +1,11 @@
 // Products of integer weights with activations rounded to int8.
 // Part of one instruction set's unit, after its `Simd`.
 #pragma once
+#include "round_tokens.h"
 #include "weights.h"
 
 namespace tauten {
 namespace {
-
-// Rounds one group of one token: x = rounded * step. A group that holds NaN or infinity gets a
-// NaN step, so that the token's outputs are NaN; one too small for a normal step becomes 0.
-inline float round_group(const float* x, int64_t count, int64_t padded, int8_t* rounded,
-                         int32_t* sum) {
-  // The order of non-negative floats is that of their bits, with infinity and NaN above all.
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, x + i, 4);
-    bits &= 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
-  }
-  float step;
-  __builtin_memcpy(&step, &largest, 4);
-  step /= 127.0f;
-  const bool finite = largest < 0x7f800000u;
-  const bool usable = finite && step >= 1.17549435e-38f;
-  const float inverse = usable ? 1.0f / step : 0.0f;
-  int32_t total = 0;
-  for (int64_t i = 0; i < count && usable; ++i) {
-    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, into the low bits.
-    const float shifted = x[i] * inverse + 12582912.0f;
-    int32_t bits;
-    __builtin_memcpy(&bits, &shifted, 4);
-    const int32_t value = bits - 0x4b400000;
-    rounded[i] = static_cast<int8_t>(value);
-    total += value;
-  }
-  for (int64_t i = usable ? count : 0; i < padded; ++i) rounded[i] = 0;
-  *sum = total;
-  return !finite ? __builtin_nanf("") : usable ? step : 0.0f;
-}
-
-inline void quantize_token(const Problem& p, int64_t token) {
-  const int64_t size = p.group_chunks * kChunkColumns, width = p.chunks * kChunkColumns;
-  for (int64_t group = 0; group < p.groups; ++group) {
-    const int64_t at = group * size, cell = group * p.tokens + token;
-    const int64_t count = p.in - at < size ? p.in - at : size;
-    const int64_t padded = width - at < size ? width - at : size;
-    p.step[cell] = round_group(p.x + token * p.in + at, count, padded,
-                               p.rounded + token * width + at, p.sum + cell);
-  }
-}
-
-// Rounds tokens and, for the blocked kernels, sets the quads of a tile's tokens side by side, so
-// that a tile is one stream and its tokens never compete for the same cache sets.
-void quantize(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t width = p.chunks * kChunkColumns;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t token = tile_start(p, i), count = tile_start(p, i + 1) - token;
-    for (int64_t t = 0; t < count; ++t) quantize_token(p, token + t);
-    if (!p.tiled) continue;
-    const int8_t* source = p.rounded + token * width;
-    int8_t* target = p.tiled + token * width;
-    for (int64_t column = 0; column < width; column += 4)
-      for (int64_t t = 0; t < count; ++t, target += 4)
-        __builtin_memcpy(target, source + t * width + column, 4);
-  }
-}
 
 // What `dot` takes for the codes of a chunk: the codes of a packed weight, ...
 template <int Bits>
@@ -117,116 +58,147 @@ struct Unpacked {
   Simd::Bytes operator[](int i) const { return Simd::load(p + 64 * i); }
 };
 
-// `Tokens` tokens by `Blocks` blocks of rows, all columns; `codes` points at the first block.
-// All loops but those over groups and chunks are unrolled, so that the arrays are registers.
-template <class Codes, int Tokens, int Blocks>
-void int8_tile(const Problem& p, const uint8_t* codes, int64_t block, int64_t token) {
-  constexpr int kChains = Tokens * Blocks >= 4 ? 1 : 4 / (Tokens * Blocks);  // hide the latency
-  const int64_t width = p.chunks * kChunkColumns, stride = p.chunks * Codes::kBytes;
+// A block of rows: its codes and, where these are unpacked, scale and shift of each group in
+// float32, (groups, 2, 16).
+struct Rows {
+  int64_t block;
+  const uint8_t* codes;
+  const float* grid;
+};
+
+template <class Codes>
+inline Simd::Floats scale_of(const Problem& p, const Rows& rows, int64_t group) {
+  if constexpr (Codes::kTiled) return Simd::load_floats(rows.grid + group * 2 * kBlockRows);
+  return load_real(p.scale, (rows.block * p.groups + group) * kBlockRows, p.half);
+}
+
+template <class Codes>
+inline Simd::Floats shift_of(const Problem& p, const Rows& rows, int64_t group,
+                             Simd::Floats scale) {
+  if constexpr (Codes::kTiled) return Simd::load_floats(rows.grid + (group * 2 + 1) * kBlockRows);
+  return load_shift(p, (rows.block * p.groups + group) * kBlockRows, scale, 0);
+}
+
+// Where a tile finds its tokens' quads.
+struct Tile {
+  const int8_t* x;
+  int64_t token_step, quad_step;
+};
+
+// Adds the products of `chunks` chunks to the sums of a tile. Some sums stand in several chains,
+// to hide the latency of `dot`.
+template <class Codes, int Tokens, int Chains>
+TAUTEN_INLINE void dot_chunks(Tile& tile, const uint8_t* codes, int64_t chunks,
+                              const typename Codes::Block& at,
+                              Simd::Ints (&dots)[Tokens][Chains]) {
+  do {  // a group has a chunk at least: one test less, and registers are copied less
+    const Codes code(codes, at);
+    TAUTEN_UNROLL for (int i = 0; i < kQuads; ++i) {
+      const Simd::Bytes v = code[i];
+      TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
+        const Simd::Quad quad = Simd::quad(tile.x + t * tile.token_step + i * tile.quad_step);
+        Simd::Ints& dot = dots[t][i % Chains];
+        dot = Simd::template dot<Codes::kSigned>(dot, v, quad);
+      }
+    }
+    codes += Codes::kBytes, tile.x += kQuads * tile.quad_step;
+  } while (--chunks > 0);
+}
+
+// `Tokens` tokens by a block of rows. All loops but those over groups and chunks are unrolled, so
+// that the arrays are registers.
+template <class Codes, int Tokens>
+void int8_tile(const Problem& p, const Rows& rows, int64_t token) {
+  constexpr int kChains = Tokens >= 4 ? 1 : 4 / Tokens;
+  const int64_t width = p.chunks * kChunkColumns;
   const int bits = p.book ? 8 : p.bits;
   const int base = dot_offset(bits) - (p.zero_kind == Zero::kNone ? center(bits) : 0);
-  const typename Codes::Block at(p, block);
-  const int8_t* x = (Codes::kTiled ? p.tiled : p.rounded) + token * width;
-  const int64_t token_step = Codes::kTiled ? 4 : width;
-  const int64_t quad_step = Codes::kTiled ? 4 * Tokens : 4;
-  Simd::Floats y[Tokens][Blocks];
-  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
-    TAUTEN_UNROLL for (int b = 0; b < Blocks; ++b) y[t][b] = Simd::splat_float(0);
+  const typename Codes::Block at(p, rows.block);
+  Tile tile{p.rounded + token * width, Codes::kTiled ? 4 : width, Codes::kTiled ? 4 * Tokens : 4};
+  const uint8_t* codes = rows.codes;
+  Simd::Floats y[Tokens];
+  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) y[t] = Simd::splat_float(0);
 
-  for (int64_t group = 0, chunk = 0; group < p.groups; ++group) {
+  for (int64_t group = 0; group < p.groups; ++group) {
     const int32_t* sum = p.sum + group * p.tokens + token;
     const float* step = p.step + group * p.tokens + token;
-    Simd::Ints dots[Tokens][Blocks][kChains];
+    Simd::Ints dots[Tokens][kChains];
     TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
-      TAUTEN_UNROLL for (int b = 0; b < Blocks; ++b)
-        TAUTEN_UNROLL for (int c = 0; c < kChains; ++c)
-          dots[t][b][c] = Simd::splat_int(c ? 0 : base * sum[t]);
+      TAUTEN_UNROLL for (int c = 0; c < kChains; ++c)
+        dots[t][c] = Simd::splat_int(c ? 0 : base * sum[t]);
+    const int64_t chunks = chunks_before(p, group + 1) - chunks_before(p, group);
+    dot_chunks<Codes>(tile, codes, chunks, at, dots);
+    codes += chunks * Codes::kBytes;
 
-    const int64_t end = chunk + p.group_chunks < p.chunks ? chunk + p.group_chunks : p.chunks;
-    for (; chunk < end; ++chunk, x += kQuads * quad_step) {
-      const Codes first(codes + chunk * Codes::kBytes, at);
-      const Codes last(codes + chunk * Codes::kBytes + (Blocks - 1) * stride, at);
-      TAUTEN_UNROLL for (int i = 0; i < kQuads; ++i)
-        TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
-          const Simd::Quad quad = Simd::quad(x + t * token_step + i * quad_step);
-          TAUTEN_UNROLL for (int b = 0; b < Blocks; ++b) {
-            Simd::Ints& dot = dots[t][b][i % kChains];
-            dot = Simd::template dot<Codes::kSigned>(dot, b ? last[i] : first[i], quad);
-          }
-        }
+    const Simd::Floats scale = scale_of<Codes>(p, rows, group);
+    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
+      TAUTEN_UNROLL for (int c = 1; c < kChains; ++c) dots[t][0] = Simd::add(dots[t][0], dots[t][c]);
+      const Simd::Floats factor = Simd::multiply(scale, Simd::splat_float(step[t]));
+      y[t] = Simd::fma(Simd::to_float(dots[t][0]), factor, y[t]);
     }
-
-    TAUTEN_UNROLL for (int b = 0; b < Blocks; ++b) {
-      const int64_t index = ((block + b) * p.groups + group) * kBlockRows;
-      const Simd::Floats scale = load_real(p.scale, index, p.half);
-      TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) {
-        TAUTEN_UNROLL for (int c = 1; c < kChains; ++c)
-          dots[t][b][0] = Simd::add(dots[t][b][0], dots[t][b][c]);
-        const Simd::Floats factor = Simd::multiply(scale, Simd::splat_float(step[t]));
-        y[t][b] = Simd::fma(Simd::to_float(dots[t][b][0]), factor, y[t][b]);
-      }
-      if (has_shift(p)) {
-        const Simd::Floats shift = load_shift(p, index, scale, 0);
-        TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
-          y[t][b] = Simd::fma(shift, Simd::splat_float(step[t] * sum[t]), y[t][b]);
-      }
+    if (has_shift(p)) {
+      const Simd::Floats shift = shift_of<Codes>(p, rows, group, scale);
+      TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t)
+        y[t] = Simd::fma(shift, Simd::splat_float(step[t] * sum[t]), y[t]);
     }
   }
-  TAUTEN_UNROLL for (int b = 0; b < Blocks; ++b)
-    TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) store_block(p, block + b, token + t, y[t][b]);
+  TAUTEN_UNROLL for (int t = 0; t < Tokens; ++t) store_block(p, rows.block, token + t, y[t]);
 }
 
 // All tokens from `token` on, in tiles of at most `Tokens`.
 template <class Codes, int Tokens>
-void int8_tokens(const Problem& p, const uint8_t* codes, int64_t block, int64_t token) {
-  for (; p.tokens - token >= Tokens; token += Tokens)
-    int8_tile<Codes, Tokens, 1>(p, codes, block, token);
-  if constexpr (Tokens > 1) int8_tokens<Codes, Tokens / 2>(p, codes, block, token);
+void int8_tokens(const Problem& p, const Rows& rows, int64_t token) {
+  for (; p.tokens - token >= Tokens; token += Tokens) int8_tile<Codes, Tokens>(p, rows, token);
+  if constexpr (Tokens > 1) int8_tokens<Codes, Tokens / 2>(p, rows, token);
 }
 
 // A tile of `count` tokens, at most `Tokens`.
-template <class Codes, int Tokens, int Blocks>
-void int8_tile_of(const Problem& p, const uint8_t* codes, int64_t block, int64_t token,
-                  int64_t count) {
-  if (count == Tokens) return int8_tile<Codes, Tokens, Blocks>(p, codes, block, token);
-  if constexpr (Tokens > 1)
-    int8_tile_of<Codes, Tokens - 1, Blocks>(p, codes, block, token, count);
+template <class Codes, int Tokens>
+void int8_tile_of(const Problem& p, const Rows& rows, int64_t token, int64_t count) {
+  if (count == Tokens) return int8_tile<Codes, Tokens>(p, rows, token);
+  if constexpr (Tokens > 1) int8_tile_of<Codes, Tokens - 1>(p, rows, token, count);
 }
 
 template <class Codes>
 void direct_blocks(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t stride = p.chunks * Codes::kBytes;
-  for (int64_t block = begin; block < end; ++block)
-    int8_tokens<Codes, Simd::kDirectTokens>(p, p.codes + block * stride, block, 0);
+  for (int64_t block = begin; block < end; ++block) {
+    const Rows rows{block, p.codes + block * p.chunks * Codes::kBytes, nullptr};
+    int8_tokens<Codes, Simd::kDirectTokens>(p, rows, 0);
+  }
 }
 
 template <class Source>
-void blocked_blocks(const Problem& p, int64_t begin, int64_t end, uint8_t* scratch) {
-  using Codes = Unpacked<Source::kSigned>;
-  const int64_t stride = p.chunks * Source::kBytes;
-  while (begin < end) {
-    const int64_t count = end - begin < kPairBlocks ? 1 : kPairBlocks;
-    const uint8_t* source = p.codes + begin * stride;
-    for (int64_t b = 0; b < count; ++b) {
-      const typename Source::Block at(p, begin + b);
-      for (int64_t chunk = b * p.chunks; chunk < (b + 1) * p.chunks; ++chunk) {
-        const Source codes(source + chunk * Source::kBytes, at);
-        for (int i = 0; i < kQuads; ++i)
-          Simd::store(scratch + chunk * Codes::kBytes + 64 * i, codes[i]);
-      }
-    }
-    const int64_t bytes = count * stride;
+void unpack_block(const Problem& p, int64_t block, float* grid, uint8_t* codes) {
+  const typename Source::Block at(p, block);
+  const uint8_t* source = p.codes + block * p.chunks * Source::kBytes;
+  for (int64_t chunk = 0; chunk < p.chunks; ++chunk, source += Source::kBytes) {
+    const Source unpacked(source, at);
+    for (int i = 0; i < kQuads; ++i, codes += 64) Simd::store(codes, unpacked[i]);
+  }
+  for (int64_t group = 0; group < p.groups; ++group, grid += 2 * kBlockRows) {
+    const int64_t index = (block * p.groups + group) * kBlockRows;
+    const Simd::Floats scale = load_real(p.scale, index, p.half);
+    Simd::store_floats(grid, scale);
+    if (has_shift(p)) Simd::store_floats(grid + kBlockRows, load_shift(p, index, scale, 0));
+  }
+}
+
+// Scratch: scales and shifts of a block, then its codes.
+template <class Source>
+void blocked_blocks(const Problem& p, int64_t begin, int64_t end, float* grid) {
+  uint8_t* codes = reinterpret_cast<uint8_t*>(grid + p.groups * 2 * kBlockRows);
+  const int64_t bytes = p.chunks * Source::kBytes;
+  for (int64_t block = begin; block < end; ++block) {
+    unpack_block<Source>(p, block, grid, codes);
+    const uint8_t* next = p.codes + (block + 1) * bytes;
     for (int64_t i = 0; i < p.tiles; ++i) {
-      // The next pair's codes come from memory while this pair's are multiplied.
+      // The next block's codes come from memory while this block's are multiplied.
       for (int64_t at = bytes * i / p.tiles; at < bytes * (i + 1) / p.tiles; at += 64)
-        __builtin_prefetch(source + bytes + at, 0, 2);
-      const int64_t token = tile_start(p, i), tokens = tile_start(p, i + 1) - token;
-      if (count == 1)
-        int8_tile_of<Codes, Simd::kTileTokens, 1>(p, scratch, begin, token, tokens);
-      else
-        int8_tile_of<Codes, Simd::kTileTokens, 2>(p, scratch, begin, token, tokens);
+        __builtin_prefetch(next + at, 0, 2);
+      const int64_t token = tile_start(p, i), count = tile_start(p, i + 1) - token;
+      int8_tile_of<Unpacked<Source::kSigned>, Simd::kInt8TileTokens>(p, {block, codes, grid},
+                                                                     token, count);
     }
-    begin += count;
   }
 }
 
@@ -238,7 +210,7 @@ void int8_direct(const Problem& p, int64_t begin, int64_t end) {
 }
 
 template <int Bits>
-void int8_blocked(const Problem& p, int64_t begin, int64_t end, uint8_t* scratch) {
+void int8_blocked(const Problem& p, int64_t begin, int64_t end, float* scratch) {
   if constexpr (Bits <= 4)
     if (p.book) return blocked_blocks<Booked<Bits>>(p, begin, end, scratch);
   blocked_blocks<Packed<Bits>>(p, begin, end, scratch);

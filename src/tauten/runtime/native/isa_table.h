@@ -27,7 +27,7 @@ void any_int8_direct(const Problem& p, int64_t begin, int64_t end) {
   TAUTEN_BITS(int8_direct, begin, end)
 }
 void any_int8_blocked(const Problem& p, int64_t begin, int64_t end, void* scratch) {
-  TAUTEN_BITS(int8_blocked, begin, end, static_cast<uint8_t*>(scratch))
+  TAUTEN_BITS(int8_blocked, begin, end, static_cast<float*>(scratch))
 }
 void any_float_direct(const Problem& p, int64_t begin, int64_t end) {
   TAUTEN_BITS(float_direct, begin, end)
@@ -38,9 +38,9 @@ void any_float_blocked(const Problem& p, int64_t begin, int64_t end, void* scrat
 #undef TAUTEN_BITS
 
 constexpr Kernels kKernels = {
-    Simd::kTileTokens, Simd::kFloatDirectTokens, quantize,         pad,
-    any_int8_direct,   any_int8_blocked,         any_float_direct, any_float_blocked,
-    sparse_direct,     sparse_blocked,
+    Simd::kInt8TileTokens, Simd::kTileTokens, Simd::kFloatDirectTokens,
+    quantize, pad, any_int8_direct, any_int8_blocked, any_float_direct, any_float_blocked,
+    sparse_direct, sparse_blocked,
     Simd::kTileTokens, normalize, place, attend, gate,
 };
 

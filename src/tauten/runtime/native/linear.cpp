@@ -5,11 +5,22 @@
 #include "multiply.h"
 #include "threads.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace tauten {
 namespace {
 
 constexpr int64_t kDirectTokens = 8;          // up to here `int8_direct` is the faster one
 constexpr int64_t kThreadProducts = 1 << 18;  // fewer aren't worth waking a thread for
+
+#if defined(__x86_64__)
+bool avx_vnni() {  // older compilers don't know its name
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 }  // namespace
 
@@ -19,7 +30,8 @@ const Kernels* kernels(int isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   if (isa == 1 && avx2) return &kAvx2;
-  if (isa == 2 && avx2 && __builtin_cpu_supports("avx512vnni") &&
+  if (isa == 2 && avx2 && avx_vnni()) return kAvxVnni;
+  if (isa == 3 && avx2 && __builtin_cpu_supports("avx512vnni") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
     return &kAvx512;
@@ -44,17 +56,17 @@ void multiply(Problem* problems, int count, const Kernels& k, bool int8, int thr
   const int64_t useful = 1 + p.tokens * blocks * kBlockRows * p.in / kThreadProducts;
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), useful));
   const bool direct = p.tokens <= (int8 ? kDirectTokens : k.float_direct_tokens);
-  p.tiles = ceil_div(p.tokens, k.tile_tokens);
+  const int64_t tile_tokens = int8 ? k.int8_tile_tokens : k.float_tile_tokens;
+  p.tiles = ceil_div(p.tokens, tile_tokens);
+  p.tiled = !direct;
   const int64_t worker_bytes = direct ? 0 : Arena::size(blocked_scratch_bytes(p, int8));
   const int64_t token_bytes = Arena::size(p.tokens * width * (int8 ? 1 : 4)) +
-                              (int8 && !direct ? Arena::size(p.tokens * width) : 0) +
                               (int8 ? 2 : 1) * Arena::size(cells * 4);
   Arena arena(token_bytes + threads * worker_bytes);
   if (int8) {
     p.rounded = arena.take<int8_t>(p.tokens * width);
     p.step = arena.take<float>(cells);
     p.sum = arena.take<int32_t>(cells);
-    if (!direct) p.tiled = arena.take<int8_t>(p.tokens * width);
   } else {
     p.padded = arena.take<float>(p.tokens * width);
     p.total = arena.take<float>(cells);
@@ -62,7 +74,7 @@ void multiply(Problem* problems, int count, const Kernels& k, bool int8, int thr
   char* scratch = arena.take<char>(threads * worker_bytes);
 
   const auto prepare = int8 ? k.quantize : k.pad;
-  const int64_t tiles = ceil_div(kDirectTokens, k.tile_tokens);  // too little work to share
+  const int64_t tiles = ceil_div(kDirectTokens, tile_tokens);  // too little work to share
   parallel_for(p.tiles, tiles, threads,
                [&](int, int64_t begin, int64_t end) { prepare(p, begin, end); });
   for (int i = 0; i < count; ++i) {
@@ -72,7 +84,7 @@ void multiply(Problem* problems, int count, const Kernels& k, bool int8, int thr
   }
   const auto direct_product = int8 ? k.int8_direct : k.float_direct;
   const auto blocked_product = int8 ? k.int8_blocked : k.float_blocked;
-  parallel_for(blocks, grain(blocks, threads, direct ? 1 : kPairBlocks), threads,
+  parallel_for(blocks, grain(blocks, threads, direct || int8 ? 1 : kPairBlocks), threads,
                [&](int worker, int64_t begin, int64_t end) {
                  for (int i = 0; i < count && end > 0; ++i) {
                    const int64_t size = problems[i].blocks;
@@ -87,7 +99,8 @@ void multiply(Problem* problems, int count, const Kernels& k, bool int8, int thr
 
 }  // namespace tauten
 
-// Whether this processor runs instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI).
+// Whether this processor runs instruction set 0 (portable), 1 (AVX2), 2 (AVX-VNNI) or 3 (AVX-512
+// VNNI).
 TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
 
 // y = x w^T + bias; shapes as in problem.h, which the caller has checked. `group_chunks` is the

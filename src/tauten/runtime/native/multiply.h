@@ -46,8 +46,8 @@ inline Problem weight_problem(const uint8_t* codes, const void* scale, const voi
   return p;
 }
 
-// Kernels of instruction set 0 (portable), 1 (AVX2) or 2 (AVX-512 VNNI); null where this processor
-// doesn't run it.
+// Kernels of instruction set 0 (portable), 1 (AVX2), 2 (AVX-VNNI) or 3 (AVX-512 VNNI); null where
+// this processor doesn't run it.
 const Kernels* kernels(int isa);
 
 // Products of the same tokens, at most kBatchTokens, with `count` weights that have the same

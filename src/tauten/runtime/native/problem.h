@@ -7,7 +7,7 @@ namespace tauten {
 constexpr int64_t kBlockRows = 16;     // output rows that are interleaved
 constexpr int64_t kChunkColumns = 32;  // columns unpacked at a time
 constexpr int64_t kQuads = 8;          // runs of 4 columns in a chunk
-constexpr int64_t kPairBlocks = 2;     // blocks that the blocked kernels take at a time
+constexpr int64_t kPairBlocks = 2;     // blocks that `float_blocked` takes at a time
 constexpr int64_t kSlabChunks = 32;    // 1024 columns of a pair in float32 fit in a core's L2
 
 enum class Zero : int32_t { kNone, kInteger, kFloat };
@@ -35,8 +35,8 @@ struct Problem {
   int64_t tiles;      // that the tokens are cut into
 
   // Scratch, filled by `quantize` (int8) or `pad` (float).
+  bool tiled;       // for `int8_blocked`: `rounded` by tiles, (quads, tokens, 4) each
   int8_t* rounded;  // (tokens, chunks * 32)
-  int8_t* tiled;    // the same by tiles, for `int8_blocked`: (quads, tokens, 4) each
   float* padded;    // (tokens, chunks * 32)
   float* step;      // (groups, tokens), x = rounded * step
   int32_t* sum;     // (groups, tokens) of rounded
@@ -46,15 +46,21 @@ struct Problem {
 // First token of a tile; all tiles have the same number of tokens, give or take one.
 inline int64_t tile_start(const Problem& p, int64_t tile) { return tile * p.tokens / p.tiles; }
 
+// Chunks before a group.
+inline int64_t chunks_before(const Problem& p, int64_t group) {
+  return group < p.groups ? group * p.group_chunks : p.chunks;
+}
+
 struct SparseProblem;  // see sparse.h
 struct Attention;      // see decode.h
 struct Norm;
 struct Gate;
 
 // Ranges are of tiles for `quantize` and `pad`, of blocks for the products. `direct` unpacks into
-// registers, for few tokens; `blocked` unpacks a pair of blocks into scratch first.
+// registers, for few tokens; `blocked` unpacks a block, or a pair of them, into scratch first.
 struct Kernels {
-  int64_t tile_tokens;          // at most so many in a tile
+  int64_t int8_tile_tokens;     // at most so many in a tile
+  int64_t float_tile_tokens;
   int64_t float_direct_tokens;  // up to here `float_direct` is the faster one
   void (*quantize)(const Problem&, int64_t begin, int64_t end);
   void (*pad)(const Problem&, int64_t begin, int64_t end);
@@ -77,19 +83,22 @@ struct Kernels {
 
 // Vector code keeps small arrays in registers only where the loops over them are unrolled.
 #define TAUTEN_UNROLL _Pragma("GCC unroll 16")
+#define TAUTEN_INLINE inline __attribute__((always_inline))
 
-// Scratch of one thread in a `blocked` kernel: a pair's codes, one byte each; or a slab of a
-// pair's weights in float32 and its (tokens, 2, 16) sums.
+// Scratch of one thread in a `blocked` kernel: scale and shift of a block's groups and its codes,
+// one byte each; or a slab of a pair's weights in float32 and its (tokens, 2, 16) sums.
 inline int64_t slab_floats(const Problem& p) {
   return kPairBlocks * kBlockRows * (kSlabChunks * kChunkColumns + p.tokens);
 }
 inline int64_t blocked_scratch_bytes(const Problem& p, bool int8) {
-  return int8 ? p.chunks * kPairBlocks * kBlockRows * kChunkColumns : 4 * slab_floats(p);
+  if (!int8) return 4 * slab_floats(p);
+  return p.groups * 2 * kBlockRows * 4 + p.chunks * kBlockRows * kChunkColumns;
 }
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
+extern const Kernels* const kAvxVnni;  // null where the compiler doesn't know it
 extern const Kernels kAvx512;
 #endif
 

@@ -1,4 +1,5 @@
-// 256-bit vectors in pairs, so that one value still holds 16 rows.
+// 256-bit vectors in pairs, so that one value still holds 16 rows; with AVX-VNNI, where the unit is
+// compiled for it, a product of bytes is one instruction.
 #pragma once
 #include <immintrin.h>
 
@@ -28,10 +29,15 @@ struct Simd {
   using Ints = Bytes;
   using Quad = __m256i;
 
+#if defined(__AVXVNNI__)
+  static constexpr bool kSignedBytes = false;
+#else
   static constexpr bool kSignedBytes = true;  // products of unsigned bytes above 127 saturate
+#endif
   static constexpr int kDirectTokens = 2;
   static constexpr int kFloatDirectTokens = 8;
-  static constexpr int kTileTokens = 2;
+  static constexpr int kTileTokens = 2;        // register tile of `float_blocked`, by a pair
+  static constexpr int kInt8TileTokens = 4;   // register tile of `int8_blocked`
 
   static Bytes load(const uint8_t* p) { return {load32(p), load32(p + 32)}; }
   static void store(uint8_t* p, Bytes v) {
@@ -81,12 +87,16 @@ struct Simd {
   }
   template <bool Signed>
   static __m256i dot8(__m256i sum, __m256i codes, __m256i x) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sum, codes, x);
+#else
     if constexpr (Signed) {
       x = _mm256_sign_epi8(x, codes);
       codes = _mm256_abs_epi8(codes);
     }
     const __m256i pairs = _mm256_maddubs_epi16(codes, x);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
   }
 
   // Entries of 4 rows' tables: byte 4r..4r+3 of each 128-bit lane looks into the lane of table r.
@@ -108,6 +118,49 @@ struct Simd {
     return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
   }
 
+  // Of floats, the second where either is NaN.
+  static Floats maximum(Floats a, Floats b) {
+    return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+  }
+  static Floats minimum(Floats a, Floats b) {
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+  }
+  static Ints maximum(Ints a, Ints b) {
+    return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+  }
+  static int32_t largest(Ints v) {
+    const __m256i half = _mm256_max_epi32(v.low, v.high);
+    __m128i all = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    all = _mm_max_epi32(all, _mm_shuffle_epi32(all, 0x4E));
+    return _mm_cvtsi128_si32(_mm_max_epi32(all, _mm_shuffle_epi32(all, 0xB1)));
+  }
+  static int32_t sum(Ints v) {
+    const __m256i half = _mm256_add_epi32(v.low, v.high);
+    __m128i all = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    all = _mm_add_epi32(all, _mm_shuffle_epi32(all, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(all, _mm_shuffle_epi32(all, 0xB1)));
+  }
+  static Ints bits_of(Floats v) {
+    return {_mm256_castps_si256(v.low), _mm256_castps_si256(v.high)};
+  }
+  static Floats float_of_bits(Ints v) {
+    return {_mm256_castsi256_ps(v.low), _mm256_castsi256_ps(v.high)};
+  }
+  template <int Shift>
+  static Ints shift_left(Ints v) {
+    return {_mm256_slli_epi32(v.low, Shift), _mm256_slli_epi32(v.high, Shift)};
+  }
+  static Ints and_bits(Ints a, Ints b) {
+    return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+  }
+  static void store_bytes(int8_t* p, Ints v) {  // the low byte of each, which are in its range
+    const __m256i pairs = _mm256_packs_epi32(v.low, v.high);
+    const __m256i order = _mm256_permute4x64_epi64(pairs, 0xD8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(order),
+                                          _mm256_extracti128_si256(order, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
+
   // Byte `Column` of each row's 4, as a signed number.
   template <int Column>
   static Floats column(Bytes v) {
@@ -125,6 +178,9 @@ struct Simd {
   static Floats splat_float(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
   static Floats add(Floats a, Floats b) {
     return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+  }
+  static Floats divide(Floats a, Floats b) {
+    return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
   }
   static Floats multiply(Floats a, Floats b) {
     return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};

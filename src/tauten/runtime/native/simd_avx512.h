@@ -17,7 +17,8 @@ struct Simd {
   static constexpr bool kSignedBytes = false;  // 8-bit codes enter `dot` unsigned
   static constexpr int kDirectTokens = 8;      // register tile of the direct kernels
   static constexpr int kFloatDirectTokens = 8;
-  static constexpr int kTileTokens = 6;        // register tile of the blocked kernels, by a pair
+  static constexpr int kTileTokens = 6;        // register tile of `float_blocked`, by a pair
+  static constexpr int kInt8TileTokens = 12;   // register tile of `int8_blocked`
 
   static Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static void store(uint8_t* p, Bytes v) { _mm512_storeu_si512(p, v); }
@@ -61,6 +62,23 @@ struct Simd {
   static Ints splat_int(int32_t v) { return _mm512_set1_epi32(v); }
   static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
+  // Of floats, the second where either is NaN.
+  static Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  static Floats minimum(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static Ints maximum(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+  static int32_t largest(Ints v) { return _mm512_reduce_max_epi32(v); }
+  static int32_t sum(Ints v) { return _mm512_reduce_add_epi32(v); }
+  static Ints bits_of(Floats v) { return _mm512_castps_si512(v); }
+  static Floats float_of_bits(Ints v) { return _mm512_castsi512_ps(v); }
+  template <int Shift>
+  static Ints shift_left(Ints v) {
+    return _mm512_slli_epi32(v, Shift);
+  }
+  static Ints and_bits(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+  static void store_bytes(int8_t* p, Ints v) {  // the low byte of each
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+
   // Byte `Column` of each row's 4, as a signed number.
   template <int Column>
   static Floats column(Bytes v) {
@@ -71,6 +89,7 @@ struct Simd {
   static Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
   static Floats splat_float(float v) { return _mm512_set1_ps(v); }
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
   static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }

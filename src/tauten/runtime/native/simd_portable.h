@@ -17,7 +17,8 @@ struct Simd {
 
   static constexpr bool kSignedBytes = true;
   static constexpr int kDirectTokens = 2;
-  static constexpr int kTileTokens = 1;
+  static constexpr int kTileTokens = 1;        // register tile of `float_blocked`, by a pair
+  static constexpr int kInt8TileTokens = 2;   // register tile of `int8_blocked`
   static constexpr int kFloatDirectTokens = 1 << 30;  // few registers: a tile would live in memory
 
   template <class Vector>
@@ -73,6 +74,31 @@ struct Simd {
   static Ints splat_int(int32_t v) { return Ints{} + v; }
   static Ints add(Ints a, Ints b) { return a + b; }
 
+  // Of floats, the second where either is NaN.
+  static Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+  static Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+  static Ints maximum(Ints a, Ints b) { return a > b ? a : b; }
+  static int32_t largest(Ints v) {
+    int32_t most = v[0];
+    for (int i = 1; i < kBlockRows; ++i) most = v[i] > most ? v[i] : most;
+    return most;
+  }
+  static int32_t sum(Ints v) {
+    int32_t all = 0;
+    for (int i = 0; i < kBlockRows; ++i) all += v[i];
+    return all;
+  }
+  static Ints bits_of(Floats v) { return reinterpret_cast<Ints>(v); }
+  static Floats float_of_bits(Ints v) { return reinterpret_cast<Floats>(v); }
+  template <int Shift>
+  static Ints shift_left(Ints v) {
+    return v << Shift;
+  }
+  static Ints and_bits(Ints a, Ints b) { return a & b; }
+  static void store_bytes(int8_t* p, Ints v) {  // the low byte of each
+    for (int i = 0; i < kBlockRows; ++i) p[i] = static_cast<int8_t>(v[i]);
+  }
+
   // Byte `Column` of each row's 4, as a signed number.
   template <int Column>
   static Floats column(Bytes v) {
@@ -82,6 +108,7 @@ struct Simd {
   static Floats to_float(Ints v) { return __builtin_convertvector(v, Floats); }
   static Floats splat_float(float v) { return Floats{} + v; }
   static Floats add(Floats a, Floats b) { return a + b; }
+  static Floats divide(Floats a, Floats b) { return a / b; }
   static Floats multiply(Floats a, Floats b) { return a * b; }
   static Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
   static Floats load_floats(const float* p) { return load_as<Floats>(p); }

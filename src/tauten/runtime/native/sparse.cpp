@@ -38,7 +38,7 @@ void multiply_sparse(SparseProblem& s, const Kernels& k, int threads) {
   const int64_t useful = 1 + p.tokens * p.out * p.in / kThreadProducts;
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), useful));
   const bool direct = p.tokens <= k.float_direct_tokens;
-  p.tiles = ceil_div(p.tokens, k.tile_tokens);
+  p.tiles = ceil_div(p.tokens, k.float_tile_tokens);
   const int64_t worker_bytes = scratch_bytes(s, direct);
   Arena arena(Arena::size(p.tokens * width * 4) + Arena::size(cells * 4) + threads * worker_bytes);
   p.padded = arena.take<float>(p.tokens * width);
