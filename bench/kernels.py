@@ -4,6 +4,8 @@ Contenders take turns, so that each finds its weights cold, as in a model that d
 cache, and all see the same weather. Figures are medians. Read bandwidth is measured in its turn.
 
     python bench/kernels.py --out kernels.json
+
+With `--device cuda` it is the GPU's kernels, as `kernels_cuda.py` says.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import kernels_cuda
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -203,6 +206,7 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -220,8 +224,13 @@ def main() -> None:
         "seed": options.seed,
         "rounds": options.rounds,
     }
-    results = [row for threads in options.threads for row in run(threads, options.rounds)]
-    show(results)
+    if options.device == "cuda":
+        results = kernels_cuda.run(options.rounds)
+        setting["gpu"] = torch.cuda.get_device_name()
+        kernels_cuda.show(results)
+    else:
+        results = [row for threads in options.threads for row in run(threads, options.rounds)]
+        show(results)
     if options.out:
         options.out.write_text(json.dumps({"setting": setting, "results": results}, indent=1))
 

@@ -103,7 +103,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     Returns:
         (..., in) in `dtype`.
     Raises:
-        IndexError: An index isn't a row of the weight.
+        IndexError: An index isn't a row of the weight; on a GPU the error is CUDA's.
     """
     if not isinstance(weight, IntegerWeight) or not _native(index, weight):
         found = weight.dequantize_rows(index.flatten(), dtype)

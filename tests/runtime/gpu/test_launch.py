@@ -53,7 +53,7 @@ def test_every_grid_equals_float64(bits: int) -> None:
             assert close.all(), (group_size, zero_kind, shape, tokens)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
 def test_rounded_activations_equal_float64(bits: int) -> None:
     torch.manual_seed(bits)
     for group_size, zero_kind in ((32, "integer"), (0, "none"), (64, "float")):
@@ -66,7 +66,7 @@ def test_rounded_activations_equal_float64(bits: int) -> None:
 
 
 @pytest.mark.parametrize("activation", ["float", "int8"])
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
 def test_codebook_equals_float64(bits: int, activation: str) -> None:
     torch.manual_seed(bits)
     for books in (1, 5):

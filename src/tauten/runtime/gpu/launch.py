@@ -48,7 +48,7 @@ def choose_tile(tokens: int, bits: int, group_size: int, columns: int) -> Tile:
     if tokens <= FEW_TOKENS:
         widest = 1024 if bits <= 4 else 512
         width = max(32, min(widest, triton.next_power_of_2(columns)))
-        return Tile(triton.next_power_of_2(tokens), 4, width, 4, 1)
+        return Tile(triton.next_power_of_2(tokens), 8 if bits <= 2 else 4, width, 4, 1)
     if tokens <= 16:
         return Tile(16, 16, min(group_size or 128, 128), 2, 5)
     width = min(group_size or 64, 64)

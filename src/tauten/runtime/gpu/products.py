@@ -13,10 +13,14 @@ Arguments that both products share:
     TOKENS, ROWS, COLUMNS: Powers of two, what a program computes in one step.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from tauten.runtime.gpu.tiles import load_offset, load_values
+
+# Of products with float32; AMD's matrix units have no TF32.
+PRECISION = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 
 
 @triton.jit
@@ -81,7 +85,7 @@ def multiply_many(
         value = load_values(
             codes, book, book_step, row, rows, start, columns, cells, row_bytes, BITS, COLUMNS
         )
-        part = tl.dot(tile, tl.trans(value.to(tile.dtype)), input_precision="tf32x3")
+        part = tl.dot(tile, tl.trans(value.to(tile.dtype)), input_precision=PRECISION)
         part = part.to(tl.float32)
         group = start // GROUP if GROUP > 0 else 0
         if scale is not None:
