@@ -40,7 +40,7 @@ class Weight:
     rows: int
 
 
-def choose_tile(tokens: int, bits: int, group_size: int, columns: int) -> Tile:
+def choose_tile(tokens: int, columns: int, bits: int, group_size: int, dtype: torch.dtype) -> Tile:
     """Tile for a product: 16 bytes of codes a thread for few tokens, full matrix units for many.
 
     Between them programs are narrow and load far ahead, since memory still is what they wait for.
@@ -52,7 +52,9 @@ def choose_tile(tokens: int, bits: int, group_size: int, columns: int) -> Tile:
     if tokens <= 16:
         return Tile(16, 16, min(group_size or 128, 128), 2, 5)
     width = min(group_size or 64, 64)
-    return Tile(64, 64, width, 4, 3) if tokens <= 64 else Tile(128, 64, width, 8, 3)
+    if tokens <= 64 or dtype == torch.float32:  # of which a larger tile wouldn't fit everywhere
+        return Tile(64, 64, width, 4, 3)
+    return Tile(128, 64, width, 8, 3)
 
 
 def integer_linear(
@@ -139,7 +141,7 @@ def _multiply(x: Tensor, weight: Weight, bias: Tensor | None, int8: bool) -> Ten
     tokens = y.numel() // rows
     if tokens == 0:
         return y
-    tile = choose_tile(tokens, weight.bits, weight.group_size, columns)
+    tile = choose_tile(tokens, columns, weight.bits, weight.group_size, x.dtype)
     groups = -(-columns // (weight.group_size or columns))
     few = tokens <= FEW_TOKENS
     kernel: Any = products.multiply_few if few else products.multiply_many
