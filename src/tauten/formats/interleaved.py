@@ -119,7 +119,7 @@ class Interleavable(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        if self.codes.device.type != "cpu":
+        if any(buffer.device.type != "cpu" for buffer in self.buffers()):
             self.deinterleave()
         return self
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
+from tauten.runtime import book_ops  # noqa: F401 (defines an op)
 from tauten.runtime.ops import GRID_DTYPES
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of activations
@@ -64,14 +65,17 @@ def _integer_linear(
 
 @torch.library.impl("tauten::codebook_linear", "CUDA")
 def _codebook_linear(
-    x: Tensor,
-    codes: Tensor,
-    table: Tensor,
-    step: Tensor | None,
-    bias: Tensor | None,
-    bits: int,
-    rows: int,
+    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
 ) -> Tensor:
     from tauten.runtime.gpu import launch
 
     return launch.codebook_linear(x, codes, table, step, bias, bits, rows)
+
+
+@torch.library.impl("tauten::codebook_linear_float", "CUDA")
+def _codebook_linear_float(
+    x: Tensor, codes: Tensor, entries: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    from tauten.runtime.gpu import launch
+
+    return launch.codebook_linear(x, codes, entries, None, bias, bits, rows)
