@@ -6,6 +6,8 @@ One thread is timed by its own clock, which other processes' turns don't count o
 The last table holds each of our figures against what we ask of it.
 
     python bench/kernels.py --out kernels.json
+
+With `--device cuda` it is the GPU's kernels, as `kernels_cuda.py` says.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kernels_cuda
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -265,6 +268,7 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -283,9 +287,15 @@ def main() -> None:
         "rounds": options.rounds,
         "skipped": skipped(),
     }
-    results = [row for threads in options.threads for row in run(threads, options.rounds)]
-    goals = list(compare(results))
-    show(results, goals)
+    goals: list[Any] = []
+    if options.device == "cuda":
+        results = kernels_cuda.run(options.rounds)
+        setting["gpu"] = torch.cuda.get_device_name()
+        kernels_cuda.show(results)
+    else:
+        results = [row for threads in options.threads for row in run(threads, options.rounds)]
+        goals = list(compare(results))
+        show(results, goals)
     if options.out:
         kept = {"setting": setting, "results": results, "goals": goals}
         options.out.write_text(json.dumps(kept, indent=1))

@@ -1,5 +1,6 @@
 """Fixtures that several rooms use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from tiny_models import MODELS, byte_tokenizer, tiny_llama
 from torch import nn
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it: GPU kernels run on the CPU
 torch.set_num_threads(1)  # workers side by side would fight for cores
 
 

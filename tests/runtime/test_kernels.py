@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from packed_weights import exact_linear, random_weight
 from torch import Tensor
 
 from tauten.core.errors import InputError
@@ -23,36 +24,6 @@ SHAPES = [(1, 1), (5, 31), (16, 64), (33, 70), (50, 300)]
 @pytest.fixture(autouse=True)
 def _seed(seed: int = int(os.environ.get("TAUTEN_TEST_SEED", "0"))) -> None:
     torch.manual_seed(seed or torch.seed() % 2**31)
-
-
-def random_weight(
-    shape: tuple[int, int], bits: int = 4, group_size: int = 32, zero_kind: str = "none"
-) -> IntegerWeight:
-    rows, columns = shape
-    cells = (rows, -(-columns // (group_size or columns)))
-    dtype = torch.float32 if rows == 5 else torch.float16
-    scale = (torch.rand(cells) + 0.5).to(dtype)
-    zero = None
-    if zero_kind == "integer":
-        zero = torch.randint(0, 2**bits, cells, dtype=torch.uint8)
-    elif zero_kind == "float":
-        zero = torch.randn(cells).to(dtype)
-    codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8)
-    return IntegerWeight.from_codes(shape, bits, group_size, codes, scale, zero)
-
-
-def exact_linear(
-    x: Tensor, weight: IntegerWeight, bias: Tensor, activation: str
-) -> tuple[Tensor, Tensor]:
-    """The product in float64, and the size of its terms, that rounding is relative to."""
-    if activation == "int8":
-        missing = -x.shape[1] % weight.columns_per_group
-        cells = torch.nn.functional.pad(x, (0, missing)).unflatten(1, (weight.groups, -1))
-        codes, scale = reference.quantize_tokens(cells)
-        x = (codes.double() * scale.double()).flatten(1)[:, : x.shape[1]]
-    x, bias = x.double(), bias.double()
-    size = x.abs().sum(1, keepdim=True) * weight.scale.max() * 2**weight.bits + bias.abs()
-    return x @ weight.dequantize(torch.float64).T + bias, size
 
 
 @pytest.mark.parametrize("activation", ["float", "int8"])
@@ -172,6 +143,14 @@ def test_state_dict_loads_into_interleaved_weight() -> None:
     kernels.linear(x, target)
     target.load_state_dict(source.state_dict())
     assert torch.equal(kernels.linear(x, target), kernels.linear(x, source))
+
+
+def test_what_leaves_the_cpu_is_by_rows() -> None:
+    weight = random_weight((33, 70), 3, 32, "integer")
+    shapes = {name: buffer.shape for name, buffer in weight.named_buffers()}
+    weight.interleave()
+    weight.to("meta")
+    assert {name: buffer.shape for name, buffer in weight.named_buffers()} == shapes
 
 
 def test_rows_equal_those_of_the_format() -> None:

@@ -109,13 +109,19 @@ class Interleavable(nn.Module):
             setattr(self, name, tensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move to a device; the dtypes belong to the format, `model.half()` doesn't change them."""
+        """Move to a device; the dtypes belong to the format, `model.half()` doesn't change them.
+
+        Interleaving is for a CPU: what leaves it is by rows again.
+        """
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        if any(buffer.device.type != "cpu" for buffer in self.buffers()):
+            self.deinterleave()
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -1,4 +1,4 @@
-"""Products on packed weights by the native library, or in plain torch where it doesn't serve."""
+"""Products on packed weights by native code or on a GPU, or in plain torch where neither serves."""
 
 import math
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from tauten.formats.packed import PackedWeight
 from tauten.formats.sparse import SparseWeight
 from tauten.runtime import book_ops, library, ops, reference, sparse_ops  # noqa: F401 (register)
 from tauten.runtime.conv_op import output_size
+from tauten.runtime.gpu import ops as gpu_ops
 
 # A float convolution at more positions than this, for each row of the weight, is faster dense.
 _DENSE_POSITIONS = 4
@@ -25,7 +26,8 @@ def linear(
 ) -> Tensor:
     """x @ weight.T + bias on a packed weight.
 
-    A weight that the native library serves is interleaved in place on its first use.
+    A weight that the native library serves is interleaved in place on its first use; on a GPU
+    weights are read by rows.
 
     Args:
         x: (..., in) floating.
@@ -35,10 +37,14 @@ def linear(
             and the entries of a codebook. A sparse weight keeps x under either.
     Returns:
         (..., out) in the dtype of x.
+    Raises:
+        InputError: The activation is unknown, or x and the weight lie on different devices.
     """
     _check_activation(activation)
     wants_gradient = _wants_gradient(x, bias)
-    if not _native(x, weight) or (wants_gradient and torch.compiler.is_compiling()):
+    served = _native(x, weight) or gpu_ops.serves(x, weight)
+    if not served or (wants_gradient and torch.compiler.is_compiling()):
+        _check_device(x, weight)
         return reference.linear(x, weight, bias, activation)
     if wants_gradient:
         y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
@@ -97,7 +103,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     Returns:
         (..., in) in `dtype`.
     Raises:
-        IndexError: An index isn't a row of the weight.
+        IndexError: An index isn't a row of the weight; on a GPU the error is CUDA's.
     """
     if not isinstance(weight, IntegerWeight) or not _native(index, weight):
         found = weight.dequantize_rows(index.flatten(), dtype)
@@ -114,6 +120,7 @@ def prepare(weight: PackedWeight) -> bool:
     """Interleave a weight in place if the native library serves it; whether it does.
 
     `linear`, `conv` and `rows` do so on first use; before `torch.export` call it, or the model.
+    On a GPU weights stay by rows.
     """
     if not _served(weight):
         return False
@@ -165,6 +172,13 @@ def _on_cpu(weight: PackedWeight) -> bool:
     return all(buffer.device.type == "cpu" for buffer in weight.buffers())
 
 
+def _check_device(x: Tensor, weight: PackedWeight) -> None:
+    for buffer in weight.buffers():
+        if buffer.device != x.device:
+            places = f"x is on {x.device}, the weight on {buffer.device}"
+            raise InputError(f"{places}: move one of them with `.to(device)`")
+
+
 def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
     y: Tensor
     rows, product = weight.out_features, torch.ops.tauten
@@ -177,12 +191,13 @@ def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: 
         meaning = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
         y = product.sparse_linear(x, *kept, bias, *meaning, weight.slots, rows)
     elif isinstance(weight, CodebookWeight) and activation == "int8":
-        rounded = (weight.codes, weight.table, weight.step)
-        y = product.codebook_linear(x, *rounded, bias, weight.bits, rows)
+        interleaved = weight.interleaved
+        book = (weight.table, weight.step) if interleaved else weight.rounded_codebook()
+        y = product.codebook_linear(x, weight.codes, *book, bias, weight.bits, rows)
     else:
-        assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
-        exact = (weight.codes, weight.entries)
-        y = product.codebook_linear_float(x, *exact, bias, weight.bits, rows)
+        assert isinstance(weight, CodebookWeight), "the ops serve no other weight"
+        entries = weight.entries if weight.interleaved else weight.codebook
+        y = product.codebook_linear_float(x, weight.codes, entries, bias, weight.bits, rows)
     return y
 
 

@@ -16,6 +16,7 @@ from tauten.runtime import library
 
 # Above this many columns that share a scale, a sum of products of bytes can leave int32.
 MAX_GROUP = 1 << 16
+CPU = torch.device("cpu")
 MAX_BOOK_BITS = 4  # a vector instruction looks into tables of 16
 GRID_DTYPES = (torch.float16, torch.float32)
 
@@ -228,12 +229,16 @@ def check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: 
 
 
 def check(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device = CPU,
 ) -> None:
     """Raise InputError unless a tensor is of this shape and one of these dtypes, as it lies."""
-    if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device.type != "cpu":
+    if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != device:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise InputError(f"{name} is {got}: expected {shape} {expected} on cpu")
+        raise InputError(f"{name} is {got}: expected {shape} {expected} on {device}")
     if not tensor.is_contiguous():
         raise InputError(f"{name} isn't contiguous")

@@ -34,7 +34,8 @@ def linear(
     """
     if activation == "int8" and isinstance(weight, IntegerWeight):
         per_token = weight.bits == 8 and weight.zero_kind == "none" and weight.groups == 1
-        if per_token and not weight.interleaved and not x.requires_grad:
+        on_cpu = x.device.type == "cpu"  # on a GPU `_int_mm` refuses few tokens
+        if per_token and on_cpu and not weight.interleaved and not x.requires_grad:
             return _int8_product(x, weight, bias)
         x = round_activations(x, weight.columns_per_group)
     if activation == "int8" and isinstance(weight, CodebookWeight):

@@ -1,0 +1,81 @@
+"""The ops `tauten::...` on a GPU. Triton is imported by the first product, not with this file."""
+
+import functools
+import importlib.util
+import logging
+
+import torch
+from torch import Tensor
+
+from tauten.formats.codebook import CodebookWeight
+from tauten.formats.integer import IntegerWeight
+from tauten.formats.packed import PackedWeight
+from tauten.runtime import book_ops  # noqa: F401 (defines an op)
+from tauten.runtime.ops import GRID_DTYPES
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of activations
+TRITON = importlib.util.find_spec("triton") is not None
+NOTICE = (
+    "Triton isn't installed: packed layers on this GPU run in plain torch, much slower; "
+    "`pip install triton` (it comes with torch's CUDA wheels for Linux)"
+)
+
+
+def serves(x: Tensor, weight: PackedWeight) -> bool:
+    """Whether the ops take a product of x with this weight, which lies on its GPU by rows."""
+    if not isinstance(weight, IntegerWeight | CodebookWeight) or weight.interleaved:
+        return False
+    if x.device.type != "cuda" or weight.codes.device != x.device or x.dtype not in DTYPES:
+        return False
+    if isinstance(weight, IntegerWeight):
+        fits = takes_group(weight.group_size) and weight.scale.dtype in GRID_DTYPES
+    else:
+        fits = weight.codebook.dtype in GRID_DTYPES
+    if fits and not TRITON:
+        _give_notice()
+    return fits and TRITON
+
+
+def takes_group(size: int) -> bool:
+    """Whether the kernels take groups of this many columns: a power of two, or whole rows."""
+    return size == 0 or (size >= 32 and size & (size - 1) == 0)
+
+
+@functools.cache
+def _give_notice() -> None:
+    logging.getLogger(__name__).warning(NOTICE)
+
+
+@torch.library.impl("tauten::integer_linear", "CUDA")
+def _integer_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    rows: int,
+    int8: bool,
+) -> Tensor:
+    from tauten.runtime.gpu import launch
+
+    return launch.integer_linear(x, codes, scale, zero, bias, bits, group_size, rows, int8)
+
+
+@torch.library.impl("tauten::codebook_linear", "CUDA")
+def _codebook_linear(
+    x: Tensor, codes: Tensor, table: Tensor, step: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    from tauten.runtime.gpu import launch
+
+    return launch.codebook_linear(x, codes, table, step, bias, bits, rows)
+
+
+@torch.library.impl("tauten::codebook_linear_float", "CUDA")
+def _codebook_linear_float(
+    x: Tensor, codes: Tensor, entries: Tensor, bias: Tensor | None, bits: int, rows: int
+) -> Tensor:
+    from tauten.runtime.gpu import launch
+
+    return launch.codebook_linear(x, codes, entries, None, bias, bits, rows)
