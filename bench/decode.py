@@ -17,6 +17,7 @@ import os
 import platform
 import pydoc_data.topics
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,8 +112,8 @@ def ours(dense: Any) -> Iterator[tuple[str, Engine]]:
     for bits, group_size in FORMATS:
         technique = tauten.RTN(bits, group_size=group_size, zero="none", activation="int8")
         packed = tauten.quantize(dense, technique=technique)
-        name = f"{bits} bits, group {group_size}"
-        if small and bits == 4:
+        name = f"{bits} bits g{group_size}"
+        if small and (bits, group_size) == FORMATS[0]:
             yield f"tauten in transformers, {name}", Eager(packed)
         yield f"tauten native, {name}", Native(packed)
 
@@ -125,7 +126,7 @@ def race(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     prompt = tokenizer(text)["input_ids"][:PROMPT]
     dense: Any = open_source(folder).open()
     engines = list(ours(dense))
-    _, reference = Eager(dense).decode(prompt[:LEAD], options.compared)
+    _, reference = Eager(dense).decode(prompt[:LEAD], options.compared - 1)
     del dense
     for threads in options.threads:
         torch.set_num_threads(threads)
@@ -134,7 +135,8 @@ def race(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for peer, process in environment.start(options.folder, folder, threads):
                 running.callback(process.close)
                 contenders.append(Contender(peer, process, process.version))
-            for _ in range(options.rounds + 1):
+            for turn in range(options.rounds + 1):
+                print(f"{name}, {threads} threads, round {turn}", file=sys.stderr)
                 for contender in contenders:
                     contender.turn(prompt, options.tokens)
         for contender in contenders:
@@ -145,18 +147,11 @@ def show(results: list[dict[str, Any]], compared: int) -> None:
     console = Console(width=120)
     for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in results):
         rows = [row for row in results if (row["model"], row["threads"]) == (model, threads)]
-        table = Table(title=f"{model}, tokens a second, {threads} threads")
-        table.add_column("contender")
-        columns = (
-            "decode",
-            "spread",
-            "of best peer",
-            f"prefill {PROMPT}",
-            "spread",
-            "of best peer",
-        )
-        for name in (*columns, f"first tokens as float32, of {compared}"):
-            table.add_column(name, justify="right")
+        table = Table(title=f"{model}, tokens a second, {threads} threads; ratios to the best peer")
+        table.add_column("contender", no_wrap=True)
+        phases = ("decode", "spread", "ratio", f"prefill {PROMPT}", "spread", "ratio")
+        for column in (*phases, f"as float32, of {compared}"):
+            table.add_column(column, justify="right")
         peers = [row for row in rows if row["peer_version"]]
         for row in rows:
             cells = [cell for phase in ("decode", "prefill") for cell in figures(row, peers, phase)]
@@ -201,7 +196,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64, help="decoded in a turn")
-    parser.add_argument("--compared", type=int, default=16, help="first tokens beside float32's")
+    parser.add_argument(
+        "--compared", type=int, default=16, help="first tokens compared with float32's"
+    )
     parser.add_argument("--out", type=Path, help="folder for a JSON file a thread count")
     options = parser.parse_args()
     options.folder = options.folder.absolute()

@@ -9,10 +9,10 @@ from .process import ROOT, Process
 
 PEERS = {  # file of this package: what runs of it take part, by the argument that asks for them
     "llama_cpp": {"": "llama.cpp Q4_0, flash attention"},
-    "onnxruntime_genai": {"": "ONNX Runtime GenAI int4, group 32"},
+    "onnxruntime_genai": {"": "ONNX Runtime GenAI int4 g64"},
     "openvino_genai": {
-        "SDPA": "OpenVINO GenAI int4, group 64",
-        "PA": "OpenVINO GenAI int4, group 64, paged attention",
+        "SDPA": "OpenVINO GenAI int4 g64, SDPA",
+        "PA": "OpenVINO GenAI int4 g64, paged attention",
     },
 }
 
@@ -28,8 +28,8 @@ def install(folder: Path, originals: list[Path]) -> None:
         python = _python(folder, peer)
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", folder / peer], check=True)
-            listed = Path(__file__).with_name(f"{peer}.txt")
-            subprocess.run([python, "-m", "pip", "install", "-r", listed], check=True)
+        listed = Path(__file__).with_name(f"{peer}.txt")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", listed], check=True)
         for original in originals:
             out = original.with_name(peer)
             partial = original.with_name(f"{peer}.partial")

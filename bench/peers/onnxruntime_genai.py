@@ -1,4 +1,7 @@
-"""ONNX Runtime GenAI: int4 in groups of 32, products in int8 (accuracy level 4)."""
+"""ONNX Runtime GenAI: int4 in groups of 64, products in int8 (accuracy level 4).
+
+It decodes slower in groups of 32.
+"""
 
 import json
 import subprocess
@@ -14,7 +17,7 @@ CONTEXT = 1024
 def convert(original: Path, out: Path) -> None:
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     files = ["-i", original, "-o", out, "-c", out / "cache"]
-    options = ["block_size=32", "accuracy_level=4"]
+    options = ["block_size=64", "accuracy_level=4"]
     kind = ["-p", "int4", "-e", "cpu", "--extra_options", *options]
     subprocess.run([*builder, *files, *kind], check=True)
 

@@ -1,5 +1,6 @@
 """OpenVINO GenAI: int4 in groups of 64, the head and embedding too, computing in bfloat16."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from . import adapter
 
 
 def convert(original: Path, out: Path) -> None:
+    # nncf pulls in a torchvision that can't be imported beside a torch without CUDA, which
+    # transformers would try to.
+    sys.modules["torchvision"] = None  # type: ignore[assignment]
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     int4 = OVWeightQuantizationConfig(bits=4, sym=True, group_size=64, ratio=1.0, all_layers=True)
