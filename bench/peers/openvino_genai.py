@@ -8,7 +8,7 @@ from . import adapter
 
 
 def convert(original: Path, out: Path) -> None:
-    # nncf pulls in a torchvision that can't be imported beside a torch without CUDA, which
+    # optimum-intel pulls in a torchvision that can't be imported beside a torch without CUDA, which
     # transformers would try to.
     sys.modules["torchvision"] = None  # type: ignore[assignment]
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
