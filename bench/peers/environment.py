@@ -35,8 +35,8 @@ def install(folder: Path, originals: list[Path]) -> None:
             partial = original.with_name(f"{peer}.partial")
             if not out.exists():
                 partial.mkdir(exist_ok=True)
-                command = [python, "-m", f"bench.peers.{peer}", "convert", original, partial]
-                subprocess.run(command, cwd=ROOT, check=True)
+                convert = ["-m", f"bench.peers.{peer}", "convert", original, partial]
+                subprocess.run([python, *convert], cwd=ROOT, check=True)
                 partial.rename(out)
 
 

@@ -29,7 +29,7 @@ def convert(original: Path, out: Path) -> None:
     import numpy as np
     from safetensors import safe_open
 
-    config: dict[str, Any] = json.loads((original / "config.json").read_text())
+    config = json.loads((original / "config.json").read_text())
     heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(out / "model.gguf", "llama")
     writer.add_block_count(config["num_hidden_layers"])
@@ -46,14 +46,13 @@ def convert(original: Path, out: Path) -> None:
     with safe_open(original / "model.safetensors", "numpy") as tensors:
         for key in tensors.keys():  # noqa: SIM118
             value, name = tensors.get_tensor(key).astype(np.float32), key
-            if "q_proj" in key or "k_proj" in key:
+            if key.endswith(("q_proj.weight", "k_proj.weight")):
                 value = interleave(value, heads if "q_proj" in key else key_heads)
             for old, new in NAMES.items():
                 name = name.replace(old, new)
-            kind = gguf.GGMLQuantizationType.Q4_0 if value.ndim == 2 else None
-            if kind is not None:
-                value = gguf.quants.quantize(value, kind)
-            writer.add_tensor(name, value, raw_dtype=kind)
+            kinds = gguf.GGMLQuantizationType
+            kind = kinds.Q4_0 if value.ndim == 2 else kinds.F32
+            writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -71,8 +70,9 @@ class LlamaCpp(Stepwise):
 
     def __init__(self, folder: Path, threads: int, variant: str):
         import llama_cpp
+        import numpy
 
-        self._native = llama_cpp
+        self._native, self._numpy = llama_cpp, numpy
         self._model = llama_cpp.Llama(
             str(folder / "model.gguf"), n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads,
             n_threads_batch=threads, flash_attn=True, verbose=False,
@@ -87,14 +87,12 @@ class LlamaCpp(Stepwise):
         return self._compute([token])
 
     def _compute(self, ids: list[int]) -> int:
-        import numpy as np
-
         tokens = (self._native.llama_token * len(ids))(*ids)
         batch = self._native.llama_batch_get_one(tokens, len(ids))
         if self._native.llama_decode(self._model.ctx, batch):
             raise RuntimeError(f"llama_decode refused {len(ids)} tokens")
         logits = self._native.llama_get_logits_ith(self._model.ctx, -1)
-        return int(np.ctypeslib.as_array(logits, (self._model.n_vocab(),)).argmax())
+        return int(self._numpy.ctypeslib.as_array(logits, (self._model.n_vocab(),)).argmax())
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Process:
     """
 
     def __init__(self, command: list[str], threads: int, log: Path):
-        self._log = log
+        self._name, self._log = " ".join(command), log
         with log.open("a") as messages:
             self._process = subprocess.Popen(
                 command,
@@ -66,6 +66,6 @@ class Process:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise SystemExit(f"error: {self._process.args} ended with {code}; see {self._log}")
+            raise SystemExit(f"error: {self._name} ended with {code}; see {self._log}")
         self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
