@@ -144,7 +144,7 @@ def race(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def show(results: list[dict[str, Any]], compared: int) -> None:
-    console = Console(width=120)
+    console = Console(width=125)
     for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in results):
         rows = [row for row in results if (row["model"], row["threads"]) == (model, threads)]
         table = Table(title=f"{model}, tokens a second, {threads} threads; ratios to the best peer")
@@ -163,7 +163,7 @@ def figures(row: dict[str, Any], peers: list[dict[str, Any]], phase: str) -> tup
     """Median, spread, and ratio to the fastest peer."""
     rate, (low, high) = row[f"{phase}_tokens_per_s"], row[f"{phase}_spread"]
     best = max((peer[f"{phase}_tokens_per_s"] for peer in peers), default=None)
-    digits = 0 if rate > 200 else 1
+    digits = 0 if rate >= 100 else 1
     ratio = "" if best is None else f"{rate / best:.2f}"
     return f"{rate:.{digits}f}", f"{low:.{digits}f}-{high:.{digits}f}", ratio
 
