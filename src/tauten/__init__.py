@@ -14,7 +14,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8
+from tauten.quantization import GPTQ, RTN, Int8, TuneScales
 
 __all__ = [
     "GPTQ",
@@ -31,6 +31,7 @@ __all__ = [
     "ShareKMeans",
     "Step",
     "TautenError",
+    "TuneScales",
     "__version__",
     "compress",
     "load",

@@ -21,7 +21,8 @@ def batches(count: int = 3, length: int = 20) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(0, 256, (2, length), generator=generator) for _ in range(count)]
     lengths = torch.tensor([length, length - 7])
-    return calibration_batches([TokenBatch(i, lengths, torch.zeros(2)) for i in ids])
+    tokens = [TokenBatch(i, lengths, torch.zeros(2)) for i in ids]
+    return calibration_batches(tokens, tiny_llama(layers=2))
 
 
 def seen_by_hooks(model: nn.Module, calls: list[Any]) -> dict[str, torch.Tensor]:
@@ -130,7 +131,7 @@ class Branches(nn.Module):
 
 def test_blocks_without_a_chain_are_observed_in_one_pass() -> None:
     model, x = Branches(), torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
-    spy = Spy(calibration_batches([x]), dtype=torch.float32)
+    spy = Spy(calibration_batches([x], nn.Identity()), dtype=torch.float32)
     Walk(Branches(), find_structure(model), Recipe.of(tauten.GPTQ(4, 16)), calibration=spy).run()
     moment = x.t() @ x / 64
     for name in ("blocks.0.0", "blocks.1.0", "blocks.2.0"):
@@ -149,7 +150,7 @@ def test_blocks_without_a_chain_are_observed_in_one_pass() -> None:
 def test_patches_are_what_the_weight_multiplies(layer: nn.Module) -> None:
     """tr(W M W^T) is the mean square of the outputs without bias."""
     x = torch.randn(4, 3, 9, 9) if isinstance(layer, nn.Conv2d) else torch.randn(4, 3, 9)
-    spy = Spy(calibration_batches([x]), dtype=torch.float32)
+    spy = Spy(calibration_batches([x], nn.Identity()), dtype=torch.float32)
     model = nn.Sequential(layer)
     Walk(model, find_structure(model), Recipe.of(tauten.GPTQ(8, 0)), calibration=spy).run()
     weight = layer.weight.flatten(1)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tauten.core.errors import InputError
-from tauten.core.technique import Technique
+from tauten.core.technique import Technique, TuningTechnique, WeightTechnique
 
 VERSION = 1
 
@@ -31,7 +31,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The first step whose pattern matches a layer decides how it is packed."""
+    """The first step whose pattern matches a layer decides how it is packed.
+
+    Steps that tune come after all packing, in their order.
+    """
 
     steps: tuple[Step, ...]
 
@@ -43,9 +46,15 @@ class Recipe:
     def step_for(self, name: str) -> tuple[int, Step] | None:
         """Index (from 1) and step for a layer, None if no pattern matches."""
         for index, step in enumerate(self.steps, 1):
-            if step.matches(name):
+            if isinstance(step.technique, WeightTechnique) and step.matches(name):
                 return index, step
         return None
+
+    @property
+    def tunings(self) -> tuple[TuningTechnique, ...]:
+        """Techniques that train the packed model, in order."""
+        found = (step.technique for step in self.steps)
+        return tuple(t for t in found if isinstance(t, TuningTechnique))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""

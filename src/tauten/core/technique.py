@@ -78,3 +78,20 @@ class CalibratedTechnique(WeightTechnique):
     def needs_shift(self) -> bool:
         """Whether it also wants `LayerInputs.shift`, which takes a second pass a block."""
         return False
+
+
+@dataclass(frozen=True)
+class TuningTechnique(Technique):
+    """A technique that trains a whole packed model; a recipe's run in order once all is packed."""
+
+    @abstractmethod
+    def tune(self, packed: nn.Module, original: nn.Module, batches: Sequence[Any]) -> None:
+        """Change a packed model's tensors in place, shapes and dtypes as they are.
+
+        Args:
+            packed: In memory whole.
+            original: As it was before packing; isn't changed.
+            batches: Calls of the model (`models.calibration.CalibrationBatch`).
+        Raises:
+            NotApplicableError: It has nothing to tune.
+        """

@@ -20,9 +20,11 @@ BATCH_TOKENS = 2048
 ENCODER_TOKENS = 128
 
 
-def calibration_batches(batches: Sequence[Any]) -> list[CalibrationBatch]:
+def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[CalibrationBatch]:
     """Calls of a model from batches of tokens or tensors, padding masked out."""
-    return [_call(batch) for batch in batches]
+    # A cache is of no use for whole texts, and takes memory.
+    options = {"use_cache": False} if hasattr(model, "generate") else {}
+    return [_call(batch, options) for batch in batches]
 
 
 def load_calibration(
@@ -45,7 +47,7 @@ def load_calibration(
     is_texts = isinstance(data, list) and bool(data) and isinstance(data[0], str)
     if not is_texts and not isinstance(data, str | Path):
         rows = load_rows(data)
-        return calibration_batches(rows.take(range(len(rows))))
+        return calibration_batches(rows.take(range(len(rows))), model)
     if source.tokenizer is None:
         raise InputError(
             f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data"
@@ -54,23 +56,21 @@ def load_calibration(
     if hasattr(model, "generate"):
         limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or WINDOW
         window = min(WINDOW, limit)
-        return calibration_batches(
-            token_batches(documents, tokenizer, window, max_tokens, BATCH_TOKENS)
-        )
+        batches = token_batches(documents, tokenizer, window, max_tokens, BATCH_TOKENS)
+        return calibration_batches(batches, model)
     texts = [document.text for document in documents][: max(1, max_tokens // ENCODER_TOKENS)]
     options = {"padding": True, "truncation": True, "max_length": ENCODER_TOKENS}
     chunks = [texts[i : i + 16] for i in range(0, len(texts), 16)]
     encoded = [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
-    return calibration_batches(encoded)
+    return calibration_batches(encoded, model)
 
 
-def _call(batch: Any) -> CalibrationBatch:
+def _call(batch: Any, options: dict[str, Any]) -> CalibrationBatch:
     if isinstance(batch, TokenBatch):
-        length = batch.ids.shape[1]
-        real = batch.lengths[:, None] > torch.arange(length)
-        return CalibrationBatch((), {"input_ids": batch.ids, "use_cache": False}, real)
+        real = batch.lengths[:, None] > torch.arange(batch.ids.shape[1])
+        return CalibrationBatch((), {"input_ids": batch.ids, **options}, real)
     inputs = inputs_of(batch)
     if not isinstance(inputs, dict):
-        return CalibrationBatch((inputs,), {})
+        return CalibrationBatch((inputs,), options)
     mask = inputs.get("attention_mask")
-    return CalibrationBatch((), inputs, None if mask is None else mask.bool())
+    return CalibrationBatch((), {**inputs, **options}, None if mask is None else mask.bool())

@@ -85,7 +85,7 @@ class Calibration:
         if not batches:
             raise InputError("calibration needs at least one batch of data")
         self.batches, self.correct = batches, correct
-        self.dtype = dtype or _fast_dtype()
+        self.dtype = dtype or fast_dtype()
         self.states: list[Tensor] = []
         self.originals: list[Tensor] = []
         self.calls: dict[str, list[BlockCall]] = {}
@@ -274,7 +274,7 @@ def _cast_call(call: BlockCall, dtype: torch.dtype) -> BlockCall:
     return BlockCall(args, kwargs, call.keyword)
 
 
-def _fast_dtype() -> torch.dtype:
+def fast_dtype() -> torch.dtype:
     """bfloat16 where products of it are faster than float32, by instructions for it."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32

@@ -4,8 +4,9 @@ from tauten.core.technique import Technique
 from tauten.quantization.gptq import GPTQ
 from tauten.quantization.int8 import Int8
 from tauten.quantization.rtn import RTN
+from tauten.quantization.tune_scales import TuneScales
 
-__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8"]
+__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8", "TuneScales"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
@@ -13,5 +14,6 @@ TECHNIQUES: dict[str, type[Technique]] = {
         RTN,
         Int8,
         GPTQ,
+        TuneScales,
     )
 }

@@ -32,7 +32,7 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
-from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
+from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id, run_tunings
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def run_search(
         "seed": seed,
     }
     with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
-        calibration = calibration_batches(task.splits.calibration)
+        calibration = calibration_batches(task.splits.calibration, skeleton)
         workspace = Workspace(folder, source, structure, run, calibration)
         search = Search(workspace, task, goal, needs.stream)
         chosen = search.run(ladders)
@@ -163,7 +163,9 @@ def run_recipe(
     if out is None and source.reader is None:
         calibrated = calibration_for(recipe, calibration)
         walk = Walk(skeleton, structure, recipe, calibration=calibrated)
-        packed = use_native_decoder(walk.run().eval())
+        packed = walk.run().eval()
+        run_tunings(recipe, packed, source.open(), calibration)
+        packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0)
     announce(needs)

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from tauten.core.errors import InputError
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
@@ -77,17 +80,37 @@ class Workspace:
         calibration = calibration_for(recipe, self._calibration)
         walk = Walk(model, self.structure, recipe, loader, store, calibration)
         walk.run()
-        files = [store.file(part) for part in walk.parts]
+        if recipe.tunings:
+            store = self._tune(recipe, walk, store)
         weights = store.joined(walk.parts)
         return Candidate(
             recipe=recipe,
-            source=packed_source(self.source, walk.specs, SafetensorsReader(files), "candidate"),
+            source=self._packed(walk, store),
             specs=walk.specs,
             layers=walk.layers,
             weights=weights,
             memory_bytes=weights.tensor_bytes,
             journal=self.journal,
         )
+
+    def _tune(self, recipe: Recipe, walk: Walk, store: BlockStore) -> BlockStore:
+        """Train the packed model; what comes out stands beside what went in."""
+        trial = f"{recipe_id(recipe)} tuned"
+        tuned = BlockStore(store.folder / "tuned", self.journal, trial)
+        if all(tuned.finished(part) for part in walk.parts):
+            return tuned
+        model = self._packed(walk, store).open()
+        run_tunings(recipe, model, self.source.open(), self._calibration)
+        state = model.state_dict()
+        for part in walk.parts:
+            before = store.read(part)
+            tensors = {name: state[name].to(old.dtype) for name, old in before.items()}
+            tuned.write(part, tensors)
+        return tuned
+
+    def _packed(self, walk: Walk, store: BlockStore) -> Source:
+        reader = SafetensorsReader([store.file(part) for part in walk.parts])
+        return packed_source(self.source, walk.specs, reader, "candidate")
 
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
@@ -100,6 +123,23 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
         return None
     shifts = [getattr(step.technique, "needs_shift", False) for step in recipe.steps]
     return Calibration(batches, correct=any(shifts))
+
+
+def run_tunings(
+    recipe: Recipe,
+    packed: nn.Module,
+    original: nn.Module,
+    batches: Sequence[CalibrationBatch],
+) -> None:
+    """Train a packed model in place by the tuning steps of a recipe.
+
+    Raises:
+        InputError: There is no data to tune on.
+    """
+    for technique in recipe.tunings:
+        if not batches:
+            raise InputError(f"{technique.name} needs data: pass data=...")
+        technique.tune(packed, original, batches)
 
 
 def recipe_id(recipe: Recipe) -> str:
