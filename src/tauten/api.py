@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tauten.core.technique import Technique
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
+from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe, run_search
 
 ModelLike = str | os.PathLike[str] | nn.Module | Source
@@ -29,6 +31,7 @@ def quantize(
     group_size: int | None = None,
     technique: str | Technique | None = None,
     data: Any = None,
+    max_time_s: float | None = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
@@ -36,11 +39,12 @@ def quantize(
 
     Args:
         model: A module, a Hugging Face folder or id, a GGUF file, or `package.module:factory`.
-        bits: 1 to 8, by default 8. 8 bits means int8 weights and activations (`int8`), fewer
-            means rounding to nearest (`rtn`), unless `technique` says otherwise.
+        bits: 1 to 8, by default 8.
         group_size: Columns that share a scale, for techniques that have groups.
-        technique: Name or instance, such as `tauten.RTN(4, group_size=32)`.
-        data: Text or tensor batches as for `optimize`, for techniques that look at it.
+        technique: Name or instance, such as `tauten.RTN(4, group_size=32)`. By default the one
+            that loses least as far as data, time and memory allow; the log says which and why.
+        data: Text or tensor batches as for `optimize`, all of which may be calibrated on.
+        max_time_s: Most time to take, by an estimate; a faster technique is chosen for it.
         where: Pattern of the layers to pack; the others stay as they are.
         out: Also write the result there, as a folder that `load` reads.
     Returns:
@@ -49,32 +53,27 @@ def quantize(
     Raises:
         InputError: An argument or the model doesn't serve; nothing is written.
     """
-    if not isinstance(technique, Technique):
-        technique = quantization_technique(bits, group_size, technique, data is not None)
-    elif bits is not None or group_size is not None:
+    if isinstance(technique, Technique) and (bits is not None or group_size is not None):
         raise InputError("give bits and group_size inside the technique instance, not beside it")
-    return _apply(model, technique, where, out, data)
+    source = open_source(model)
+    if technique is None:
+        has_data = data is not None
+        recipe = choose_recipe(source, bits, group_size, where, has_data, max_time_s)
+    else:
+        if isinstance(technique, str):
+            technique = quantization_technique(technique, bits, group_size)
+        recipe = Recipe((Step(technique, where),))
+    return _apply(source, recipe, out, data)
 
 
-def quantization_technique(
-    bits: int | None = None,
-    group_size: int | None = None,
-    name: str | None = None,
-    has_data: bool = False,
-) -> Technique:
-    """The technique that `quantize` uses.
-
-    `int8` for 8 bits a row, else `gptq` where there is data and `rtn` where there is none.
-    """
-    if name is None and bits in (None, 8) and group_size is None:
-        name = "int8"
-    name = name or ("gptq" if has_data else "rtn")
-    knobs: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
-    if name != "int8":
-        knobs["bits"] = 8 if bits is None else bits
-    elif bits not in (None, 8):
-        raise InputError(f"bits={bits}: {name} has no such knob; use technique='rtn'")
-    return make_technique(name, "quantize", knobs)
+def quantization_technique(name: str, bits: int | None, group_size: int | None) -> Technique:
+    """A quantization technique by name, with bits and group size where they are given."""
+    knobs = {"bits": bits, "group_size": group_size}
+    kind = TECHNIQUES.get(name)
+    if kind is not None and bits == 8 and "bits" not in {f.name for f in fields(kind)}:
+        knobs["bits"] = None  # it has 8 bits and no other
+    given = {knob: value for knob, value in knobs.items() if value is not None}
+    return make_technique(name, "quantize", given)
 
 
 def compress(
@@ -102,7 +101,7 @@ def compress(
         technique = make_technique(technique, "compress", knobs)
     elif knobs:
         raise InputError("give knobs inside the technique instance, not beside it")
-    return _apply(model, technique, where, out)
+    return _apply(open_source(model), Recipe((Step(technique, where),)), out)
 
 
 def optimize(
@@ -171,13 +170,9 @@ def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
 
 
 def _apply(
-    model: ModelLike,
-    technique: Technique,
-    where: str,
-    out: str | os.PathLike[str] | None,
-    data: Any = None,
+    source: Source, recipe: Recipe, out: str | os.PathLike[str] | None, data: Any = None
 ) -> nn.Module:
-    recipe, path = Recipe((Step(technique, where),)), None if out is None else Path(out)
-    result = run_recipe(open_source(model), recipe, render_html, path, data=data)
+    path = None if out is None else Path(out)
+    result = run_recipe(source, recipe, render_html, path, data=data)
     assert result.model is not None, "it was asked for"
     return result.model

@@ -39,6 +39,9 @@ Data = Annotated[
         "python-docs (the language reference that comes with Python)."
     ),
 ]
+Calibration = Annotated[
+    str | None, typer.Option("--data", help="Text to calibrate on, for techniques that look at it.")
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist yet.")]
 Base = Annotated[
     str | None,
@@ -125,15 +128,17 @@ def quantize(
     group_size: Annotated[
         int | None, typer.Option(help="Columns that share a scale; 0 for one a row.", min=0)
     ] = None,
-    technique: Annotated[str | None, typer.Option(help="rtn or int8; chosen by the bits.")] = None,
+    technique: Annotated[
+        str | None, typer.Option(help="Its name; by default what data, time and memory allow.")
+    ] = None,
+    data: Calibration = None,
+    time: Annotated[str | None, typer.Option(help="Most time to take, such as 20m.")] = None,
     out: Out = Path("quantized"),
 ) -> None:
-    """Hold the weights in fewer bits. Needs no data and measures none."""
-    from tauten.api import quantization_technique
-    from tauten.faces import write_recipe_run
+    """Hold the weights in fewer bits; with data, so that little is lost on it."""
+    from tauten.faces import write_quantized
 
-    chosen = quantization_technique(bits, group_size, technique)
-    write_recipe_run(model, chosen, out, console)
+    write_quantized(model, (bits, group_size, technique), data, time, out, console)
 
 
 @command
@@ -153,12 +158,13 @@ def compress(
 def apply(
     recipe: Annotated[Path, typer.Argument(help="A recipe.yaml.", show_default=False)],
     model: Model,
+    data: Calibration = None,
     out: Out = Path("applied"),
 ) -> None:
-    """Apply a recipe that a run wrote; the same model gives the same bytes."""
+    """Apply a recipe that a run wrote; the same model and data give the same bytes."""
     from tauten.faces import read_recipe, write_recipe_run
 
-    write_recipe_run(model, read_recipe(recipe), out, console)
+    write_recipe_run(model, read_recipe(recipe), out, console, data)
 
 
 @command

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tauten.api import TECHNIQUES
+from tauten.api import TECHNIQUES, quantization_technique
 from tauten.compression import ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
@@ -25,6 +25,7 @@ from tauten.quantization import RTN, Int8
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.report.text import format_change, format_percent, format_seconds, plural
+from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe
 
 BENCH_FORMATS: dict[str, WeightTechnique] = {
@@ -106,12 +107,34 @@ def read_recipe(file: Path) -> Recipe:
     return Recipe.from_yaml(text, TECHNIQUES)
 
 
-def write_recipe_run(model: str, what: Technique | Recipe, out: Path, console: Console) -> None:
+def write_recipe_run(
+    model: str | Source, what: Technique | Recipe, out: Path, console: Console, data: Any = None
+) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
     recipe = what if isinstance(what, Recipe) else Recipe.of(what)
     check_out(out)
-    run_recipe(open_source(model), recipe, render_html, out, load=False)
+    run_recipe(open_source(model), recipe, render_html, out, load=False, data=data)
     print_artifact(out, console)
+
+
+def write_quantized(
+    model: str,
+    wanted: tuple[int, int | None, str | None],
+    data: str | None,
+    time: str | None,
+    out: Path,
+    console: Console,
+) -> None:
+    """Quantize a model on disk; `wanted` is bits, group size and the name of a technique."""
+    bits, group_size, name = wanted
+    check_out(out)
+    limit_s = None if time is None else parse_seconds(time)
+    source = open_source(model)
+    if name is None:
+        recipe = choose_recipe(source, bits, group_size, "*", data is not None, limit_s)
+    else:
+        recipe = Recipe.of(quantization_technique(name, bits, group_size))
+    write_recipe_run(source, recipe, out, console, data)
 
 
 def print_artifact(folder: Path, console: Console) -> None:

@@ -21,28 +21,21 @@ class TunableLinear(nn.Module):
         assert isinstance(layer.packed, IntegerWeight)
         packed = layer.packed
         packed.deinterleave()
-        self._layer, self._packed = [layer], packed  # in a list: it is no part of this module
+        self._packed = packed
         self.bias = layer.bias
         self.change = nn.Parameter(torch.zeros(packed.scale.shape))
         moves = packed.zero_kind == "float"
         self.offset = nn.Parameter(torch.zeros(packed.scale.shape)) if moves else None
-        self._codes = packed.integer_codes()
+        self.cells = _compact(_cells(packed))  # (out, groups, size), zero at the end of a row
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         scale, zero = self._grid()
-        y: Tensor = _Product.apply(x, scale, zero, self)  # type: ignore[no-untyped-call]
+        columns = self._packed.in_features
+        y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            x, scale, zero, self.cells, columns
+        )
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    def cells(self) -> Tensor:
-        """Codes less their integer zero, (out, groups, size) float32."""
-        packed = self._packed
-        codes = grouped(self._codes.float(), packed.columns_per_group)
-        if packed.zero_kind == "integer":
-            zero = packed.integer_zero()
-            assert zero is not None
-            return codes - zero.float()[..., None]
-        return codes if packed.zero_kind == "float" else codes - center(packed.bits)
 
     def write_back(self) -> None:
         """Store the tuned grid in the packed layer, in the dtype that it had."""
@@ -65,29 +58,46 @@ class TunableLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with gradients for x and the grid; W and its gradient exist one layer at a time."""
+    """x W^T with gradients for x and the grid."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, layer: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, cells: Tensor, columns: int
+    ) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        ctx.layer, ctx.dtype = layer, x.dtype
+        weight = cells * scale[..., None]
+        if zero is not None:
+            weight += zero[..., None]
+        weight = weight.flatten(1)[:, :columns].to(dtype)  # (out, in)
+        ctx.dtype, ctx.has_zero = x.dtype, zero is not None
         x = x.to(dtype)
-        ctx.save_for_backward(x, scale, zero)
-        return x @ _weight(layer, scale, zero, dtype).t()
+        ctx.save_for_backward(x, weight, cells)
+        return x @ weight.t()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        x, scale, zero = ctx.saved_tensors
-        to_x = gradient @ _weight(ctx.layer, scale, zero, x.dtype)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        x, weight, cells = ctx.saved_tensors
         to_weight = gradient.flatten(0, -2).t() @ x.flatten(0, -2)  # (out, in)
-        cells = ctx.layer.cells()
-        parts = grouped(to_weight.float(), cells.shape[-1])
-        to_zero = None if zero is None else parts.sum(-1)
-        return to_x.to(ctx.dtype), (parts * cells).sum(-1), to_zero, None
+        parts = grouped(to_weight, cells.shape[-1]).float()
+        to_zero = parts.sum(-1) if ctx.has_zero else None
+        to_scale = (parts * cells).sum(-1)
+        return (gradient @ weight).to(ctx.dtype), to_scale, to_zero, None, None
 
 
-def _weight(layer: TunableLinear, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    cells = layer.cells() * scale[..., None]
-    if zero is not None:
-        cells = cells + zero[..., None]
-    return cells.flatten(1)[:, : layer._codes.shape[1]].to(dtype)
+def _cells(packed: IntegerWeight) -> Tensor:
+    """Codes less their integer zero, (out, groups, size) float32; codes where it is a float."""
+    codes = packed.integer_codes().float()
+    if packed.zero_kind == "integer":
+        zero = packed.integer_zero()
+        assert zero is not None
+        columns = codes.shape[1]
+        codes -= zero.repeat_interleave(packed.columns_per_group, 1)[:, :columns]
+    elif packed.zero_kind == "none":
+        codes -= center(packed.bits)
+    return grouped(codes, packed.columns_per_group)
+
+
+def _compact(cells: Tensor) -> Tensor:
+    """The same values in a byte or two each: small integers, or halves at one bit."""
+    small = cells.to(torch.int8)
+    return small if torch.equal(small.float(), cells) else cells.half()

@@ -111,14 +111,18 @@ def _activation_bytes(model: nn.Module) -> int:
     return TEMPORARIES * BATCH_TOKENS * vocabulary * 4 + 2**28  # and the kept KL reference
 
 
-def _seconds(weights: int, trials: int, tokens: int) -> float:
-    """Two operations a weight and token at the speed of a probing product, and the packing."""
+def operations_per_s() -> float:
+    """Floating-point operations a second, by a probing product."""
     size = 1024
     left, right = torch.ones(size, size), torch.ones(size, size)
     left @ right
     start = time.perf_counter()
     left @ right
-    operations_per_s = 2 * size**3 / (time.perf_counter() - start)
-    evaluate = 2 * weights * tokens / operations_per_s * 1.5
+    return 2 * size**3 / (time.perf_counter() - start)
+
+
+def _seconds(weights: int, trials: int, tokens: int) -> float:
+    """Two operations a weight and token, and the packing."""
+    evaluate = 2 * weights * tokens / operations_per_s() * 1.5
     pack = weights / 2e7
     return (trials + 3) * evaluate + max(1, trials) * pack

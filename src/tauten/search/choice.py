@@ -1,0 +1,68 @@
+"""Which techniques `quantize` uses where the user names none."""
+
+import logging
+from typing import Any
+
+from tauten.core.recipe import Recipe, Step
+from tauten.core.technique import WeightTechnique
+from tauten.data.calibration import CALIBRATION_TOKENS
+from tauten.evaluation.task import is_language_model
+from tauten.models.source import Source
+from tauten.quantization import GPTQ, RTN, Int8, TuneScales
+from tauten.search.forecast import available_memory_bytes, operations_per_s
+
+MOST_TUNED_BITS = 4  # above, rounding loses too little for tuning to win much
+TRAINING_BYTES = 16  # a weight, measured: original, dequantized, its gradient, codes, logits
+# Passes over the calibration tokens, in products with every weight, measured on SmolLM2-135M.
+GPTQ_PASSES, TUNING_PASSES = 8, 5
+_log = logging.getLogger(__name__)
+
+
+def choose_recipe(
+    source: Source,
+    bits: int | None,
+    group_size: int | None,
+    where: str,
+    has_data: bool,
+    max_time_s: float | None = None,
+) -> Recipe:
+    """The recipe that is known to lose least, as far as data, time and memory allow.
+
+    Args:
+        source: The model.
+        bits: 1 to 8; None for 8.
+        group_size: Columns a scale; None for what suits the bits.
+        where: Pattern of the layers to pack.
+        has_data: Calibration data is at hand.
+        max_time_s: Most time to take, by an estimate; None for no limit.
+    """
+    if bits in (None, 8) and group_size is None:
+        return _say("8 bits lose next to nothing, and compute fast", Step(Int8(), where))
+    knobs: dict[str, Any] = {"bits": bits or 8}
+    if group_size is not None:
+        knobs["group_size"] = group_size
+    if not has_data:
+        return _say("there is no data to calibrate on", Step(RTN(**knobs), where))
+    model = source.skeleton()
+    weights = sum(p.numel() for p in model.parameters())
+    pass_s = 2 * weights * CALIBRATION_TOKENS / operations_per_s()
+    allowed_s = float("inf") if max_time_s is None else max_time_s
+    if GPTQ_PASSES * pass_s > allowed_s:
+        return _say("calibration would take too long", Step(RTN(**knobs), where))
+    step = Step(GPTQ(**knobs), where)
+    if knobs["bits"] > MOST_TUNED_BITS:
+        return _say("data is at hand", step)
+    if not is_language_model(model):
+        return _say("data is at hand; only language models are tuned", step)
+    if TRAINING_BYTES * weights > available_memory_bytes():
+        return _say("data is at hand, but memory for tuning isn't", step)
+    if (GPTQ_PASSES + TUNING_PASSES) * pass_s > allowed_s:
+        return _say("data is at hand, but tuning would take too long", step)
+    return _say("data, memory and time are at hand", step, Step(TuneScales()))
+
+
+def _say(why: str, *steps: Step) -> Recipe:
+    recipe = Recipe(steps)
+    assert isinstance(steps[0].technique, WeightTechnique)
+    _log.info("quantizing by %s: %s", recipe, why)
+    return recipe

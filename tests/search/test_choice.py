@@ -1,0 +1,63 @@
+"""What quantize chooses by itself, and that the choice is what is applied."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_llama, tiny_mlp
+
+import tauten
+from tauten.core.recipe import Recipe
+from tauten.models.packing import packed_modules
+from tauten.models.source import open_source
+from tauten.search.choice import choose_recipe
+
+
+def names(recipe: Recipe) -> list[str]:
+    return [step.technique.name for step in recipe.steps]
+
+
+def choose(model: Any = None, bits: int | None = 3, has_data: bool = True, **options: Any) -> Any:
+    source = open_source(model or tiny_llama())
+    return choose_recipe(source, bits, None, "*", has_data, **options)
+
+
+def test_bits_data_and_kind_of_model_decide() -> None:
+    assert names(choose(bits=None)) == names(choose(bits=8, has_data=False)) == ["int8"]
+    assert names(choose(has_data=False)) == ["rtn"]
+    assert names(choose()) == ["gptq", "tune_scales"]
+    assert names(choose(bits=5)) == ["gptq"]
+    assert names(choose(tiny_mlp())) == ["gptq"], "only language models are tuned"
+
+
+def test_too_little_time_or_memory_gives_a_cheaper_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tauten.search.choice.operations_per_s", lambda: 1e12)
+    weights = sum(p.numel() for p in tiny_llama().parameters())
+    pass_s = 2 * weights * 32768 / 1e12
+    assert names(choose(max_time_s=7.9 * pass_s)) == ["rtn"]
+    assert names(choose(max_time_s=8.1 * pass_s)) == ["gptq"]
+    assert names(choose(max_time_s=13.1 * pass_s)) == ["gptq", "tune_scales"]
+    monkeypatch.setattr("tauten.search.choice.available_memory_bytes", lambda: 15 * weights)
+    assert names(choose()) == ["gptq"]
+
+
+def test_quantize_applies_the_choice_and_the_log_says_which(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_llama()
+    data = [torch.randint(0, 256, (4, 20), generator=torch.Generator().manual_seed(0))]
+    with caplog.at_level(logging.INFO, "tauten"):
+        packed = tauten.quantize(model, bits=3, data=data)
+    assert "quantizing by gptq" in caplog.text and "tune_scales" in caplog.text
+    weights = [module.packed for _, module in packed_modules(packed)]
+    assert weights and all(weight.bits == 3 for weight in weights)
+    plain = tauten.quantize(model, bits=3, technique="gptq", data=data)
+    assert not torch.equal(packed.model.norm.weight, plain.model.norm.weight)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(tauten.InputError, match="gptq"):
+        tauten.quantize(tiny_mlp(), bits=4, technique="gtpq")
+    with pytest.raises(tauten.InputError, match="no knob 'bits'"):
+        tauten.quantize(tiny_mlp(), bits=4, technique="int8")
