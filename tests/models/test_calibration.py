@@ -12,7 +12,7 @@ import tauten
 from tauten.core.recipe import Recipe
 from tauten.data.calibration import calibration_batches
 from tauten.data.windows import TokenBatch
-from tauten.models.calibration import Calibration
+from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.structure import find_structure, packable_modules
 from tauten.models.walk import Walk
 
@@ -158,3 +158,15 @@ def test_patches_are_what_the_weight_multiplies(layer: nn.Module) -> None:
         outputs = layer(x) - layer.bias.view(-1, *[1] * (x.dim() - 2))
         energy = (weight @ spy.observed["0"].moment * weight).sum()
     torch.testing.assert_close(energy, outputs.square().mean() * len(weight))
+
+
+def test_a_batch_is_split_by_rows_in_order() -> None:
+    ids, mask = torch.arange(35).view(5, 7), torch.ones(5, 7, dtype=torch.bool)
+    shared = torch.randn(7)
+    batch = CalibrationBatch((ids,), {"labels": ids + 1, "scale": shared, "flag": True}, mask)
+    parts = batch.split(2)
+    assert [part.rows for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part.args[0] for part in parts]), ids)
+    assert torch.equal(torch.cat([part.kwargs["labels"] for part in parts]), ids + 1)
+    assert all(part.kwargs["scale"] is shared and part.kwargs["flag"] for part in parts)
+    assert all(part.mask is not None and len(part.mask) == part.rows for part in parts)

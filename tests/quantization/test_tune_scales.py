@@ -22,7 +22,7 @@ from tauten.search.run import run_recipe
 from tauten.solvers.distillation import output_loss
 
 RECIPE = Recipe(
-    (Step(tauten.GPTQ(2, 32), "model.layers.*"), Step(tauten.TuneScales(rate=0.02, epochs=6)))
+    (Step(tauten.GPTQ(2, 32), "model.layers.*"), Step(tauten.TuneScales(rate=0.02, epochs=2)))
 )
 
 
@@ -124,7 +124,7 @@ def test_without_data_or_anything_to_tune_it_says_so() -> None:
         tauten.TuneScales().tune(model, model, calibration_batches(tokens(0, 1), model))
 
 
-@pytest.mark.parametrize("knobs", [{"rate": 0.0}, {"epochs": 0}, {"epochs": 1.5}])
+@pytest.mark.parametrize("knobs", [{"rate": 0.0}, {"epochs": 0}, {"epochs": 1.5}, {"steps": 0}])
 def test_bad_knobs_are_refused(knobs: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="tune_scales: " + next(iter(knobs))):
         tauten.TuneScales(**knobs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
-from tauten.data.tensors import inputs_of, load_rows
+from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, load_rows
 from tauten.data.texts import load_texts
 from tauten.data.windows import TokenBatch, token_batches
 from tauten.models.calibration import CalibrationBatch
@@ -47,7 +47,7 @@ def load_calibration(
     is_texts = isinstance(data, list) and bool(data) and isinstance(data[0], str)
     if not is_texts and not isinstance(data, str | Path):
         rows = load_rows(data)
-        return calibration_batches(rows.take(range(len(rows))), model)
+        return calibration_batches(rows.take(range(len(rows)), _rows_per_batch(rows)), model)
     if source.tokenizer is None:
         raise InputError(
             f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data"
@@ -63,6 +63,14 @@ def load_calibration(
     chunks = [texts[i : i + 16] for i in range(0, len(texts), 16)]
     encoded = [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
     return calibration_batches(encoded, model)
+
+
+def _rows_per_batch(rows: Rows) -> int:
+    """Rows that make a batch: long texts are large."""
+    first = rows.leaves[0] if rows.leaves else None
+    is_tokens = first is not None and first.dim() == 2 and not first.is_floating_point()
+    length = first.shape[1] if first is not None and is_tokens else 1
+    return min(ROWS_PER_BATCH, max(1, BATCH_TOKENS // max(1, length)))
 
 
 def _call(batch: Any, options: dict[str, Any]) -> CalibrationBatch:

@@ -30,12 +30,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.batches) if self.leaves is None else self.leaves[0].shape[0]
 
-    def take(self, indices: Sequence[int]) -> list[Any]:
+    def take(self, indices: Sequence[int], rows_per_batch: int = ROWS_PER_BATCH) -> list[Any]:
         """Batches of the given examples."""
         if self.leaves is None:
             return [self.batches[i] for i in indices]
         rows = torch.tensor(indices)
-        parts = rows.split(ROWS_PER_BATCH)
+        parts = rows.split(rows_per_batch)
         return [tree_unflatten([leaf[part] for leaf in self.leaves], self.spec) for part in parts]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers.cache_utils import Cache
 
 from tauten.core.errors import InputError
@@ -38,6 +39,23 @@ class CalibrationBatch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mask: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Examples in the batch: the first size of its first tensor."""
+        return next(len(x) for x in tree_leaves(vars(self)) if isinstance(x, Tensor))
+
+    def split(self, rows: int) -> "list[CalibrationBatch]":
+        """The same examples in batches of at most `rows`."""
+        count = self.rows
+
+        def part(value: Any, start: int) -> Any:
+            whole = isinstance(value, Tensor) and value.dim() and len(value) == count
+            return value[start : start + rows] if whole else value
+
+        starts = range(0, count, rows)
+        parts = (tree_map(lambda v, s=start: part(v, s), vars(self)) for start in starts)
+        return [CalibrationBatch(**fields) for fields in parts]
 
 
 @dataclass(frozen=True)
@@ -270,7 +288,7 @@ def _cast_call(call: BlockCall, dtype: torch.dtype) -> BlockCall:
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    args, kwargs = torch.utils._pytree.tree_map(cast, (call.args, call.kwargs))
+    args, kwargs = tree_map(cast, (call.args, call.kwargs))
     return BlockCall(args, kwargs, call.keyword)
 
 

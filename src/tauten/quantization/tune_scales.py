@@ -31,6 +31,7 @@ class TuneScales(TuningTechnique):
     Attributes:
         rate: Step of u at full size; it falls to 0 along a cosine.
         epochs: Passes over the calibration data.
+        steps: Steps a pass, as far as there are examples.
         norms: Also tune the weights of norms, which take no bytes more.
         seed: Of the order of batches.
 
@@ -43,6 +44,7 @@ class TuneScales(TuningTechnique):
 
     rate: float = 0.01
     epochs: int = 1
+    steps: int = 32
     norms: bool = True
     seed: int = 0
 
@@ -51,6 +53,8 @@ class TuneScales(TuningTechnique):
             raise InputError(f"tune_scales: rate={self.rate}: expected a positive number")
         if not isinstance(self.epochs, int) or self.epochs < 1:
             raise InputError(f"tune_scales: epochs={self.epochs}: expected a positive integer")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise InputError(f"tune_scales: steps={self.steps}: expected a positive integer")
 
     def tune(
         self, packed: nn.Module, original: nn.Module, batches: Sequence[CalibrationBatch]
@@ -81,6 +85,8 @@ class TuneScales(TuningTechnique):
         norms: "_RelativeNorms | None",
     ) -> None:
         optimizer = torch.optim.Adam(parameters, self.rate, betas=(0.9, 0.95))
+        rows = max(1, sum(batch.rows for batch in batches) // self.steps)
+        batches = [piece for batch in batches for piece in batch.split(rows)]
         order = _order(len(batches), self.epochs, self.seed)
         steps = len(order)
         for step, index in enumerate(track(order, "tuning scales", steps)):
