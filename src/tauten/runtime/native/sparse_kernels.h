@@ -112,8 +112,12 @@ inline uint32_t mask_of(const uint8_t* mask, int64_t chunk) {
 
 inline int64_t kept_in(const uint8_t* mask, int64_t chunk, int64_t end) {
   int64_t kept = 0;
-  for (; chunk < end; ++chunk) kept += __builtin_popcount(mask_of(mask, chunk));
-  return kept;
+  for (; chunk + 2 <= end; chunk += 2) {
+    uint64_t columns;
+    __builtin_memcpy(&columns, mask + 4 * chunk, 8);
+    kept += __builtin_popcountll(columns);
+  }
+  return chunk < end ? kept + __builtin_popcount(mask_of(mask, chunk)) : kept;
 }
 
 // Slots that a row has for so many kept values.
@@ -221,16 +225,14 @@ void sparse_direct_blocks(const SparseProblem& s, int64_t begin, int64_t end, fl
       const Value* ends[kPairRows];
       for (int r = 0; r < kPairRows; ++r) {
         const int64_t i = row + r < p.out ? row + r : row;  // stands in where there is no other
+        const int64_t slots = s.starts[i + 1] - s.starts[i];
         rows[r] = grid_row(s, i, scratch, r);
-        rows[r].values =
-            row_values(s, s.starts[i], s.starts[i + 1] - s.starts[i], scratch.values(r));
+        // A mask that keeps more than there is would be followed behind the values.
+        if (slots_for(s, kept_in(rows[r].mask, 0, p.chunks)) != slots)
+          return s.damaged->store(true, std::memory_order_relaxed);
+        rows[r].values = row_values(s, s.starts[i], slots, scratch.values(r));
       }
       sparse_tokens<Value, Simd::kDirectTokens>(p, rows, 0, results + row - first, ends);
-      for (int r = 0; r < kPairRows && row + r < p.out; ++r) {
-        const int64_t slots = s.starts[row + r + 1] - s.starts[row + r];
-        if (slots_for(s, ends[r] - rows[r].values) != slots)
-          s.damaged->store(true, std::memory_order_relaxed);
-      }
     }
     for (int64_t token = 0; token < p.tokens; ++token)
       store_block(p, block, token, Simd::load_floats(results + token * kBlockRows));
