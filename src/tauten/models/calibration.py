@@ -157,14 +157,19 @@ class Calibration:
             for index, call in enumerate(self.calls[part]):
                 self.states[index] = self._step(call, block, self.states[index])
 
-    def dense(self, part: str) -> nn.Module:
-        """A copy of a block that computes in `dtype`, packed weights written out."""
+    def first_output(self, part: str, block: nn.Module) -> Tensor:
+        """What a float32 version of a block makes of the first batch."""
+        call = _cast_call(self.calls[part][0], torch.float32)
+        return call.run(block, self.states[0].float())
+
+    def dense(self, part: str, dtype: torch.dtype | None = None) -> nn.Module:
+        """A copy of a block that computes in a dtype, by default its own; packed weights dense."""
         block = copy.deepcopy(self._model.get_submodule(part))
         for parent in list(block.modules()):
             for leaf, child in list(parent.named_children()):
                 if isinstance(child, PackedLinear):
                     setattr(parent, leaf, _written_out(child))
-        return block.to(self.dtype)
+        return block.to(dtype or self.dtype)
 
     def _step(self, call: BlockCall, block: nn.Module, state: Tensor) -> Tensor:
         return _cast_call(call, self.dtype).run(block, state.to(self.dtype))
