@@ -82,7 +82,7 @@ def traced(model: nn.Module, index: int = 1) -> tuple[nn.Module, Any]:
     walk = Walk(shared_copy(model), structure, Recipe(()), calibration=None)
     calibration.start(walk.model, structure.blocks, walk._filled, [])
     part = structure.blocks[index]
-    return calibration.dense(part), functools.partial(calibration.first_output, part)
+    return calibration.dense(part), functools.partial(calibration.try_block, part)
 
 
 LLAMA = {

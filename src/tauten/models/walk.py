@@ -89,6 +89,7 @@ class Walk:
             members[self.structure.block_of(name)].append((name, module))
         if self._calibration is not None:
             names = [name for part in self.parts for name, _ in members[part]]
+            names = [name for name in names if self._is_calibrated(name)]
             self._calibration.start(self.model, self.structure.blocks, self._filled, names)
         for part in track(self.parts, "packing blocks", len(self.parts)):
             done = self._store.finished(part) if self._store else None
@@ -109,7 +110,7 @@ class Walk:
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
-        names = [name for name, _ in members]
+        names = [name for name, _ in members if self._is_calibrated(name)]
         seen = self._calibration.observe(part, names) if self._calibration else {}
         seen = self._fold(part, seen)
         for name, module in members:
@@ -131,6 +132,11 @@ class Walk:
         self.specs |= specs
         self.layers += records
 
+    def _is_calibrated(self, name: str) -> bool:
+        """Whether a technique looks at the inputs of a layer, or of one tied to it."""
+        steps = map(self.recipe.step_for, self._names_of_unit[self._unit_of[name]])
+        return any(s is not None and isinstance(s[1].technique, CalibratedTechnique) for s in steps)
+
     def _fold(self, part: str, seen: dict[str, LayerInputs]) -> dict[str, LayerInputs]:
         """Scale channels inside a block where techniques wish; its layers' inputs are then others.
 
@@ -146,7 +152,7 @@ class Walk:
             return seen
         with self._filled([part]), torch.no_grad():
             block = self._calibration.dense(part, torch.float32)
-            run = functools.partial(self._calibration.first_output, part)
+            run = functools.partial(self._calibration.try_block, part)
             inner = {name.removeprefix(f"{part}."): found for name, found in seen.items()}
             folds, inner = rescale(block, self._folding.folds(block, run), techniques, inner)
             own = dict(self.model.get_submodule(part).named_parameters(remove_duplicate=False))

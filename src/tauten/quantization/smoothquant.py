@@ -16,8 +16,8 @@ from tauten.solvers.grid import fit_grid, nearest_values
 from tauten.solvers.nearest import round_to_nearest
 from tauten.solvers.scaling import centred, least_lossy, spread_rows, tied
 
-STRENGTHS = tuple(step / 20 for step in range(21))
-TRIED_ROWS = 256  # of each weight, while strengths are compared
+STRENGTHS = tuple(step / 10 for step in range(11))
+TRIED_ROWS = 256  # of each weight, and of the inputs, while strengths are compared
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SmoothQuant(ScalingTechnique):
     def scale(self, weights: Sequence[Tensor], inputs: LayerInputs, channels: Tensor) -> Tensor:
         """peak of the inputs ** strength / peak of the weight ** (1 - strength)."""
         assert inputs.peak is not None and inputs.sample is not None, "the walk gathers them"
-        sample = inputs.sample
+        sample = spread_rows(inputs.sample, TRIED_ROWS)
         rows = torch.cat([spread_rows(weight, TRIED_ROWS) for weight in weights])
         peak = tied(inputs.peak, channels)
         reach = tied(torch.cat(list(weights)).abs().amax(0), channels)
