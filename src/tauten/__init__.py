@@ -14,9 +14,10 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8, TuneScales
+from tauten.quantization import AWQ, GPTQ, RTN, Int8, SmoothQuant, TuneScales
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "RTN",
     "BusyError",
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "Result",
     "ShareKMeans",
+    "SmoothQuant",
     "Step",
     "TautenError",
     "TuneScales",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Second moments of a layer's inputs x over calibration tokens.
+    """Statistics of a layer's inputs x over calibration tokens.
 
     For a convolution x is a patch, flattened like the weight.
 
@@ -16,8 +16,27 @@ class LayerInputs:
         tokens: How many x were seen.
         shift: (in, in) float32, mean of (x of the original model - x) x^T: how far the layers
             before have moved the inputs; None where that wasn't gathered.
+        peak: (in,) float32, largest |x| of each column; None where it wasn't gathered.
+        sample: (rows, in) float32, a few hundred x, spread evenly over the tokens; None as above.
     """
 
     moment: Tensor
     tokens: int
     shift: Tensor | None = None
+    peak: Tensor | None = None
+    sample: Tensor | None = None
+
+    def divided(self, scale: Tensor) -> "LayerInputs":
+        """The statistics of x / scale: exact, without a second look at the data.
+
+        Args:
+            scale: (in,) positive.
+        """
+        pairs = scale[:, None] * scale
+        return LayerInputs(
+            self.moment / pairs,
+            self.tokens,
+            None if self.shift is None else self.shift / pairs,
+            None if self.peak is None else self.peak / scale,
+            None if self.sample is None else self.sample / scale,
+        )

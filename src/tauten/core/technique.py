@@ -81,6 +81,28 @@ class CalibratedTechnique(WeightTechnique):
 
 
 @dataclass(frozen=True)
+class ScalingTechnique(CalibratedTechnique):
+    """A technique that first scales the columns of weights, and their inputs the other way.
+
+    The walk finds where that leaves a block as it is (`models.folding`), asks for a scale there,
+    and then calls `encode` with the scaled weights and the statistics of the scaled inputs. What
+    has no such place, or no data, is only encoded.
+    """
+
+    @abstractmethod
+    def scale(self, weights: Sequence[Tensor], inputs: LayerInputs, channels: Tensor) -> Tensor:
+        """Choose what columns are multiplied by; their inputs are divided by it.
+
+        Args:
+            weights: (out, in) float32, of all layers that read these inputs.
+            inputs: What they see.
+            channels: (in,) int64; columns of the same channel must get the same scale.
+        Returns:
+            (in,) float32, positive; ones where no scale serves.
+        """
+
+
+@dataclass(frozen=True)
 class TuningTechnique(Technique):
     """A technique that trains a whole packed model; a recipe's run in order once all is packed."""
 

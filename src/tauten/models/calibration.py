@@ -23,6 +23,7 @@ from tauten.core.inputs import LayerInputs
 from tauten.models.observer import NothingLeft, Observer
 from tauten.runtime.modules import PackedLinear
 
+PROBE_TOKENS = 32
 Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
 
 
@@ -107,6 +108,7 @@ class Calibration:
         self.states: list[Tensor] = []
         self.originals: list[Tensor] = []
         self.calls: dict[str, list[BlockCall]] = {}
+        self._probe: tuple[dict[str, BlockCall], Tensor] | None = None
         self._blocks: list[str] = []
         self._returns_tuple: bool | None = None
         self._seen: dict[str, LayerInputs] = {}
@@ -128,6 +130,7 @@ class Calibration:
         if blocks:
             with filled(["", blocks[0]]), torch.inference_mode():
                 recorded = [self._trace(batch) for batch in self.batches]
+                self._probe = self._trace(_first_tokens(self.batches[0]))
         chained = [found for found in recorded if found is not None]
         if not blocks or len(chained) < len(recorded):
             self._blocks = []
@@ -150,6 +153,8 @@ class Calibration:
             return {name: self._seen[name] for name in names if name in self._seen}
         if not part:
             return self._observe_whole([""], names)
+        if not names and not self.correct:
+            return {}
         with self._filled([part]), torch.inference_mode():
             block = self.dense(part)
             inner = {name: block.get_submodule(name[len(part) + 1 :]) for name in names}
@@ -175,14 +180,20 @@ class Calibration:
             for index, call in enumerate(self.calls[part]):
                 self.states[index] = self._step(call, block, self.states[index])
 
-    def dense(self, part: str) -> nn.Module:
-        """A copy of a block that computes in `dtype`, packed weights written out."""
+    def try_block(self, part: str, block: nn.Module) -> Tensor:
+        """What a float32 version of a block makes of a few tokens, as they come to the first."""
+        assert self._probe is not None, "blocks form a chain"
+        calls, state = self._probe
+        return _cast_call(calls[part], torch.float32).run(block, state.float())
+
+    def dense(self, part: str, dtype: torch.dtype | None = None) -> nn.Module:
+        """A copy of a block that computes in a dtype, by default its own; packed weights dense."""
         block = copy.deepcopy(self._model.get_submodule(part))
         for parent in list(block.modules()):
             for leaf, child in list(parent.named_children()):
                 if isinstance(child, PackedLinear):
                     setattr(parent, leaf, _written_out(child))
-        return block.to(self.dtype)
+        return block.to(dtype or self.dtype)
 
     def _step(self, call: BlockCall, block: nn.Module, state: Tensor) -> Tensor:
         return _cast_call(call, self.dtype).run(block, state.to(self.dtype))
@@ -261,6 +272,19 @@ class Calibration:
     def _wrapped(self, state: Tensor) -> Any:
         """A state as blocks return it."""
         return (state,) if self._returns_tuple else state
+
+
+def _first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
+    """The beginning of a batch of tokens; any other batch as it is."""
+    tensors = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
+    if any(t.dim() != 2 or t.is_floating_point() for t in tensors):
+        return batch
+
+    def cut(value: Any) -> Any:
+        return value[:1, :PROBE_TOKENS] if isinstance(value, Tensor) else value
+
+    kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
+    return CalibrationBatch(tuple(map(cut, batch.args)), kwargs)
 
 
 def _written_out(layer: PackedLinear) -> nn.Linear:

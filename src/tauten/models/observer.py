@@ -10,6 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tauten.core.inputs import LayerInputs
 
+MOST_SAMPLED = 512  # rows a layer
+
 
 class NothingLeft(Exception):
     """Ends a call of a model behind the last thing that is looked for in it."""
@@ -33,6 +35,8 @@ class Observer:
         self._owner: dict[str, str] = {}
         self._moment: dict[str, Tensor] = {}
         self._shift: dict[str, Tensor] = {}
+        self._peak: dict[str, Tensor] = {}
+        self._sample: dict[str, tuple[int, Tensor]] = {}  # every how many rows, and the rows
         self._tokens: dict[str, int] = {}
         self._original: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
@@ -65,7 +69,8 @@ class Observer:
         for name, owner in self._owner.items():
             count = self._tokens[owner]
             shift = self._shift[owner] / count if owner in self._shift else None
-            found[name] = LayerInputs(self._moment[owner] / count, count, shift)
+            sample, moment = self._sample[owner][1], self._moment[owner] / count
+            found[name] = LayerInputs(moment, count, shift, self._peak[owner], sample)
         return found
 
     @contextlib.contextmanager
@@ -100,10 +105,26 @@ class Observer:
         size = rows.shape[1]
         moment = self._moment.setdefault(name, torch.zeros(size, size))
         moment.addmm_(rows.t(), rows)
+        if len(rows):
+            peak = rows.abs().amax(0)
+            self._peak[name] = torch.maximum(self._peak.get(name, peak), peak)
+        self._sample[name] = self._thinned(name, rows)
         self._tokens[name] = self._tokens.get(name, 0) + len(rows)
         if self._shifted and name in self._original:
             shift = self._shift.setdefault(name, torch.zeros(size, size))
             shift.addmm_((self._original.pop(name) - rows).t(), rows)
+
+    def _thinned(self, name: str, rows: Tensor) -> tuple[int, Tensor]:
+        """Rows sampled of a layer with those of a batch: evenly spread over all its tokens.
+
+        Every third stays each time there are too many: windows often have a length that is a
+        power of two, and thirds don't keep to the same positions in them.
+        """
+        every, sample = self._sample.get(name, (1, rows[:0]))
+        sample = torch.cat([sample, rows[-self._tokens.get(name, 0) % every :: every]])
+        while len(sample) > MOST_SAMPLED:
+            every, sample = every * 3, sample[::3]
+        return every, sample.clone()
 
 
 def _has_moment(layer: nn.Module) -> bool:

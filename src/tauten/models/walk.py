@@ -7,10 +7,12 @@ weight, and a killed walk goes on where it stopped.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, NotApplicableError
@@ -18,11 +20,12 @@ from tauten.core.inputs import LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe
-from tauten.core.technique import CalibratedTechnique, WeightTechnique
+from tauten.core.technique import CalibratedTechnique, ScalingTechnique, WeightTechnique
 from tauten.formats.packed import PackedWeight
 from tauten.models import packing
 from tauten.models.allocator import return_freed_memory
 from tauten.models.calibration import Calibration
+from tauten.models.folding import Folding, rescale
 from tauten.models.loader import Loader, Slot, place, tensor_slots
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, packable_modules
@@ -63,6 +66,8 @@ class Walk:
         self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
         self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
         self._names_of_unit = {unit.names[0]: unit.names for unit in structure.units}
+        self._folding = Folding()
+        self._scaled: dict[str, str] = {}  # layers with scaled columns: what was divided
         self.layers: list[LayerRecord] = []
         self.specs: dict[str, dict[str, Any]] = {}
 
@@ -84,6 +89,7 @@ class Walk:
             members[self.structure.block_of(name)].append((name, module))
         if self._calibration is not None:
             names = [name for part in self.parts for name, _ in members[part]]
+            names = [name for name in names if self._is_calibrated(name)]
             self._calibration.start(self.model, self.structure.blocks, self._filled, names)
         for part in track(self.parts, "packing blocks", len(self.parts)):
             done = self._store.finished(part) if self._store else None
@@ -104,8 +110,9 @@ class Walk:
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
-        names = [name for name, _ in members]
+        names = [name for name, _ in members if self._is_calibrated(name)]
         seen = self._calibration.observe(part, names) if self._calibration else {}
+        seen = self._fold(part, seen)
         for name, module in members:
             record, packed = self._pack_layer(name, module, self._inputs_of(name, seen))
             if self._store is not None:
@@ -124,6 +131,38 @@ class Walk:
             self._save_part(part, specs, records)
         self.specs |= specs
         self.layers += records
+
+    def _is_calibrated(self, name: str) -> bool:
+        """Whether a technique looks at the inputs of a layer, or of one tied to it."""
+        steps = map(self.recipe.step_for, self._names_of_unit[self._unit_of[name]])
+        return any(s is not None and isinstance(s[1].technique, CalibratedTechnique) for s in steps)
+
+    def _fold(self, part: str, seen: dict[str, LayerInputs]) -> dict[str, LayerInputs]:
+        """Scale channels inside a block where techniques wish; its layers' inputs are then others.
+
+        What is scaled takes the place of the model's tensors, in the dtype that it computes in.
+        """
+        steps = {name: self.recipe.step_for(name) for name in seen}
+        techniques = {
+            name.removeprefix(f"{part}."): found[1].technique
+            for name, found in steps.items()
+            if found is not None and isinstance(found[1].technique, ScalingTechnique)
+        }
+        if not techniques or self._calibration is None or not self._calibration.calls.get(part):
+            return seen
+        with self._filled([part]), torch.no_grad():
+            block = self._calibration.dense(part, torch.float32)
+            run = functools.partial(self._calibration.try_block, part)
+            inner = {name.removeprefix(f"{part}."): found for name, found in seen.items()}
+            folds, inner = rescale(block, self._folding.folds(block, run), techniques, inner)
+            own = dict(self.model.get_submodule(part).named_parameters(remove_duplicate=False))
+            dtypes = {f"{part}.{name}": tensor.dtype for name, tensor in own.items()}
+        changed = {f"{part}.{n}": t for fold in folds for n, t in fold.tensors(block).items()}
+        for slot in self._slots([part]):
+            for name in set(slot.names) & set(changed):
+                place(slot, changed[name].to(dtypes[name]))
+        self._scaled |= {f"{part}.{n}": f.producer for f in folds for n in f.consumers}
+        return {f"{part}.{name}": found for name, found in inner.items()}
 
     def _inputs_of(self, name: str, seen: dict[str, LayerInputs]) -> LayerInputs | None:
         """Inputs of a layer, or of one that its weight is tied to."""
@@ -159,6 +198,9 @@ class Walk:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
+        if isinstance(technique, ScalingTechnique):
+            maker = self._scaled.get(name)
+            reason += f"; its columns are scaled against {maker}" if maker else "; not scaled"
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         return record, packing.packed_layer(module, packed, technique.activation_dtype)
@@ -193,7 +235,13 @@ class Walk:
             prefix = f"{name}.packed."
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             packed.load_state_dict(own, assign=True)
+        # Not from the source: a technique may have scaled what isn't packed.
+        slots = [slot for slot in self._slots([part]) if not slot.packed]
+        for slot in slots:
+            place(slot, self._cast(tensors[slot.names[0]]))
         self._calibration.advance(part)
+        for slot in slots:
+            place(slot, slot.empty)
         self._empty(specs)
 
     def _empty(self, names: Iterable[str]) -> None:
@@ -217,13 +265,16 @@ class Walk:
         """Load the empty tensors of some parts for a while."""
         slots = [slot for slot in self._slots(parts) if slot.empty.is_meta and not slot.packed]
         for slot in slots:
-            assert self._loader is not None, "empty tensors come with a loader"
-            place(slot, self._loader.cast(self._stored(slot.empty)))
+            place(slot, self._cast(self._stored(slot.empty)))
         try:
             yield
         finally:
             for slot in slots:
                 place(slot, slot.empty)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        """A stored tensor in the dtype that the model computes in."""
+        return tensor if self._loader is None else self._loader.cast(tensor)
 
     def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:
         return self._record(name, weight, None, self._stored_bytes(weight), 0.0, reason)

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.core.technique import CalibratedTechnique
-from tauten.formats.integer import ZERO_KINDS, IntegerWeight, center
-from tauten.solvers.grid import fit_grid
+from tauten.formats.integer import ZERO_KINDS, IntegerWeight
+from tauten.solvers.grid import column_rounder, fit_grid
 from tauten.solvers.nearest import round_to_nearest
 from tauten.solvers.second_order import corrected_target, curvature, sweep
 
@@ -88,23 +87,6 @@ class GPTQ(CalibratedTechnique):
         if inputs.shift is not None and self.correction:
             matrix = corrected_target(matrix, inputs.shift, curve, self.correction)
         grid = fit_grid(matrix, self.bits, self.group_size, self.zero, "mse", moment.diagonal())
-        round_column = _column_rounder(*grid, self.bits, self.group_size or matrix.shape[1])
+        round_column = column_rounder(*grid, self.bits, self.group_size or matrix.shape[1])
         rounded = sweep(matrix, curve, round_column)
         return IntegerWeight.encode(rounded.view(weight.shape), self.bits, self.group_size, *grid)
-
-
-def _column_rounder(scale: Tensor, zero: Tensor | None, bits: int, size: int) -> Any:
-    """A function from a column's values and index to the nearest levels of its groups' grids."""
-    scale, top = scale.float(), 2**bits - 1
-    if zero is None:
-        offset = torch.full_like(scale, -center(bits)) * scale
-    elif zero.is_floating_point():
-        offset = zero.float()
-    else:
-        offset = -zero.float() * scale
-
-    def nearest(values: Tensor, column: int) -> Tensor:
-        step, low = scale[:, column // size], offset[:, column // size]
-        return ((values - low) / step).round_().clamp_(0, top).mul_(step).add_(low)
-
-    return nearest

@@ -1,9 +1,11 @@
 """Scale and zero of an integer grid."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from tauten.formats.integer import grid_values, grouped, round_to_grid
+from tauten.formats.integer import center, grid_values, grouped, round_to_grid
 
 NARROWEST = {1: 0.2, 2: 0.3, 3: 0.5}  # fewer levels want narrower spans; 0.7 from 4 bits on
 SHRINK_STEP = 0.05
@@ -51,6 +53,39 @@ def fit_grid(
     return best_scale, best_zero
 
 
+def column_rounder(
+    scale: Tensor, zero: Tensor | None, bits: int, size: int
+) -> Callable[[Tensor, int], Tensor]:
+    """A function from a column's values (out,) and index to the nearest levels of its grids.
+
+    Args:
+        scale: (out, groups), and zero as `fit_grid` returns them.
+        bits: 1 to 8.
+        size: Columns a group.
+    """
+    scale, top = scale.float(), 2**bits - 1
+    if zero is None:
+        offset = torch.full_like(scale, -center(bits)) * scale
+    elif zero.is_floating_point():
+        offset = zero.float()
+    else:
+        offset = -zero.float() * scale
+
+    def nearest(values: Tensor, column: int) -> Tensor:
+        step, low = scale[:, column // size], offset[:, column // size]
+        return ((values - low) / step).round_().clamp_(0, top).mul_(step).add_(low)
+
+    return nearest
+
+
+def nearest_values(
+    matrix: Tensor, bits: int, group_size: int, scale: Tensor, zero: Tensor | None
+) -> Tensor:
+    """The levels of a grid nearest to a matrix: (out, in) floating -> (out, in) float32."""
+    codes = round_to_grid(matrix, bits, group_size, scale, zero)
+    return grid_values(codes.float(), bits, group_size or matrix.shape[1], scale, zero)
+
+
 def storable(scale: Tensor) -> Tensor:
     """Round to float16 where its range keeps every scale, else leave in float32."""
     return scale.half() if bool(_fits(scale).all()) else scale
@@ -94,8 +129,7 @@ def _squared_error(
 ) -> Tensor:
     """(out, groups) squared error of rounding to a grid."""
     size = group_size or matrix.shape[1]
-    codes = round_to_grid(matrix, bits, group_size, scale, zero)
-    error = matrix.float() - grid_values(codes.float(), bits, size, scale, zero)
+    error = matrix.float() - nearest_values(matrix, bits, group_size, scale, zero)
     squares = error.square() if importance is None else error.square() * importance
     return grouped(squares, size).sum(-1)
 
