@@ -26,6 +26,8 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "gptq": (tauten.GPTQ(8, 32), 0.02),
     "awq": (tauten.AWQ(8, 32), 0.02),
     "smoothquant": (tauten.SmoothQuant(), 0.04),
+    "binary": (tauten.Binary(32, residual=True), 1.0),
+    "ternary": (tauten.Ternary(32, residual=True), 0.5),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 

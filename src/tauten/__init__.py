@@ -14,12 +14,22 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import AWQ, GPTQ, RTN, Int8, SmoothQuant, TuneScales
+from tauten.quantization import (
+    AWQ,
+    GPTQ,
+    RTN,
+    Binary,
+    Int8,
+    SmoothQuant,
+    Ternary,
+    TuneScales,
+)
 
 __all__ = [
     "AWQ",
     "GPTQ",
     "RTN",
+    "Binary",
     "BusyError",
     "CorruptError",
     "Goal",
@@ -33,6 +43,7 @@ __all__ = [
     "SmoothQuant",
     "Step",
     "TautenError",
+    "Ternary",
     "TuneScales",
     "__version__",
     "compress",

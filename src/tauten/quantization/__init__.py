@@ -2,13 +2,25 @@
 
 from tauten.core.technique import Technique
 from tauten.quantization.awq import AWQ
+from tauten.quantization.binary import Binary
 from tauten.quantization.gptq import GPTQ
 from tauten.quantization.int8 import Int8
 from tauten.quantization.rtn import RTN
 from tauten.quantization.smoothquant import SmoothQuant
+from tauten.quantization.ternary import Ternary
 from tauten.quantization.tune_scales import TuneScales
 
-__all__ = ["AWQ", "GPTQ", "RTN", "TECHNIQUES", "Int8", "SmoothQuant", "TuneScales"]
+__all__ = [
+    "AWQ",
+    "GPTQ",
+    "RTN",
+    "TECHNIQUES",
+    "Binary",
+    "Int8",
+    "SmoothQuant",
+    "Ternary",
+    "TuneScales",
+]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
@@ -18,6 +30,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
         GPTQ,
         AWQ,
         SmoothQuant,
+        Binary,
+        Ternary,
         TuneScales,
     )
 }
