@@ -51,6 +51,13 @@ class PackedWeight(nn.Module):
         """Size in bits over the number of weights, scales and all."""
         return 8 * self.size_bytes / (self.out_features * self.in_features)
 
+    def code_layouts(self) -> dict[str, tuple[int, int]]:
+        """Buffers that `bits.pack` laid out: bits of a code, and codes in the last dimension.
+
+        These are what entropy coding makes smaller on disk.
+        """
+        return {}
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """JSON description from which `from_spec` rebuilds an empty twin, `kind` included."""
