@@ -16,8 +16,10 @@ class LayerInputs:
         tokens: How many x were seen.
         shift: (in, in) float32, mean of (x of the original model - x) x^T: how far the layers
             before have moved the inputs; None where that wasn't gathered.
+        note: What the report says of them; empty where they are what the layer is given.
     """
 
     moment: Tensor
     tokens: int
     shift: Tensor | None = None
+    note: str = ""

@@ -159,6 +159,8 @@ class Walk:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
+        if inputs is not None and inputs.note:
+            reason += f"; {inputs.note}"
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         return record, packing.packed_layer(module, packed, technique.activation_dtype)
