@@ -169,3 +169,8 @@ def test_experts_with_a_gate_of_their_own_stay_as_they_are() -> None:
     config = transformers.GptOssConfig(**SIZES, **own)
     model = unfuse_experts(transformers.GptOssForCausalLM(config))
     assert not any(isinstance(module, Experts) for module in model.modules())
+    structure = find_structure(model)
+    walk = Walk(model, structure, Recipe.of(tauten.RTN(4, 32)))
+    walk.run()
+    (record,) = (r for r in walk.layers if r.name == "model.layers.1.mlp.experts.down_proj")
+    assert record.reason.startswith("kept: no layer") and record.size_bytes == 4 * 96 * 64 * 4

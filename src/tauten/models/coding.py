@@ -42,8 +42,9 @@ def code_tensors(
 
 def coded_record(record: LayerRecord, saved: Mapping[str, int]) -> LayerRecord:
     """The record of a layer with the bytes of its weight in the file; `saved` by `code_tensors`."""
-    own, prefix = f"{record.name}.weight".lstrip("."), f"{record.name}.packed.".lstrip(".")
-    less = sum(n for name, n in saved.items() if name == own or name.startswith(prefix))
+    own = {record.name, f"{record.name}.weight".lstrip(".")}
+    prefix = f"{record.name}.packed.".lstrip(".")
+    less = sum(n for name, n in saved.items() if name in own or name.startswith(prefix))
     return replace(
         record,
         bits_per_weight=round(record.bits_per_weight - 8 * less / math.prod(record.shape), 3),

@@ -25,7 +25,7 @@ from tauten.models.allocator import return_freed_memory
 from tauten.models.calibration import Calibration
 from tauten.models.loader import Loader, Slot, place, tensor_slots
 from tauten.models.store import BlockStore
-from tauten.models.structure import Structure, packable_modules
+from tauten.models.structure import Structure, other_matrices, packable_modules
 from tauten.runtime.modules import PackedModule
 
 ERROR_CHUNK = 2**21  # weights compared at once
@@ -104,6 +104,11 @@ class Walk:
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
+        others = [
+            self._kept(name, weight, "kept: no layer of a kind that can be packed holds it")
+            for name, weight in other_matrices(self.model)
+            if self.structure.block_of(name) == part
+        ]
         names = [name for name, _ in members]
         seen = self._calibration.observe(part, names) if self._calibration else {}
         for name, module in members:
@@ -115,6 +120,7 @@ class Walk:
                 new_of_old[module] = packed
                 owner = self._shared[id(module.weight)][1]
                 specs[name] = packing.module_spec(packed, None if owner == name else owner)
+        records += others
         if self.model in new_of_old:  # the model itself is one layer
             self.model = new_of_old[self.model]
         packing.replace_modules(self.model, new_of_old)
@@ -246,7 +252,7 @@ class Walk:
         dtype = str(weight.dtype).removeprefix("torch.")
         return LayerRecord(
             name=name,
-            unit=self._unit_of[name],
+            unit=self._unit_of.get(name, name),
             shape=tuple(weight.shape),
             format=dtype if packed is None else f"{packed.kind} {bits} bit",
             bits_per_weight=round(8 * original_bytes / weight.numel(), 3)
