@@ -177,9 +177,7 @@ def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
     return recipe.steps[0].technique
 
 
-def _apply(
-    source: Source, recipe: Recipe, out: Path | None, data: Any = None
-) -> nn.Module:
+def _apply(source: Source, recipe: Recipe, out: Path | None, data: Any = None) -> nn.Module:
     result = run_recipe(source, recipe, render_html, out, data=data)
     assert result.model is not None, "it was asked for"
     return result.model
