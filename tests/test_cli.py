@@ -69,6 +69,20 @@ def test_quantize_and_inspect(llama_folder: Path, tmp_path: Path) -> None:
         assert done.exit_code == 0 and "LlamaForCausalLM" in done.stdout, done.stderr
 
 
+def test_entropy_coding_is_smaller_and_replays(llama_folder: Path, tmp_path: Path) -> None:
+    quantize = ("quantize", llama_folder, "--bits", 8, "-o")
+    done = [
+        tauten(*quantize, "plain"),
+        tauten(*quantize, "coded", "--entropy-coding"),
+        tauten("apply", "coded/recipe.yaml", llama_folder, "-o", "again"),
+    ]
+    assert all(run.exit_code == 0 for run in done), done
+    plain, coded, again = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "coded", "again")
+    )
+    assert len(coded) < len(plain) and again == coded
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def quantize(
     max_time_s: float | None = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
+    entropy_coding: bool = False,
 ) -> nn.Module:
     """Hold a model's weights in fewer bits.
 
@@ -47,6 +48,7 @@ def quantize(
         max_time_s: Most time to take, by an estimate; a faster technique is chosen for it.
         where: Pattern of the layers to pack; the others stay as they are.
         out: Also write the result there, as a folder that `load` reads.
+        entropy_coding: Code what is written losslessly into fewer bytes; takes a moment to load.
     Returns:
         A module that is called like the model. The model itself isn't changed; what stays
         unpacked is shared with it.
@@ -55,6 +57,7 @@ def quantize(
     """
     if isinstance(technique, Technique) and (bits is not None or group_size is not None):
         raise InputError("give bits and group_size inside the technique instance, not beside it")
+    path = _checked_out(out, entropy_coding)
     source = open_source(model)
     if technique is None:
         has_data = data is not None
@@ -63,7 +66,7 @@ def quantize(
         if isinstance(technique, str):
             technique = quantization_technique(technique, bits, group_size)
         recipe = Recipe((Step(technique, where),))
-    return _apply(source, recipe, out, data)
+    return _apply(source, replace(recipe, entropy_coding=entropy_coding), path, data)
 
 
 def quantization_technique(name: str, bits: int | None, group_size: int | None) -> Technique:
@@ -82,6 +85,7 @@ def compress(
     technique: str | Technique = "share_kmeans",
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
+    entropy_coding: bool = False,
     **knobs: Any,
 ) -> nn.Module:
     """Give a model fewer distinct weights; by default within a 1% error of every tensor.
@@ -91,6 +95,7 @@ def compress(
         technique: Name or instance, such as `tauten.ShareKMeans(max_error=0.02)`.
         where: Pattern of the layers to compress.
         out: Also write the result there.
+        entropy_coding: As for `quantize`.
         **knobs: Of the technique named.
     Returns:
         A module that is called like the model.
@@ -101,7 +106,9 @@ def compress(
         technique = make_technique(technique, "compress", knobs)
     elif knobs:
         raise InputError("give knobs inside the technique instance, not beside it")
-    return _apply(open_source(model), Recipe((Step(technique, where),)), out)
+    recipe = Recipe((Step(technique, where),), entropy_coding)
+    path = _checked_out(out, entropy_coding)
+    return _apply(open_source(model), recipe, path)
 
 
 def optimize(
@@ -114,6 +121,7 @@ def optimize(
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     max_tokens: int = 8192,
+    entropy_coding: bool = False,
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
@@ -128,6 +136,7 @@ def optimize(
         out: Folder to write. A killed run goes on when the same call is made again.
         seed: Deals data out to calibration, development and test.
         max_tokens: Most tokens a split of text.
+        entropy_coding: As for `quantize`; sizes are those of the coded files.
     Returns:
         The model and what is known of it. If nothing meets the goal, the nearest miss and why.
     Raises:
@@ -137,12 +146,11 @@ def optimize(
     unknown = set(pillars) - {"quantize", "compress"}
     if unknown or not pillars:
         raise InputError(f"pillars={pillars}: expected some of quantize, compress")
-    path = None if out is None else Path(out)
+    path = _checked_out(out, entropy_coding)
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
-    return run_search(
-        source, data, goal or Goal(), pillars, render_html, metric, path, seed, max_tokens
-    )
+    chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
+    return run_search(source, data, *chosen, entropy_coding)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:
@@ -169,10 +177,13 @@ def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
     return recipe.steps[0].technique
 
 
-def _apply(
-    source: Source, recipe: Recipe, out: str | os.PathLike[str] | None, data: Any = None
-) -> nn.Module:
-    path = None if out is None else Path(out)
-    result = run_recipe(source, recipe, render_html, path, data=data)
+def _apply(source: Source, recipe: Recipe, out: Path | None, data: Any = None) -> nn.Module:
+    result = run_recipe(source, recipe, render_html, out, data=data)
     assert result.model is not None, "it was asked for"
     return result.model
+
+
+def _checked_out(out: str | os.PathLike[str] | None, entropy_coding: bool) -> Path | None:
+    if out is None and entropy_coding:
+        raise InputError("entropy_coding makes the file smaller, not the model: pass out=FOLDER")
+    return None if out is None else Path(out)

@@ -48,6 +48,10 @@ Base = Annotated[
     typer.Option("--model", help="What the folder was made from, if that was a module factory."),
 ]
 Tokens = Annotated[int, typer.Option(help="Most tokens of text a split.", min=64)]
+Coding = Annotated[
+    bool,
+    typer.Option("--entropy-coding", help="Code the file losslessly into fewer bytes."),
+]
 Seed = Annotated[int, typer.Option(help="Deals documents out to calibration, development, test.")]
 
 
@@ -105,6 +109,7 @@ def optimize(
     ] = None,
     minimize: Annotated[str, typer.Option(help="size, latency or memory.")] = "size",
     out: Out = Path("optimized"),
+    entropy_coding: Coding = False,
     max_tokens: Tokens = 8192,
     seed: Seed = 0,
 ) -> None:
@@ -117,7 +122,9 @@ def optimize(
     check_out(out)  # before minutes are spent on loading
     source = open_source(model)
     goal = goal_from_text(max_drop, max_size, max_latency, max_memory, minimize, source.size_bytes)
-    call(source, data, goal, out=out, seed=seed, max_tokens=max_tokens)
+    call(
+        source, data, goal, out=out, seed=seed, max_tokens=max_tokens, entropy_coding=entropy_coding
+    )
     print_artifact(out, console)
 
 
@@ -134,11 +141,13 @@ def quantize(
     data: Calibration = None,
     time: Annotated[str | None, typer.Option(help="Most time to take, such as 20m.")] = None,
     out: Out = Path("quantized"),
+    entropy_coding: Coding = False,
 ) -> None:
     """Hold the weights in fewer bits; with data, so that little is lost on it."""
     from tauten.faces import write_quantized
 
-    write_quantized(model, (bits, group_size, technique), data, time, out, console)
+    wanted = (bits, group_size, technique)
+    write_quantized(model, wanted, data, time, out, console, entropy_coding)
 
 
 @command
@@ -146,12 +155,15 @@ def compress(
     model: Model,
     max_error: Annotated[float, typer.Option(help="Largest error of one tensor, 0 to 1.")] = 0.01,
     out: Out = Path("compressed"),
+    entropy_coding: Coding = False,
 ) -> None:
     """Give the weights fewer distinct values. Needs no data and measures none."""
     from tauten.compression import ShareKMeans
+    from tauten.core.recipe import Recipe
     from tauten.faces import write_recipe_run
 
-    write_recipe_run(model, ShareKMeans(max_error), out, console)
+    recipe = Recipe.of(ShareKMeans(max_error), entropy_coding=entropy_coding)
+    write_recipe_run(model, recipe, out, console)
 
 
 @command

@@ -1,5 +1,6 @@
 """What the command line does with the API's answers: gather facts, print them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
-from tauten.core.technique import Technique, WeightTechnique
+from tauten.core.technique import WeightTechnique
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.formats import FormatTime, distinct_layers, time_formats
 from tauten.evaluation.latency import compare_latency
@@ -108,10 +109,9 @@ def read_recipe(file: Path) -> Recipe:
 
 
 def write_recipe_run(
-    model: str | Source, what: Technique | Recipe, out: Path, console: Console, data: Any = None
+    model: str | Source, recipe: Recipe, out: Path, console: Console, data: Any = None
 ) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
-    recipe = what if isinstance(what, Recipe) else Recipe.of(what)
     check_out(out)
     run_recipe(open_source(model), recipe, render_html, out, load=False, data=data)
     print_artifact(out, console)
@@ -124,6 +124,7 @@ def write_quantized(
     time: str | None,
     out: Path,
     console: Console,
+    entropy_coding: bool,
 ) -> None:
     """Quantize a model on disk; `wanted` is bits, group size and the name of a technique."""
     bits, group_size, name = wanted
@@ -134,7 +135,7 @@ def write_quantized(
         recipe = choose_recipe(source, bits, group_size, "*", data is not None, limit_s)
     else:
         recipe = Recipe.of(quantization_technique(name, bits, group_size))
-    write_recipe_run(source, recipe, out, console, data)
+    write_recipe_run(source, replace(recipe, entropy_coding=entropy_coding), out, console, data)
 
 
 def print_artifact(folder: Path, console: Console) -> None:

@@ -34,14 +34,19 @@ class Recipe:
     """The first step whose pattern matches a layer decides how it is packed.
 
     Steps that tune come after all packing, in their order.
+
+    Attributes:
+        entropy_coding: Also code what is written losslessly into fewer bytes; a loaded model is
+            the same.
     """
 
     steps: tuple[Step, ...]
+    entropy_coding: bool = False
 
     @classmethod
-    def of(cls, *techniques: Technique) -> "Recipe":
+    def of(cls, *techniques: Technique, entropy_coding: bool = False) -> "Recipe":
         """Each technique on every layer."""
-        return cls(tuple(Step(technique) for technique in techniques))
+        return cls(tuple(Step(technique) for technique in techniques), entropy_coding)
 
     @property
     def cautions(self) -> list[str]:
@@ -68,7 +73,8 @@ class Recipe:
             {"technique": s.technique.name, "where": s.where, **s.technique.knobs()}
             for s in self.steps
         ]
-        return {"tauten": VERSION, "steps": steps}
+        coding = {"entropy_coding": True} if self.entropy_coding else {}
+        return {"tauten": VERSION, **coding, "steps": steps}
 
     @classmethod
     def from_dict(cls, data: Any, known: Mapping[str, type[Technique]]) -> "Recipe":
@@ -83,7 +89,11 @@ class Recipe:
             raise InputError("recipe: expected a mapping with a list of steps")
         if data.get("tauten", VERSION) != VERSION:
             raise InputError(f"recipe: version {data['tauten']}; this Tauten reads {VERSION}")
-        return cls(tuple(_step(raw, i, known) for i, raw in enumerate(data["steps"], 1)))
+        coding = data.get("entropy_coding", False)
+        if not isinstance(coding, bool):
+            raise InputError(f"recipe: entropy_coding={coding!r}: expected true or false")
+        steps = tuple(_step(raw, i, known) for i, raw in enumerate(data["steps"], 1))
+        return cls(steps, coding)
 
     def to_yaml(self) -> str:
         """The recipe as `recipe.yaml` holds it."""
@@ -105,7 +115,7 @@ class Recipe:
             str(s.technique) if s.where == "*" else f"{s.technique} on {s.where}"
             for s in self.steps
         ]
-        return ", ".join(parts)
+        return ", ".join(parts) + (", entropy-coded" if self.entropy_coding else "")
 
 
 def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:

@@ -20,6 +20,22 @@ def packed_bytes(count: int, bits: int) -> int:
     return sum(-(-count * width // 8) for width in planes(bits))
 
 
+def byte_ranges(bits: int, count: int, start: int, stop: int) -> list[slice]:
+    """Where some codes of a packed row stand: the bytes of each plane.
+
+    Args:
+        bits: 1 to 8.
+        count: Codes in the row.
+        start: First code; a multiple of 8, so that it starts a byte of each plane.
+        stop: Behind the last code.
+    """
+    ranges, base = [], 0
+    for width in planes(bits):
+        ranges.append(slice(base + start * width // 8, base + packed_bytes(stop, width)))
+        base += packed_bytes(count, width)
+    return ranges
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack codes along the last dimension.
 

@@ -101,6 +101,9 @@ class CodebookWeight(Interleavable, PackedWeight):
         books = self.codebook if len(self.codebook) == 1 else self.codebook[rows]
         return CodebookWeight.from_codes(shape, self.bits, codes, books.clone())
 
+    def code_layouts(self) -> dict[str, tuple[int, int]]:
+        return {"codes": (self.bits, self.in_features)}
+
     def spec(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

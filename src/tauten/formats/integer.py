@@ -183,6 +183,12 @@ class IntegerWeight(Interleavable, PackedWeight):
         codes = self.integer_codes(rows)[:, columns]
         return self.from_codes(shape, self.bits, self.group_size, codes, scale, zero)
 
+    def code_layouts(self) -> dict[str, tuple[int, int]]:
+        layouts = {"codes": (self.bits, self.in_features)}
+        if self.zero_kind == "integer":
+            layouts["zero"] = (self.bits, self.out_features * self.groups)
+        return layouts
+
     def spec(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

@@ -207,6 +207,15 @@ class SparseWeight(Interleavable, PackedWeight):
         packed = [_pack_rows(part, self.pattern) for part in self.kept().split(_STEP_ROWS)]
         return {"mask": torch.cat(packed), "starts": None}
 
+    def code_layouts(self) -> dict[str, tuple[int, int]]:
+        pairs = self.pattern == "2:4"
+        layouts = {"mask": (3, self.in_features // 4) if pairs else (1, self.in_features)}
+        if self.grid is not None and self.scale is not None:
+            layouts["values"] = (self.grid.bits, self.slots)
+            if self.grid.zero_kind == "integer":
+                layouts["zero"] = (self.grid.bits, self.scale.shape[1])
+        return layouts
+
     def spec(self) -> dict[str, Any]:
         spec: dict[str, Any] = {
             "kind": self.kind,

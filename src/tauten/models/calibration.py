@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.models.experts import show_starved, starved_note
 from tauten.models.observer import NothingLeft, Observer
 from tauten.runtime.modules import PackedLinear
 
@@ -161,7 +162,24 @@ class Calibration:
             with Observer(inner, shifted=self.correct) as observer:
                 for index in range(len(self.batches)):
                     self._observe_batch(part, block, index, observer)
-        return observer.inputs()
+            found = observer.inputs()
+            return found | self._observe_starved(part, block, found)
+
+    def _observe_starved(
+        self, part: str, block: nn.Module, found: dict[str, LayerInputs]
+    ) -> dict[str, LayerInputs]:
+        """What experts that too few tokens reached would see of all tokens."""
+        starved = show_starved(block, part, found)
+        if not starved:
+            return {}
+        with Observer(starved) as observer:
+            for call, state, batch in zip(self.calls[part], self.states, self.batches, strict=True):
+                with observer.batch(batch.mask), contextlib.suppress(NothingLeft):
+                    self._step(call, block, state)
+        return {
+            name: replace(inputs, note=starved_note(found.get(name), inputs))
+            for name, inputs in observer.inputs().items()
+        }
 
     def _observe_batch(self, part: str, block: nn.Module, index: int, observer: Observer) -> None:
         call, mask = self.calls[part][index], self.batches[index].mask

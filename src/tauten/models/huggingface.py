@@ -14,6 +14,7 @@ from torch import nn
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.progress import quiet_elsewhere
+from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
 from tauten.models.reader import SafetensorsReader, open_folder
 from tauten.models.source import Source, shared_copy
@@ -92,7 +93,7 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
         with init_empty_weights(include_buffers=False):
             model: nn.Module = model_class(config)
         model.tie_weights()  # type: ignore[operator]
-        return model.eval()
+        return unfuse_experts(model.eval())
 
     return build
 

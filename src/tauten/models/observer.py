@@ -22,7 +22,8 @@ class Observer:
 
     Layers that are called with the very same tensor (q, k, v; gate, up) share one sum.
     Embeddings and convolutions with groups are passed over: their weight isn't one product.
-    From the second batch on, `NothingLeft` ends a call once all layers of the first were seen.
+    From the second batch on, `NothingLeft` ends a call once all layers were seen; one with experts
+    that no token of it reaches runs to its end.
 
     Args:
         layers: By name, as they will be called.
@@ -42,7 +43,8 @@ class Observer:
         self._hooks: list[Any] = []
         self._seen: dict[int, tuple[str, Tensor]] = {}
         self._mask: Tensor | None = None
-        self._recording, self._batches, self._count = "", 0, 0
+        self._called: set[str] = set()
+        self._recording, self._batches = "", 0
 
     def __enter__(self) -> "Observer":
         self._hooks = [
@@ -65,17 +67,22 @@ class Observer:
 
     def inputs(self) -> dict[str, LayerInputs]:
         """Means by layer; layers that weren't called are missing."""
-        found = {}
-        for name, owner in self._owner.items():
+        means = {}
+        for owner, moment in self._moment.items():
             count = self._tokens[owner]
             shift = self._shift[owner] / count if owner in self._shift else None
+<<<<<<< HEAD
             sample, moment = self._sample[owner][1], self._moment[owner] / count
             found[name] = LayerInputs(moment, count, shift, self._peak[owner], sample)
         return found
+=======
+            means[owner] = LayerInputs(moment / count, count, shift)
+        return {name: means[owner] for name, owner in self._owner.items()}
+>>>>>>> entropy
 
     @contextlib.contextmanager
     def _record(self, what: str, mask: Tensor | None) -> Iterator[None]:
-        self._recording, self._mask, self._seen, self._count = what, mask, {}, 0
+        self._recording, self._mask, self._seen, self._called = what, mask, {}, set()
         yield
         self._recording, self._seen = "", {}
         self._batches += 1
@@ -85,8 +92,8 @@ class Observer:
             if self._recording:
                 x = args[0] if args else next(iter(kwargs.values()))
                 self._take(name, layer, x)
-                self._count += 1
-                last = self._batches and self._count == len(self._owner)
+                self._called.add(name)
+                last = self._batches and len(self._called) == len(self.layers)
                 if last and self._recording == "moment":
                     raise NothingLeft
 

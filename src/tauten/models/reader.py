@@ -10,9 +10,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tauten.core.errors import CorruptError, InputError
+from tauten.formats import entropy
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CODED = ".huffman"  # ends the name under which a tensor's entropy-coded form is stored
 
 
 class TensorReader(Protocol):
@@ -28,7 +30,7 @@ class TensorReader(Protocol):
 
 
 class SafetensorsReader:
-    """Tensors of one or several safetensors files.
+    """Tensors of one or several safetensors files; entropy-coded ones are decoded as they are read.
 
     A file is open only while a tensor is read: a mapping that stays open counts as resident
     memory of the process.
@@ -39,17 +41,21 @@ class SafetensorsReader:
 
     def __init__(self, files: Iterable[Path]):
         self._file_of: dict[str, Path] = {}
+        self._coded: set[str] = set()
         self.files = tuple(files)
         for file in self.files:
-            for name in _names_in(file):
+            for stored in _names_in(file):
+                name = stored.removesuffix(CODED)
                 self._file_of[name] = file
+                if stored != name:
+                    self._coded.add(name)
 
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
         return self._file_of.keys()
 
     def read(self, name: str) -> Tensor:
-        """One tensor as it is stored.
+        """One tensor as it is stored, or as it was before it was coded.
 
         Raises:
             CorruptError: It holds NaN or infinity, or can't be read.
@@ -57,8 +63,11 @@ class SafetensorsReader:
         file = self._file_of[name]
         try:
             with safe_open(file, framework="pt") as opened:
-                tensor: Tensor = opened.get_tensor(name).clone()
-        except (OSError, SafetensorError) as error:
+                if name in self._coded:
+                    tensor = entropy.decode(opened.get_tensor(name + CODED))
+                else:
+                    tensor = opened.get_tensor(name).clone()
+        except (OSError, SafetensorError, CorruptError) as error:
             raise CorruptError(f"{file}: can't read tensor {name!r}: {error}") from error
         check_finite(tensor, f"{file}: tensor {name!r}")
         return tensor

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
 from tauten.models.reader import SafetensorsReader, check_finite
 
@@ -163,12 +164,15 @@ def factory_source(text: str) -> Source:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy for inference: modules and parameters of its own on the same storage, no gradients."""
+    """A copy for inference: modules and parameters of its own on the same storage, no gradients.
+
+    Fused experts are linear layers in it; see `unfuse_experts`.
+    """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     try:
-        return copy.deepcopy(model, memo)
+        return unfuse_experts(copy.deepcopy(model, memo))
     except (TypeError, RuntimeError) as error:
         raise InputError(f"{type(model).__name__} can't be copied ({error})") from error
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.files import sha256_file, whole_file
 from tauten.core.journal import Journal
+from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
 
 
@@ -47,7 +48,8 @@ class BlockStore:
 
     def read(self, part: str) -> dict[str, Tensor]:
         """Tensors of a finished part, by their names in the model."""
-        return safetensors.torch.load_file(self.file(part))
+        reader = SafetensorsReader([self.file(part)])
+        return {name: reader.read(name) for name in reader.names()}
 
     def file(self, part: str) -> Path:
         """File of a part."""

@@ -76,6 +76,14 @@ def packable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def other_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of two dimensions and more that stand in no packable layer, with their names."""
+    layers = {name for name, _ in packable_modules(model)}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2 and name.rpartition(".")[0] not in layers:
+            yield name, parameter
+
+
 def _sibling_key(name: str, module: nn.Module) -> object:
     parent, _, leaf = name.rpartition(".")
     if type(module) is nn.Linear:

@@ -28,7 +28,7 @@ from tauten.models.calibration import Calibration
 from tauten.models.folding import Folding, rescale
 from tauten.models.loader import Loader, Slot, place, tensor_slots
 from tauten.models.store import BlockStore
-from tauten.models.structure import Structure, packable_modules
+from tauten.models.structure import Structure, other_matrices, packable_modules
 from tauten.runtime.modules import PackedModule
 
 ERROR_CHUNK = 2**21  # weights compared at once
@@ -110,7 +110,16 @@ class Walk:
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
+<<<<<<< HEAD
         names = [name for name, _ in members if self._is_calibrated(name)]
+=======
+        others = [
+            self._kept(name, weight, "kept: no layer of a kind that can be packed holds it")
+            for name, weight in other_matrices(self.model)
+            if self.structure.block_of(name) == part
+        ]
+        names = [name for name, _ in members]
+>>>>>>> entropy
         seen = self._calibration.observe(part, names) if self._calibration else {}
         seen = self._fold(part, seen)
         for name, module in members:
@@ -122,6 +131,7 @@ class Walk:
                 new_of_old[module] = packed
                 owner = self._shared[id(module.weight)][1]
                 specs[name] = packing.module_spec(packed, None if owner == name else owner)
+        records += others
         if self.model in new_of_old:  # the model itself is one layer
             self.model = new_of_old[self.model]
         packing.replace_modules(self.model, new_of_old)
@@ -198,9 +208,14 @@ class Walk:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
+<<<<<<< HEAD
         if isinstance(technique, ScalingTechnique):
             maker = self._scaled.get(name)
             reason += f"; its columns are scaled against {maker}" if maker else "; not scaled"
+=======
+        if inputs is not None and inputs.note:
+            reason += f"; {inputs.note}"
+>>>>>>> entropy
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         return record, packing.packed_layer(module, packed, technique.activation_dtype)
@@ -294,7 +309,7 @@ class Walk:
         dtype = str(weight.dtype).removeprefix("torch.")
         return LayerRecord(
             name=name,
-            unit=self._unit_of[name],
+            unit=self._unit_of.get(name, name),
             shape=tuple(weight.shape),
             format=dtype if packed is None else packed.label,
             bits_per_weight=round(8 * original_bytes / weight.numel(), 3)

@@ -56,7 +56,7 @@ def faster_twin(recipe: Recipe) -> Recipe:
         else step
         for step in recipe.steps
     )
-    return Recipe(tuple(steps))
+    return replace(recipe, steps=tuple(steps))
 
 
 def block_pattern(structure: Structure) -> str:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,16 @@ def run_search(
     out: Path | None = None,
     seed: int = 0,
     max_tokens: int = 8192,
+    entropy_coding: bool = False,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     task = make_task(source, skeleton, data, metric, seed, max_tokens)
-    ladders = [ladder(structure, pillar) for pillar in pillars]
+    ladders = [
+        [replace(recipe, entropy_coding=entropy_coding) for recipe in ladder(structure, pillar)]
+        for pillar in pillars
+    ]
     recipes = [recipe for recipes in ladders for recipe in recipes]
     tokens = task.tokens.get("development", task.documents["development"])
     needs = forecast(source, skeleton, structure, len(recipes), tokens, goal)
@@ -67,7 +71,7 @@ def run_search(
         "recipes": [recipe_id(recipe) for recipe in recipes],
         "seed": seed,
     }
-    with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
+    with progress_bars(), run_folder(out, needs.disk_bytes * (1 + entropy_coding)) as folder:
         calibration = calibration_batches(task.splits.calibration, skeleton)
         workspace = Workspace(folder, source, structure, run, calibration)
         search = Search(workspace, task, goal, needs.stream)
@@ -174,7 +178,8 @@ def run_recipe(
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
         run["data"] = _digest(calibration)
-    with progress_bars(), run_folder(out, needs.disk_bytes) as folder:
+    disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
+    with progress_bars(), run_folder(out, disk_bytes) as folder:
         candidate = Workspace(folder, source, structure, run, calibration).apply(recipe)
         result = Result(None, recipe, False, reason, [], candidate.layers, None)
         facts = Facts(source, render, skeleton)

@@ -1,7 +1,7 @@
 """Under a latency goal, formats slower than the unpacked layer drop out before they are tried."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -95,7 +95,8 @@ class FormatGuard:
         if not calls and None in technique_of.values():
             # A layer left unpacked takes the model out of the native decoder: calls count again.
             technique_of, reverts = self._assign(recipe, packed, True)
-        return self._recipe(technique_of) if reverts else recipe, reverts
+        made = replace(recipe, steps=self._steps(technique_of)) if reverts else recipe
+        return made, reverts
 
     def _packed(self, recipe: Recipe) -> dict[tuple[str, str], PackedWeight | None]:
         """One layer of each kind as each technique of a recipe packs it."""
@@ -175,15 +176,15 @@ class FormatGuard:
             self._overheads[str(technique)] = call_overhead(technique)
         return self._overheads[str(technique)]
 
-    def _recipe(self, technique_of: dict[str, WeightTechnique | None]) -> Recipe:
-        """A recipe that gives each layer its technique."""
+    def _steps(self, technique_of: dict[str, WeightTechnique | None]) -> tuple[Step, ...]:
+        """Steps that give each layer its technique."""
         steps = []
         for technique in dict.fromkeys(technique_of.values()):
             if technique is not None:
                 own = [name for name, other in technique_of.items() if other == technique]
                 others = [name for name, other in technique_of.items() if other != technique]
                 steps.append(Step(technique, ", ".join(self._patterns(own, others))))
-        return Recipe(tuple(steps))
+        return tuple(steps)
 
     def _patterns(self, names: list[str], others: list[str]) -> list[str]:
         """Patterns that match `names`, across blocks where that matches none of `others`."""

@@ -16,6 +16,8 @@ from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
 from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
+from tauten.models.coding import code_tensors, coded_record
+from tauten.models.loader import tensor_slots
 from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
@@ -82,14 +84,17 @@ class Workspace:
         walk.run()
         if recipe.tunings:
             store = self._tune(recipe, walk, store)
-        weights = store.joined(walk.parts)
+        plain, layers = store.joined(walk.parts), walk.layers
+        if recipe.entropy_coding:
+            store, saved = self._code(recipe, walk, store)
+            layers = [coded_record(record, saved) for record in layers]
         return Candidate(
             recipe=recipe,
             source=self._packed(walk, store),
             specs=walk.specs,
-            layers=walk.layers,
-            weights=weights,
-            memory_bytes=weights.tensor_bytes,
+            layers=layers,
+            weights=store.joined(walk.parts),
+            memory_bytes=plain.tensor_bytes,
             journal=self.journal,
         )
 
@@ -107,6 +112,26 @@ class Workspace:
             tensors = {name: state[name].to(old.dtype) for name, old in before.items()}
             tuned.write(part, tensors)
         return tuned
+
+    def _code(
+        self, recipe: Recipe, walk: Walk, store: BlockStore
+    ) -> tuple[BlockStore, dict[str, int]]:
+        """Entropy-code what was packed, a part at a time, beside it.
+
+        Returns:
+            Where it stands, and the bytes saved by tensor.
+        """
+        coded = BlockStore(store.folder / "coded", self.journal, f"{recipe_id(recipe)} coded")
+        slots, saved = tensor_slots(self._packed(walk, store).skeleton()), {}
+        for part in walk.parts:
+            done = coded.finished(part)
+            if done is None:
+                tensors, less = code_tensors(store.read(part), slots)
+                coded.write(part, tensors, saved_bytes=less)
+            else:
+                less = done["saved_bytes"]
+            saved |= less
+        return coded, saved
 
     def _packed(self, walk: Walk, store: BlockStore) -> Source:
         reader = SafetensorsReader([store.file(part) for part in walk.parts])
