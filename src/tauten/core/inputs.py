@@ -16,20 +16,17 @@ class LayerInputs:
         tokens: How many x were seen.
         shift: (in, in) float32, mean of (x of the original model - x) x^T: how far the layers
             before have moved the inputs; None where that wasn't gathered.
-<<<<<<< HEAD
         peak: (in,) float32, largest |x| of each column; None where it wasn't gathered.
         sample: (rows, in) float32, a few hundred x, spread evenly over the tokens; None as above.
-=======
         note: What the report says of them; empty where they are what the layer is given.
->>>>>>> entropy
     """
 
     moment: Tensor
     tokens: int
     shift: Tensor | None = None
-<<<<<<< HEAD
     peak: Tensor | None = None
     sample: Tensor | None = None
+    note: str = ""
 
     def divided(self, scale: Tensor) -> "LayerInputs":
         """The statistics of x / scale: exact, without a second look at the data.
@@ -44,7 +41,5 @@ class LayerInputs:
             None if self.shift is None else self.shift / pairs,
             None if self.peak is None else self.peak / scale,
             None if self.sample is None else self.sample / scale,
+            self.note,
         )
-=======
-    note: str = ""
->>>>>>> entropy

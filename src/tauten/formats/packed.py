@@ -51,20 +51,18 @@ class PackedWeight(nn.Module):
         """Size in bits over the number of weights, scales and all."""
         return 8 * self.size_bytes / (self.out_features * self.in_features)
 
-<<<<<<< HEAD
     @property
     def label(self) -> str:
         """What reports call the format: its kind, and the bits of a code where it has codes."""
         bits = getattr(self, "bits", None)
         return self.kind if bits is None else f"{self.kind} {bits} bit"
-=======
+
     def code_layouts(self) -> dict[str, tuple[int, int]]:
         """Buffers that `bits.pack` laid out: bits of a code, and codes in the last dimension.
 
         These are what entropy coding makes smaller on disk.
         """
         return {}
->>>>>>> entropy
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

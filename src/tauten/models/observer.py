@@ -71,14 +71,9 @@ class Observer:
         for owner, moment in self._moment.items():
             count = self._tokens[owner]
             shift = self._shift[owner] / count if owner in self._shift else None
-<<<<<<< HEAD
-            sample, moment = self._sample[owner][1], self._moment[owner] / count
-            found[name] = LayerInputs(moment, count, shift, self._peak[owner], sample)
-        return found
-=======
-            means[owner] = LayerInputs(moment / count, count, shift)
+            peak, sample = self._peak.get(owner), self._sample[owner][1]
+            means[owner] = LayerInputs(moment / count, count, shift, peak, sample)
         return {name: means[owner] for name, owner in self._owner.items()}
->>>>>>> entropy
 
     @contextlib.contextmanager
     def _record(self, what: str, mask: Tensor | None) -> Iterator[None]:

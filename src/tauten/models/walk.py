@@ -110,16 +110,12 @@ class Walk:
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
-<<<<<<< HEAD
-        names = [name for name, _ in members if self._is_calibrated(name)]
-=======
         others = [
             self._kept(name, weight, "kept: no layer of a kind that can be packed holds it")
             for name, weight in other_matrices(self.model)
             if self.structure.block_of(name) == part
         ]
-        names = [name for name, _ in members]
->>>>>>> entropy
+        names = [name for name, _ in members if self._is_calibrated(name)]
         seen = self._calibration.observe(part, names) if self._calibration else {}
         seen = self._fold(part, seen)
         for name, module in members:
@@ -208,14 +204,11 @@ class Walk:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
-<<<<<<< HEAD
         if isinstance(technique, ScalingTechnique):
             maker = self._scaled.get(name)
             reason += f"; its columns are scaled against {maker}" if maker else "; not scaled"
-=======
         if inputs is not None and inputs.note:
             reason += f"; {inputs.note}"
->>>>>>> entropy
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         return record, packing.packed_layer(module, packed, technique.activation_dtype)
