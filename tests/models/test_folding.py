@@ -17,10 +17,8 @@ from tauten.core.inputs import LayerInputs
 from tauten.core.journal import Journal
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import ScalingTechnique
-from tauten.data.calibration import calibration_batches
-from tauten.data.windows import TokenBatch
 from tauten.formats.integer import IntegerWeight
-from tauten.models.calibration import Calibration
+from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.folding import Fold, find_folds
 from tauten.models.source import fingerprint_tensors, shared_copy
 from tauten.models.store import BlockStore
@@ -69,11 +67,12 @@ def randomized(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def batches(count: int = 2) -> list[Any]:
+def batches(count: int = 2) -> list[CalibrationBatch]:
+    """Tokens, some of them padding."""
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(0, 256, (2, 12), generator=generator) for _ in range(count)]
-    lengths = torch.tensor([12, 9])
-    return calibration_batches([TokenBatch(i, lengths, torch.zeros(2)) for i in ids])
+    mask = torch.tensor([12, 9])[:, None] > torch.arange(12)
+    return [CalibrationBatch((), {"input_ids": i, "use_cache": False}, mask) for i in ids]
 
 
 def traced(model: nn.Module, index: int = 1) -> tuple[nn.Module, Any]:

@@ -293,9 +293,10 @@ class Calibration:
 
 
 def _first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
-    """The beginning of a batch of tokens; any other batch as it is."""
+    """The beginning of a batch of tokens; any other batch, or one padded there, as it is."""
     tensors = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
-    if any(t.dim() != 2 or t.is_floating_point() for t in tensors):
+    padded = batch.mask is not None and not bool(batch.mask[:1, :PROBE_TOKENS].all())
+    if padded or any(t.dim() != 2 or t.is_floating_point() for t in tensors):
         return batch
 
     def cut(value: Any) -> Any:

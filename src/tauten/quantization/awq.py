@@ -16,7 +16,7 @@ from tauten.solvers.nearest import round_to_nearest
 from tauten.solvers.scaling import centred, least_lossy, spread_rows, tied
 from tauten.solvers.second_order import curvature, output_error, sweep
 
-EXPONENTS = tuple(step / 20 for step in range(1, 21))
+EXPONENTS = tuple(step / 10 for step in range(1, 11))
 TRIED_ROWS = 256  # of each weight, while scales are compared
 DAMPING = 0.01
 
@@ -81,11 +81,11 @@ class AWQ(ScalingTechnique):
         rows = torch.cat([spread_rows(weight, TRIED_ROWS) for weight in weights])
 
         def loss(scale: Tensor) -> float:
-            seen = inputs.divided(scale)
-            change = self._nearest(rows * scale, seen.moment.diagonal()) - rows * scale
-            return float(output_error(change, seen.moment).sum())
+            rounded = self._nearest(rows * scale, energy / scale.square())
+            return float(output_error(rounded / scale - rows, inputs.moment).sum())
 
-        strength = tied(inputs.moment.diagonal().sqrt(), channels)
+        energy = inputs.moment.diagonal()
+        strength = tied(energy.sqrt(), channels)
         magnitude = tied(torch.cat(list(weights)).abs().mean(0), channels)
         return least_lossy(_scales(strength, magnitude), loss)
 
