@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tauten.core.errors import CorruptError
-from tauten.formats import codebook, integer, sparse  # noqa: F401  (they register themselves)
+from tauten.formats import codebook, integer, sparse, sum, ternary  # noqa: F401  (register)
 from tauten.formats.packed import FORMATS, from_spec
 
 INTEGER = {
@@ -41,7 +41,9 @@ SPARSE_FLOATS = {
     "slots": 7,
     "values": "bfloat16",
 }
-SPECS = (INTEGER, CODEBOOK, SPARSE, SPARSE_FLOATS)
+TERNARY = {**INTEGER, "kind": "ternary", "bits": 2, "zero": "none"}
+SUM = {"kind": "sum", "first": INTEGER, "second": TERNARY}
+SPECS = (INTEGER, CODEBOOK, SPARSE, SPARSE_FLOATS, TERNARY, SUM)
 DAMAGE: dict[str, tuple[Any, ...]] = {
     "kind": (None, 5, "integre", ["integer"], {}),
     "shape": (None, 5, [], [-4, 6], [4.0, 6], ["4", 6], [2**62, 2**62], [[4], 6], {}),
@@ -54,6 +56,8 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
     "pattern": (None, "4:2", 0, []),
     "slots": (None, -1, "7", 2.5, [7]),
     "values": (None, "float64", "int8", 4, []),
+    "first": (None, 5, {}, [], {**INTEGER, "shape": [4, 7]}),
+    "second": (None, 5, {}, [], {**TERNARY, "bits": 3}),
 }
 
 

@@ -98,7 +98,8 @@ class IntegerWeight(Interleavable, PackedWeight):
     ) -> "IntegerWeight":
         """Pack codes that a solver chose: codes (out, in) uint8; the rest as in `encode`."""
         _check_grid(bits, group_size)
-        return cls.from_packed(shape, bits, group_size, pack(codes, bits), scale, zero)
+        packed = cls.pack_codes(codes, bits)
+        return cls.from_packed(shape, bits, group_size, packed, scale, zero)
 
     @classmethod
     def from_packed(
@@ -110,13 +111,18 @@ class IntegerWeight(Interleavable, PackedWeight):
         scale: Tensor,
         zero: Tensor | None,
     ) -> "IntegerWeight":
-        """As `from_codes`, with codes packed already: (out, packed_bytes(in, bits)) uint8."""
+        """As `from_codes`, with codes that `pack_codes` has packed already."""
         tensors = {"codes": packed ^ 0x80 if bits == 8 else packed, "scale": scale}
         kind = "none"
         if zero is not None:
             kind = "float" if zero.is_floating_point() else "integer"
             tensors["zero"] = zero if kind == "float" else pack(zero.flatten(), bits)
         return cls(shape, bits, group_size, kind, tensors)
+
+    @classmethod
+    def pack_codes(cls, codes: Tensor, bits: int) -> Tensor:
+        """Codes (rows, in) uint8 as they stand by rows, (rows, bytes) uint8."""
+        return pack(codes, bits)
 
     def integer_codes(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(rows, in) uint8 codes."""
@@ -152,7 +158,7 @@ class IntegerWeight(Interleavable, PackedWeight):
         """The tensors as on disk."""
         rows, count = slice(None), self.out_features
         codes = take_codes(self.codes, rows, self.bits, (count, self.in_features))
-        tensors = {"codes": pack(codes, self.bits)}
+        tensors = {"codes": self.pack_codes(codes, self.bits)}
         tensors["scale"] = take_groups(self.scale, rows, count)
         if self.zero is not None:
             zero = take_groups(self.zero, rows, count)
@@ -175,7 +181,7 @@ class IntegerWeight(Interleavable, PackedWeight):
             zero = take_groups(zero, rows, count)[:, groups].clone()
         scale = take_groups(self.scale, rows, count)[:, groups].clone()
         codes = self.integer_codes(rows)[:, columns]
-        return IntegerWeight.from_codes(shape, self.bits, self.group_size, codes, scale, zero)
+        return self.from_codes(shape, self.bits, self.group_size, codes, scale, zero)
 
     def spec(self) -> dict[str, Any]:
         return {

@@ -51,6 +51,12 @@ class PackedWeight(nn.Module):
         """Size in bits over the number of weights, scales and all."""
         return 8 * self.size_bytes / (self.out_features * self.in_features)
 
+    @property
+    def label(self) -> str:
+        """What reports call the format: its kind, and the bits of a code where it has codes."""
+        bits = getattr(self, "bits", None)
+        return self.kind if bits is None else f"{self.kind} {bits} bit"
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """JSON description from which `from_spec` rebuilds an empty twin, `kind` included."""

@@ -240,13 +240,12 @@ class Walk:
         error: float,
         reason: str,
     ) -> LayerRecord:
-        bits = getattr(packed, "bits", None)
         dtype = str(weight.dtype).removeprefix("torch.")
         return LayerRecord(
             name=name,
             unit=self._unit_of[name],
             shape=tuple(weight.shape),
-            format=dtype if packed is None else f"{packed.kind} {bits} bit",
+            format=dtype if packed is None else packed.label,
             bits_per_weight=round(8 * original_bytes / weight.numel(), 3)
             if packed is None
             else round(packed.bits_per_weight, 3),

@@ -13,6 +13,7 @@ from tauten.formats.integer import IntegerWeight
 from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
 from tauten.formats.sparse import SparseWeight
+from tauten.formats.sum import SumWeight
 from tauten.runtime import book_ops, library, ops, reference, sparse_ops  # noqa: F401 (register)
 from tauten.runtime.conv_op import output_size
 from tauten.runtime.gpu import ops as gpu_ops
@@ -41,6 +42,9 @@ def linear(
         InputError: The activation is unknown, or x and the weight lie on different devices.
     """
     _check_activation(activation)
+    if isinstance(weight, SumWeight):
+        first = linear(x, weight.first, bias, activation)
+        return first + linear(x, weight.second, None, activation)
     wants_gradient = _wants_gradient(x, bias)
     served = _native(x, weight) or gpu_ops.serves(x, weight)
     if not served or (wants_gradient and torch.compiler.is_compiling()):
@@ -79,6 +83,9 @@ def conv(
     _check_activation(activation)
     if x.dim() == len(weight.shape) - 1:
         return conv(x[None], weight, bias, activation, settings)[0]
+    if isinstance(weight, SumWeight):
+        first = conv(x, weight.first, bias, activation, settings)
+        return first + conv(x, weight.second, None, activation, settings)
     groups = settings["groups"]
     _check_image(x, weight, activation, groups)
     by_table = isinstance(weight, CodebookWeight) and activation == "float"
@@ -105,6 +112,8 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     Raises:
         IndexError: An index isn't a row of the weight; on a GPU the error is CUDA's.
     """
+    if isinstance(weight, SumWeight):
+        return rows(index, weight.first, dtype) + rows(index, weight.second, dtype)
     if not isinstance(weight, IntegerWeight) or not _native(index, weight):
         found = weight.dequantize_rows(index.flatten(), dtype)
     else:
@@ -122,6 +131,9 @@ def prepare(weight: PackedWeight) -> bool:
     `linear`, `conv` and `rows` do so on first use; before `torch.export` call it, or the model.
     On a GPU weights stay by rows.
     """
+    if isinstance(weight, SumWeight):
+        first, second = prepare(weight.first), prepare(weight.second)
+        return first and second
     if not _served(weight):
         return False
     assert isinstance(weight, IntegerWeight | CodebookWeight | SparseWeight)

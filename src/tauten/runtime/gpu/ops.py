@@ -10,6 +10,7 @@ from torch import Tensor
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
+from tauten.formats.ternary import TernaryWeight
 from tauten.runtime import book_ops  # noqa: F401 (defines an op)
 from tauten.runtime.ops import GRID_DTYPES
 
@@ -24,6 +25,8 @@ NOTICE = (
 def serves(x: Tensor, weight: PackedWeight) -> bool:
     """Whether the ops take a product of x with this weight, which lies on its GPU by rows."""
     if not isinstance(weight, IntegerWeight | CodebookWeight) or weight.interleaved:
+        return False
+    if isinstance(weight, TernaryWeight):  # five trits a byte, which these kernels do not unpack
         return False
     if x.device.type != "cuda" or weight.codes.device != x.device or x.dtype not in DTYPES:
         return False
