@@ -17,10 +17,12 @@ class Technique(ABC):
     Attributes:
         name: The word that recipes and the command line use.
         pillar: The call it belongs to: quantize, compress, parallelize or distribute.
+        caution: What to know before the result is used; the report says it. Empty for most.
     """
 
     name: ClassVar[str]
     pillar: ClassVar[str]
+    caution: ClassVar[str] = ""
 
     def knobs(self) -> dict[str, Any]:
         """Its settings, as recipes write them."""

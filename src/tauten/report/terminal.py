@@ -48,6 +48,8 @@ def print_result(
     title = Text.assemble(f"{name}: ", (verdict.text, f"bold {style}"))
     console.print(Panel(body, title=title, title_align="left", border_style=style))
     console.print(_tile_table(manifest, timing))
+    for caution in manifest.get("cautions") or []:
+        console.print(Text(f"\nCaution: {caution}.", "yellow"))
     for line in _certificate(manifest):
         console.print(line)
     rows = trial_rows(manifest, timing)

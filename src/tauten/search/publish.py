@@ -104,6 +104,7 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
         },
         "recipe": result.recipe.to_dict(),
         "recipe_text": str(result.recipe),
+        "cautions": result.recipe.cautions,
         "goal": asdict(facts.goal) if facts.goal else None,
         "weights": {"file": artifact.WEIGHTS, "size_bytes": candidate.weights.size_bytes},
         "memory_bytes": candidate.memory_bytes,

@@ -159,6 +159,8 @@ def run_recipe(
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     reason = "nothing was measured on data, so no drop is claimed"
+    for caution in recipe.cautions:
+        _log.warning(caution)
     calibration = [] if data is None else load_calibration(source, skeleton, data)
     if out is None and source.reader is None:
         calibrated = calibration_for(recipe, calibration)
