@@ -14,11 +14,12 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8, TuneScales
+from tauten.quantization import GPTQ, RTN, Binary, Int8, Ternary, TuneScales
 
 __all__ = [
     "GPTQ",
     "RTN",
+    "Binary",
     "BusyError",
     "CorruptError",
     "Goal",
@@ -31,6 +32,7 @@ __all__ = [
     "ShareKMeans",
     "Step",
     "TautenError",
+    "Ternary",
     "TuneScales",
     "__version__",
     "compress",

@@ -103,7 +103,7 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
     """
     if packed.numel() and int(packed.max()) >= 3**TRITS:
         raise CorruptError(f"a byte of trits is {int(packed.max())}: five of them make at most 242")
-    trits = packed[..., None] // _powers(packed.device) % 3
+    trits: Tensor = packed[..., None] // _powers(packed.device) % 3
     return trits.flatten(-2)[..., :count]
 
 

@@ -1,12 +1,14 @@
 """Quantization: fewer bits a weight. One file a technique; this registry has a row for each."""
 
 from tauten.core.technique import Technique
+from tauten.quantization.binary import Binary
 from tauten.quantization.gptq import GPTQ
 from tauten.quantization.int8 import Int8
 from tauten.quantization.rtn import RTN
+from tauten.quantization.ternary import Ternary
 from tauten.quantization.tune_scales import TuneScales
 
-__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8", "TuneScales"]
+__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Binary", "Int8", "Ternary", "TuneScales"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
@@ -14,6 +16,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
         RTN,
         Int8,
         GPTQ,
+        Binary,
+        Ternary,
         TuneScales,
     )
 }

@@ -132,8 +132,8 @@ def prepare(weight: PackedWeight) -> bool:
     On a GPU weights stay by rows.
     """
     if isinstance(weight, SumWeight):
-        first, second = prepare(weight.first), prepare(weight.second)
-        return first and second
+        served: list[bool] = [prepare(part) for part in (weight.first, weight.second)]
+        return all(served)
     if not _served(weight):
         return False
     assert isinstance(weight, IntegerWeight | CodebookWeight | SparseWeight)
