@@ -92,7 +92,8 @@ def pack_trits(trits: Tensor) -> Tensor:
     """(..., n) uint8 of 0, 1 and 2 -> (..., trit_bytes(n)) uint8."""
     padded = torch.nn.functional.pad(trits, (0, -trits.shape[-1] % TRITS))
     cells = padded.unflatten(-1, (-1, TRITS)) * _powers(trits.device)
-    return cells.sum(-1, dtype=torch.uint8)
+    packed: Tensor = cells.sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack_trits(packed: Tensor, count: int) -> Tensor:
