@@ -122,7 +122,8 @@ class Workspace:
             Where it stands, and the bytes saved by tensor.
         """
         coded = BlockStore(store.folder / "coded", self.journal, f"{recipe_id(recipe)} coded")
-        slots, saved = tensor_slots(self._packed(walk, store).skeleton()), {}
+        slots = tensor_slots(self._packed(walk, store).skeleton())
+        saved: dict[str, int] = {}
         for part in walk.parts:
             done = coded.finished(part)
             if done is None:
