@@ -22,6 +22,8 @@ from tauten.models.reader import CODED
 from tauten.models.source import open_source
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
+from tauten.report.html import render_html
+from tauten.search.run import run_recipe
 
 TECHNIQUES = [tauten.Int8(), tauten.RTN(5, 32, "integer")]
 
@@ -123,6 +125,17 @@ def test_a_run_that_went_on_ends_with_the_same_bytes(
         assert (tmp_path / "stopped" / file).read_bytes() == (
             tmp_path / "whole" / file
         ).read_bytes()
+
+
+def test_a_tuned_model_is_coded_as_tuned(llama_folder: Path, tmp_path: Path) -> None:
+    states, data = [], [{"input_ids": torch.arange(256)[None, :60]}]
+    for coded in (False, True):
+        recipe = Recipe.of(tauten.RTN(4, 32), tauten.TuneScales(steps=1), entropy_coding=coded)
+        source, out = open_source(llama_folder), tmp_path / str(coded)
+        states.append(run_recipe(source, recipe, render_html, out, data=data).model.state_dict())
+    assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
+    stored = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("False", "True")]
+    assert stored[1] < stored[0]
 
 
 def test_a_module_that_is_one_layer(tmp_path: Path) -> None:

@@ -17,6 +17,13 @@ from tauten.core.inputs import LayerInputs
 # eigenvalues of white inputs spread by ((1 + r) / (1 - r))^2, r = sqrt(d / n) (Marchenko-Pastur):
 # 4.4 at 8 tokens a feature, 34 at 2, and no inverse at all below 1.
 TOKENS_PER_FEATURE = 8
+_ORDINARY = {  # what transformers says of experts; its earlier versions don't say all of it
+    "has_gate": True,
+    "is_concatenated": True,
+    "is_transposed": False,
+    "has_bias": False,
+    "has_post_expert_norm": False,
+}
 
 
 class Expert(nn.Module):
@@ -129,13 +136,9 @@ def starved_note(routed: LayerInputs | None, shown: LayerInputs) -> str:
 def _is_fused(module: Any) -> bool:
     """Whether a module is one of transformers' fused experts of the ordinary kind."""
     gate = getattr(type(module), "_apply_gate", None)
-    return (
-        gate is not None
-        and gate.__module__ == "transformers.integrations.moe"  # not an architecture's own
-        and module.has_gate
-        and module.is_concatenated
-        and not (module.is_transposed or module.has_bias or module.has_post_expert_norm)
-    )
+    if gate is None or gate.__module__ != "transformers.integrations.moe":  # one of its own
+        return False
+    return all(getattr(module, name, value) == value for name, value in _ORDINARY.items())
 
 
 def _linear(weight: Tensor) -> nn.Linear:
