@@ -24,6 +24,8 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "rtn": (tauten.RTN(8, 32), 0.02),
     "int8": (tauten.Int8(), 0.04),
     "gptq": (tauten.GPTQ(8, 32), 0.02),
+    "hqq": (tauten.HQQ(8, 32), 0.02),
+    "codebook": (tauten.Codebook(4), 0.2),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 

@@ -14,12 +14,14 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8
+from tauten.quantization import GPTQ, HQQ, RTN, Codebook, Int8
 
 __all__ = [
     "GPTQ",
+    "HQQ",
     "RTN",
     "BusyError",
+    "Codebook",
     "CorruptError",
     "Goal",
     "GoalError",
