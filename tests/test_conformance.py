@@ -28,6 +28,8 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "smoothquant": (tauten.SmoothQuant(), 0.04),
     "binary": (tauten.Binary(32, residual=True), 1.0),
     "ternary": (tauten.Ternary(32, residual=True), 0.5),
+    "hqq": (tauten.HQQ(8, 32), 0.02),
+    "codebook": (tauten.Codebook(4), 0.2),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 

@@ -17,8 +17,10 @@ from tauten.core.version import __version__
 from tauten.quantization import (
     AWQ,
     GPTQ,
+    HQQ,
     RTN,
     Binary,
+    Codebook,
     Int8,
     SmoothQuant,
     Ternary,
@@ -28,9 +30,11 @@ from tauten.quantization import (
 __all__ = [
     "AWQ",
     "GPTQ",
+    "HQQ",
     "RTN",
     "Binary",
     "BusyError",
+    "Codebook",
     "CorruptError",
     "Goal",
     "GoalError",

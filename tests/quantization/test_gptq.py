@@ -2,18 +2,12 @@
 
 import pytest
 import torch
+from layer_inputs import layer_inputs
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.quantization import GPTQ, RTN
 from tauten.solvers.second_order import output_error
-
-
-def layer_inputs(size: int, seed: int, tokens: int = 2000) -> LayerInputs:
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(size, size, generator=generator) * torch.logspace(-0.5, 0.5, size)
-    inputs = torch.randn(tokens, size, generator=generator) @ mixing
-    return LayerInputs(inputs.t() @ inputs / tokens, tokens)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
@@ -27,6 +21,17 @@ def test_it_beats_rounding_on_outputs_and_loses_on_weights(bits: int, zero: str)
     most = {1: 0.99, 2: 0.7}.get(bits, 0.5)  # few bits leave little to choose
     assert error < most * output_error(nearest - weight, inputs.moment).sum()
     assert (ours - weight).norm() > (nearest - weight).norm()
+
+
+@pytest.mark.parametrize("zero", ["none", "integer", "float"])
+def test_every_round_brings_outputs_nearer(zero: str) -> None:
+    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(0)) * 0.1
+    inputs, errors = layer_inputs(96, 0), []
+    for rounds in range(3):
+        packed = GPTQ(3, 32, zero, damping=1e-6, rounds=rounds).encode(weight, inputs)
+        errors.append(output_error(packed.dequantize() - weight, inputs.moment))
+    assert (errors[1] <= errors[0] * 1.001).all() and (errors[2] <= errors[1] * 1.001).all()
+    assert errors[1].sum() < 0.95 * errors[0].sum()
 
 
 def test_without_inputs_it_rounds_to_nearest() -> None:
@@ -72,6 +77,7 @@ def test_correction_makes_up_for_moved_inputs() -> None:
         {"zero": "some"},
         {"damping": 0.0},
         {"correction": 1.5},
+        {"rounds": -1},
         {"activation": "int4"},
     ],
 )

@@ -1,10 +1,12 @@
 """Fitted grids: they span what they should, and clipping only ever helps."""
 
+import itertools
+
 import pytest
 import torch
 
-from tauten.formats.integer import ZERO_KINDS, IntegerWeight
-from tauten.solvers.grid import fit_grid, storable
+from tauten.formats.integer import ZERO_KINDS, IntegerWeight, center, round_to_grid
+from tauten.solvers.grid import fit_grid, regress_grid, storable
 
 BITS = range(1, 9)
 GROUPS = (0, 5, 32)
@@ -128,3 +130,49 @@ def test_weights_beyond_the_range_of_halves_keep_their_relative_error(
         for m in (matrix, matrix * factor)
     ]
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
+@pytest.mark.parametrize("zero", ZERO_KINDS)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_grids_are_near_the_best_of_a_dense_search(bits: int, zero: str) -> None:
+    """Every scale and zero in fine steps, for a handful of rows with one group each."""
+    matrix = torch.randn(12, 64, generator=torch.Generator().manual_seed(bits)) + 0.3
+    ours = error_by_group(matrix, bits, 0, zero, "mse")[:, 0]
+    span, top = matrix.amax(1) - matrix.amin(1), 2**bits - 1
+    best = torch.full((12,), torch.inf, dtype=torch.float64)
+    lows = {
+        "none": [0.0],
+        "integer": list(range(top + 1)),
+        "float": torch.linspace(0, 1, 40).tolist(),
+    }
+    for shrink in torch.linspace(0.2, 1.3, 80).tolist():
+        scale = (shrink * span / top)[:, None]
+        for low in lows[zero]:
+            offset = None if zero == "none" else torch.full_like(scale, low)
+            if offset is not None:
+                is_code = zero == "integer"
+                offset = (
+                    offset.to(torch.uint8) if is_code else matrix.amin(1)[:, None] + low * scale
+                )
+            packed = IntegerWeight.encode(matrix, bits, 0, scale, offset)
+            best = torch.minimum(best, (packed.dequantize() - matrix).double().square().sum(1))
+    assert ours.sum() < 1.15 * best.sum()
+
+
+@pytest.mark.parametrize("zero", ZERO_KINDS)
+def test_regression_is_weighted_least_squares(zero: str) -> None:
+    matrix, importance = matrix_of(3), torch.rand(COLUMNS, generator=torch.manual_seed(4))
+    matrix *= 1e6  # so that scales are float32
+    grid = fit_grid(matrix, 3, 32, zero, "minmax")
+    codes = round_to_grid(matrix, 3, 32, *grid)
+    found = regress_grid(matrix, codes, 3, 32, *grid, importance)
+    for row, group in itertools.product(range(ROWS), range(3)):
+        part = slice(32 * group, 32 * group + 32)
+        code, root = codes[row, part].double(), importance[part].double().sqrt()
+        fixed = center(3) if grid[1] is None else float(grid[1][row, group])
+        one = torch.ones_like(code)
+        design = torch.stack([code, one] if zero == "float" else [code - fixed], 1) * root[:, None]
+        wanted = torch.linalg.lstsq(design, (matrix[row, part] * root)[:, None]).solution[:, 0]
+        assert float(found[0][row, group]) == pytest.approx(float(wanted[0]), rel=1e-3)
+        if zero == "float" and found[1] is not None:
+            assert float(found[1][row, group]) == pytest.approx(float(wanted[1]), rel=1e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tauten.solvers.kmeans import kmeans_1d, nearest_code
+from tauten.solvers.kmeans import kmeans_1d, nearest_code, storable_book
 
 
 def squared_error(values: torch.Tensor, centres: torch.Tensor) -> float:
@@ -99,3 +99,35 @@ def test_nearest_code_is_the_nearest_of_all(count: int) -> None:
     assert codes.dtype is torch.uint8 and codes.shape == values.shape
     distance = (values - centres[codes.int()]).abs()
     assert torch.allclose(distance, (values[..., None] - centres).abs().amin(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_clustered_each_by_itself(kind: str) -> None:
+    rows = torch.stack([sample(kind, seed) for seed in range(4)])
+    together = kmeans_1d(rows, 8)
+    assert torch.equal(together, torch.stack([kmeans_1d(row, 8) for row in rows]))
+    codes = nearest_code(rows, together)
+    assert torch.equal(codes, torch.stack(list(map(nearest_code, rows, together))))
+
+
+def test_a_weight_counts_like_repeated_values() -> None:
+    values, weights = sample("normal", 3, 60), torch.arange(60) % 4
+    weighted = kmeans_1d(values, 4, weights)
+    repeated = values.repeat_interleave(weights)
+    assert squared_error(repeated, weighted) <= 1.2 * optimal_error(repeated, 4)
+    plain = squared_error(repeated, kmeans_1d(values, 4))
+    assert squared_error(repeated, weighted) < plain
+
+
+@pytest.mark.parametrize(
+    ("centres", "dtype"),
+    [
+        ([[0.0, 1e-9, 1.0], [0.0, 0.0, 0.0]], torch.float16),
+        ([[0.0, 1.0, 2.0], [0.0, 1e-9, 1e-8]], torch.float32),
+        ([[0.0, 1.0, 7e4], [0.0, 1.0, 2.0]], torch.float32),
+    ],
+)
+def test_books_are_halves_where_halves_hold_the_largest_of_each(
+    centres: list[list[float]], dtype: torch.dtype
+) -> None:
+    assert storable_book(torch.tensor(centres)).dtype is dtype

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from tauten.core.errors import NotApplicableError
-from tauten.solvers.second_order import corrected_target, curvature, output_error, sweep
+from tauten.solvers.second_order import (
+    corrected_target,
+    curvature,
+    descend,
+    output_error,
+    sweep,
+)
 
 
 def moment_of(inputs: torch.Tensor) -> torch.Tensor:
@@ -80,6 +86,33 @@ def test_sweep_is_near_the_best_of_all_roundings() -> None:
         excess.append([float(ours / best), float(nearest / best)])
     ours, nearest = torch.tensor(excess).log().mean(0).exp()
     assert ours < 2 and nearest > 2 * ours, "geometric mean of the excess over the optimum"
+
+
+def test_descent_never_raises_a_row_and_ends_where_no_single_column_helps() -> None:
+    inputs = correlated(60, 8, 12)
+    moment, weight = moment_of(inputs), torch.randn(30, 8) * 2
+    values, errors = weight.round(), [output_error(weight.round() - weight, moment)]
+    for _ in range(20):
+        values = descend(weight, values, moment, lambda v, _: v.round())
+        errors.append(output_error(values - weight, moment))
+    for before, after in itertools.pairwise(errors):
+        assert (after <= before * (1 + 1e-4)).all()
+    for column in range(8):
+        for step in (-1, 1):
+            moved = values.clone()
+            moved[:, column] += step
+            assert (output_error(moved - weight, moment) >= errors[-1] * (1 - 1e-4)).all()
+
+
+def test_descent_over_blocks_uses_up_to_date_errors() -> None:
+    moment, weight = moment_of(correlated(400, 150, 13)), torch.randn(3, 150) * 2
+    values, plain = weight.round(), weight.round()
+    ours = descend(weight, values, moment, lambda v, _: v.round())
+    for column in range(150):
+        slope = (plain - weight) @ moment[:, column]
+        plain[:, column] = (plain[:, column] - slope / moment[column, column]).round()
+    errors = [output_error(w - weight, moment).sum() for w in (ours, plain, values)]
+    assert errors[0] == pytest.approx(float(errors[1]), rel=0.02) and errors[0] < errors[2]
 
 
 def test_a_block_is_shown_before_it_is_decided() -> None:

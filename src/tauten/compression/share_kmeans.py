@@ -11,7 +11,7 @@ from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.inputs import LayerInputs
 from tauten.core.technique import WeightTechnique
 from tauten.formats.codebook import CodebookWeight
-from tauten.solvers.kmeans import kmeans_1d, nearest_code
+from tauten.solvers.kmeans import kmeans_1d, nearest_code, storable_book
 
 SAMPLE = 2**20  # values that k-means looks at; more changes the centres by less than rounding
 SMALL_SAMPLE = 2**14
@@ -48,7 +48,7 @@ class ShareKMeans(WeightTechnique):
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> CodebookWeight:
         values = weight.flatten()
         for bits in (self.bits,) if self.bits else range(self._likely_bits(values), 9):
-            book = _storable(kmeans_1d(_sample(values, SAMPLE), 2**bits))
+            book = storable_book(kmeans_1d(_sample(values, SAMPLE), 2**bits))
             codes, error = _encode(weight.flatten(1), book.float())
             if self.bits or error <= self.max_error:
                 return CodebookWeight.from_codes(tuple(weight.shape), bits, codes, book[None])
@@ -82,10 +82,3 @@ def _encode(matrix: Tensor, centres: Tensor) -> tuple[Tensor, float]:
         lost += float(error.double().square().sum())
         total += float(rows.double().square().sum())
     return torch.cat(codes), (lost / total) ** 0.5 if total else 0.0
-
-
-def _storable(centres: Tensor) -> Tensor:
-    """Round to float16 unless its range would lose the largest of them."""
-    reach = float(centres.abs().max())
-    finite = torch.finfo(torch.float16)
-    return centres.half() if reach == 0 or finite.tiny <= reach <= finite.max else centres

@@ -3,7 +3,9 @@
 from tauten.core.technique import Technique
 from tauten.quantization.awq import AWQ
 from tauten.quantization.binary import Binary
+from tauten.quantization.codebook import Codebook
 from tauten.quantization.gptq import GPTQ
+from tauten.quantization.hqq import HQQ
 from tauten.quantization.int8 import Int8
 from tauten.quantization.rtn import RTN
 from tauten.quantization.smoothquant import SmoothQuant
@@ -13,9 +15,11 @@ from tauten.quantization.tune_scales import TuneScales
 __all__ = [
     "AWQ",
     "GPTQ",
+    "HQQ",
     "RTN",
     "TECHNIQUES",
     "Binary",
+    "Codebook",
     "Int8",
     "SmoothQuant",
     "Ternary",
@@ -32,6 +36,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
         SmoothQuant,
         Binary,
         Ternary,
+        HQQ,
+        Codebook,
         TuneScales,
     )
 }

@@ -9,10 +9,11 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.core.technique import CalibratedTechnique
-from tauten.formats.integer import ZERO_KINDS, IntegerWeight
+from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, round_to_grid
 from tauten.solvers.grid import column_rounder, fit_grid
 from tauten.solvers.nearest import round_to_nearest
-from tauten.solvers.second_order import corrected_target, curvature, sweep
+from tauten.solvers.refit import refit_grid
+from tauten.solvers.second_order import corrected_target, curvature, damped, descend, sweep
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,13 @@ class GPTQ(CalibratedTechnique):
         by_importance: Round the columns with the strongest inputs first.
         correction: How far the layer also makes up for the errors of those before it, 0 to 1;
             needs many tokens.
+        rounds: How often scales (and floating zeros) are then fitted to the codes, and codes
+            decided once more on them; each costs about as much as the first decision.
         activation: As for `rtn`.
 
     Source: Frantar et al. 2022, arXiv:2210.17323. Grids here are fitted to the importance of
-    columns and stay as they are during the sweep, in whatever order it goes.
+    columns and stay as they are during the sweep, in whatever order it goes; the rounds after it
+    are coordinate descent.
     """
 
     name = "gptq"
@@ -45,6 +49,7 @@ class GPTQ(CalibratedTechnique):
     damping: float = 0.01
     by_importance: bool = True
     correction: float = 0.0
+    rounds: int = 1
     activation: str = "float"
 
     def __post_init__(self) -> None:
@@ -60,6 +65,8 @@ class GPTQ(CalibratedTechnique):
             raise InputError(f"gptq: damping={self.damping}: expected more than 0, at most 1")
         if not 0 <= self.correction <= 1:
             raise InputError(f"gptq: correction={self.correction}: expected 0 to 1")
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise InputError(f"gptq: rounds={self.rounds}: expected 0 or a positive integer")
         if self.activation not in ("float", "int8"):
             raise InputError(f"gptq: activation={self.activation!r}: expected float or int8")
 
@@ -87,6 +94,11 @@ class GPTQ(CalibratedTechnique):
         if inputs.shift is not None and self.correction:
             matrix = corrected_target(matrix, inputs.shift, curve, self.correction)
         grid = fit_grid(matrix, self.bits, self.group_size, self.zero, "mse", moment.diagonal())
-        round_column = column_rounder(*grid, self.bits, self.group_size or matrix.shape[1])
-        rounded = sweep(matrix, curve, round_column)
+        size, moment = self.group_size or matrix.shape[1], damped(moment, curve.damping)
+        rounded = sweep(matrix, curve, column_rounder(*grid, self.bits, size))
+        for _ in range(self.rounds):
+            codes = round_to_grid(rounded, self.bits, self.group_size, *grid)
+            grid = refit_grid(matrix, moment, codes, self.bits, size, *grid)
+            rounded = grid_values(codes.float(), self.bits, size, *grid)
+            rounded = descend(matrix, rounded, moment, column_rounder(*grid, self.bits, size))
         return IntegerWeight.encode(rounded.view(weight.shape), self.bits, self.group_size, *grid)

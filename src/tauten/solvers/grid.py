@@ -9,6 +9,10 @@ from tauten.formats.integer import center, grid_values, grouped, round_to_grid
 
 NARROWEST = {1: 0.2, 2: 0.3, 3: 0.5}  # fewer levels want narrower spans; 0.7 from 4 bits on
 SHRINK_STEP = 0.05
+REGRESSIONS = {"none": 1, "integer": 1, "float": 4}  # more gain next to nothing
+
+# Scale (out, groups), and zero as `IntegerWeight.encode` takes it.
+Grid = tuple[Tensor, Tensor | None]
 
 
 def fit_grid(
@@ -18,7 +22,7 @@ def fit_grid(
     zero: str,
     clip: str,
     importance: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Grid:
     """Choose the scale and zero of each group of columns.
 
     Args:
@@ -27,8 +31,8 @@ def fit_grid(
         group_size: Columns a group; 0 for the whole row.
         zero: `none` (symmetric), `integer` (zero is a code) or `float` (zero is any value, as
             in GGUF's Q4_1).
-        clip: `minmax` spans every value; `mse` also tries narrower spans and keeps the one with
-            the least squared error in each group.
+        clip: `minmax` spans every value; `mse` also tries narrower spans, then least squares for
+            the codes of the best, and keeps what has the least squared error in each group.
         importance: (in,) weight of each column's squared error; None for equal ones.
     Returns:
         scale (out, groups), and the zero as `IntegerWeight.encode` takes it.
@@ -36,21 +40,70 @@ def fit_grid(
     size = group_size or matrix.shape[1]
     cells = _edge_padded(matrix.float(), size)  # (out, groups, size)
     low, high = cells.amin(-1), cells.amax(-1)
-    best_scale, best_zero = _span(low, high, bits, zero)
+    middle = cells.mean(-1) if zero == "float" else torch.zeros_like(low)
+    best = _span(low, high, bits, zero)
     if clip == "minmax":
-        return best_scale, best_zero
-    best = _squared_error(matrix, bits, group_size, best_scale, best_zero, importance)
+        return best
+    error = _squared_error(matrix, bits, group_size, *best, importance)
     steps = round((1 - NARROWEST.get(bits, 0.7)) / SHRINK_STEP)
-    for step in range(1, steps + 1):
-        shrink = 1 - SHRINK_STEP * step
-        scale, offset = _span(low * shrink, high * shrink, bits, zero)
-        error = _squared_error(matrix, bits, group_size, scale, offset, importance)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_scale = torch.where(better, scale, best_scale)
-        if best_zero is not None and offset is not None:
-            best_zero = torch.where(better, offset, best_zero)
-    return best_scale, best_zero
+    for shrink in (1 - SHRINK_STEP * step for step in range(1, steps + 1)):
+        ends = (torch.lerp(middle, end, shrink) for end in (low, high))
+        rival = _span(*ends, bits, zero)
+        rival_error = _squared_error(matrix, bits, group_size, *rival, importance)
+        best, error = _better(best, error, rival, rival_error)
+    for _ in range(REGRESSIONS[zero]):
+        codes = round_to_grid(matrix, bits, group_size, *best)
+        rival = regress_grid(matrix, codes, bits, size, *best, importance)
+        rival_error = _squared_error(matrix, bits, group_size, *rival, importance)
+        best, error = _better(best, error, rival, rival_error)
+    return best
+
+
+def regress_grid(
+    matrix: Tensor,
+    codes: Tensor,
+    bits: int,
+    size: int,
+    scale: Tensor,
+    zero: Tensor | None,
+    importance: Tensor | None = None,
+) -> Grid:
+    """Scale, and floating offset, of each group with the least squared error for given codes.
+
+    Args:
+        matrix: (out, in) floating.
+        codes: (out, in) uint8.
+        bits: Of a code.
+        size: Columns a group.
+        scale: (out, groups), as is `zero`: the grid that the codes were chosen on. Stays where
+            no positive scale serves; an integer zero stays always.
+        zero: As `IntegerWeight.encode` takes it.
+        importance: (in,) weight of each column's squared error; None for equal ones.
+    """
+    free = zero is not None and zero.is_floating_point()
+    weight = torch.ones(matrix.shape[1]) if importance is None else importance
+    weight, cells = grouped(weight[None], size), grouped(matrix.float(), size)
+    from_zero = torch.zeros_like(scale) if free else zero
+    values = grid_values(codes.float(), bits, size, torch.ones_like(scale), from_zero)
+    steps, total = grouped(values, size), weight.sum(-1)
+    total = torch.where(total > 0, total, 1.0)
+    middle = (weight * steps).sum(-1) / total if free else torch.zeros_like(steps[..., 0])
+    steps = steps - middle[..., None]
+    power = (weight * steps.square()).sum(-1)
+    slope = (weight * steps * cells).sum(-1) / torch.where(power > 0, power, 1.0)
+    slope = torch.where(slope > 0, slope, scale.float()).to(scale.dtype)
+    if zero is not None and free:
+        zero = ((weight * cells).sum(-1) / total - slope.float() * middle).to(zero.dtype)
+    return slope, zero
+
+
+def _better(best: Grid, error: Tensor, rival: Grid, rival_error: Tensor) -> tuple[Grid, Tensor]:
+    """Of each group the grid with less error."""
+    wins = rival_error < error
+    scale, zero = torch.where(wins, rival[0], best[0]), best[1]
+    if zero is not None and rival[1] is not None:
+        zero = torch.where(wins, rival[1], zero)
+    return (scale, zero), torch.where(wins, rival_error, error)
 
 
 def column_rounder(

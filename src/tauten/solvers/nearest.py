@@ -1,5 +1,7 @@
 """Encode a weight by rounding to the nearest level, a few rows at a time."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,25 @@ def round_to_nearest(
     Args:
         weight: (out, in, ...) floating.
     """
+    return round_by_rows(
+        weight, bits, group_size, lambda rows: fit_grid(rows, bits, group_size, zero, clip)
+    )
+
+
+def round_by_rows(
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    fit: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+) -> IntegerWeight:
+    """Round to the grids that `fit` finds for some rows at a time.
+
+    Args:
+        weight: (out, in, ...) floating.
+        bits: 1 to 8.
+        group_size: Columns a scale; 0 for the whole row.
+        fit: From rows (n, in) to scale and zero, as `IntegerWeight.encode` takes them.
+    """
     matrix = weight.flatten(1)
     rows, columns = matrix.shape
     groups = -(-columns // (group_size or columns))
@@ -27,7 +48,7 @@ def round_to_nearest(
     step, half, zero_dtype = max(1, CHUNK_WEIGHTS // columns), True, None
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        scale, offset = fit_grid(matrix[part], bits, group_size, zero, clip)
+        scale, offset = fit(matrix[part])
         codes[part] = pack(round_to_grid(matrix[part], bits, group_size, scale, offset), bits)
         scales[part], half = scale, half and scale.dtype is torch.float16
         if offset is not None:

@@ -1,0 +1,117 @@
+"""HQQ: a grid that serves most weights closely and lets outliers be wrong; without data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauten.core.errors import InputError
+from tauten.core.inputs import LayerInputs
+from tauten.core.technique import WeightTechnique
+from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, grouped, round_to_grid
+from tauten.solvers.grid import fit_grid, regress_grid
+from tauten.solvers.nearest import round_by_rows
+
+POWER = 0.7  # p of the l_p error
+STRENGTH, GROWTH = 1.0, 1.2  # of the tie between errors and outliers: at first, and by round
+
+
+@dataclass(frozen=True)
+class HQQ(WeightTechnique):
+    """Half-quadratic quantization: rounding to grids of least l_p error, p = 0.7. Needs no data.
+
+    Errors of a few outliers count for little, so that the grid fits the mass of weights better
+    than one of least squared error.
+
+    Attributes:
+        bits: 1 to 8.
+        group_size: Columns that share a scale; 0 for one scale a row.
+        zero: As for `rtn`; an integer zero stays that of least squared error.
+        rounds: How often outliers and grid take turns.
+        activation: As for `rtn`.
+
+    Source: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models".
+    There only offsets are solved for, from the widest span on. Here scales are too, from the grid
+    of least squared error on; errors are measured in steps of the grid, so that the scale of the
+    weights doesn't matter; and each group keeps the best grid it had.
+    """
+
+    name = "hqq"
+    pillar = "quantize"
+
+    bits: int = 4
+    group_size: int = 64
+    zero: str = "float"
+    rounds: int = 20
+    activation: str = "float"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
+            raise InputError(f"hqq: bits={self.bits}: expected an integer from 1 to 8")
+        if not isinstance(self.group_size, int) or self.group_size < 0:
+            raise InputError(f"hqq: group_size={self.group_size}: expected 0 or a positive integer")
+        if self.zero not in ZERO_KINDS:
+            raise InputError(f"hqq: zero={self.zero!r}: expected one of {', '.join(ZERO_KINDS)}")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise InputError(f"hqq: rounds={self.rounds}: expected a positive integer")
+        if self.activation not in ("float", "int8"):
+            raise InputError(f"hqq: activation={self.activation!r}: expected float or int8")
+
+    @property
+    def activation_dtype(self) -> str:
+        return self.activation
+
+    @classmethod
+    def space(cls) -> Mapping[str, Sequence[Any]]:
+        return {
+            "bits": (8, 6, 5, 4, 3, 2),
+            "group_size": (32, 64, 128),
+            "zero": ("float", "integer"),
+        }
+
+    def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
+        def fit(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            return half_quadratic_grid(rows, self.bits, self.group_size, self.zero, self.rounds)
+
+        return round_by_rows(weight, self.bits, self.group_size, fit)
+
+
+def half_quadratic_grid(
+    matrix: Tensor, bits: int, group_size: int, zero: str, rounds: int = 20
+) -> tuple[Tensor, Tensor | None]:
+    """Take turns at codes, outliers and the grid; keep each group's grid of least l_p error.
+
+    Args:
+        matrix: (out, in) floating.
+        bits: 1 to 8.
+        group_size: Columns a group; 0 for the whole row.
+        zero: As for `fit_grid`, whose grids of least squared error are the start.
+        rounds: How many turns.
+    Returns:
+        scale (out, groups), and the zero as `IntegerWeight.encode` takes it.
+    """
+    matrix, size = matrix.float(), group_size or matrix.shape[1]
+    scale, offset = fit_grid(matrix, bits, group_size, zero, "mse")
+    best_scale, best_offset, best = scale, offset, torch.full(scale.shape, torch.inf)
+    for turn in range(rounds + 1):
+        codes = round_to_grid(matrix, bits, group_size, scale, offset)
+        error = grouped(matrix - grid_values(codes.float(), bits, size, scale, offset), size)
+        lost = error.abs().pow(POWER).sum(-1)
+        better = lost < best
+        best = torch.where(better, lost, best)
+        best_scale = torch.where(better, scale, best_scale)
+        if offset is not None and best_offset is not None:
+            best_offset = torch.where(better, offset, best_offset)
+        step = scale.float()[..., None]
+        outliers = shrink(error / step, STRENGTH * GROWTH**turn) * step
+        target = matrix - outliers.flatten(1)[:, : matrix.shape[1]]
+        scale, offset = regress_grid(target, codes, bits, size, scale, offset)
+    return best_scale, best_offset
+
+
+def shrink(values: Tensor, strength: float) -> Tensor:
+    """Take large values nearly whole and small ones not at all (p-shrinkage, Chartrand 2012)."""
+    threshold = values.abs().clamp_min(torch.finfo(values.dtype).tiny).pow(POWER - 1) / strength
+    return values.sign() * (values.abs() - threshold).clamp_min(0)

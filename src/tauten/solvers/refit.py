@@ -1,0 +1,128 @@
+"""Levels that serve given codes best, under the second moment of a layer's inputs.
+
+With its codes fixed, a row of a quantized weight is linear in what its levels are made of: scales
+and offsets of a grid, or the entries of a codebook. Those of least output error solve a small
+linear system a row.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tauten.formats.integer import grid_values, grouped
+from tauten.solvers.second_order import output_error
+
+CHUNK_VALUES = 2**22  # of the basis, worked on at once
+RIDGE = 1e-6  # relative to the diagonal; decides only where codes leave a choice
+
+
+def refit_grid(
+    target: Tensor,
+    moment: Tensor,
+    codes: Tensor,
+    bits: int,
+    size: int,
+    scale: Tensor,
+    zero: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Scales, and floating offsets, of least output error for fixed codes and integer zeros.
+
+    Args:
+        target: (out, in) floating, the weight to come near to.
+        moment: (in, in) floating, second moment of the inputs.
+        codes: (out, in) uint8.
+        bits: Of a code.
+        size: Columns a group.
+        scale: (out, groups), as is `zero`: the grid that the codes were chosen on.
+        zero: As `IntegerWeight.encode` takes it.
+    Returns:
+        A grid in the same dtypes; rows that it wouldn't serve better keep theirs.
+    Cost: O(out * in^2) time, twice that with floating offsets.
+    """
+    scale, free = scale.clone(), zero is not None and zero.is_floating_point()
+    zero = zero.clone() if zero is not None and free else zero
+    for rows in _chunks(*target.shape, 2):
+        code, old, fixed = codes[rows].float(), scale[rows], None if zero is None else zero[rows]
+        before = grid_values(code, bits, size, old, fixed) - target[rows]
+        if zero is not None and fixed is not None and free:
+            basis = torch.stack([code, torch.ones_like(code)])
+        else:
+            basis = grid_values(code, bits, size, torch.ones_like(old), fixed)[None]
+        change = least_squares(basis, -before, moment, size)
+        new = (old + change[..., 0]).to(old.dtype)
+        moved = (fixed + change[..., 1]).to(old.dtype) if fixed is not None and free else fixed
+        after = grid_values(code, bits, size, new, moved) - target[rows]
+        better = output_error(after, moment) < output_error(before, moment)
+        better &= (new > 0).all(1)
+        scale[rows] = torch.where(better[:, None], new, old)
+        if zero is not None and free:
+            zero[rows] = torch.where(better[:, None], moved, fixed)
+    return scale, zero
+
+
+def refit_books(target: Tensor, moment: Tensor, codes: Tensor, books: Tensor) -> Tensor:
+    """Entries of one codebook a row of least output error for fixed codes.
+
+    Args:
+        target: (out, in) floating, the weight to come near to.
+        moment: (in, in) floating, second moment of the inputs.
+        codes: (out, in) uint8.
+        books: (out, entries) floating, what the codes were chosen from.
+    Returns:
+        Books in the same dtype, not sorted; rows that they wouldn't serve better keep theirs.
+    Cost: O(entries * out * in^2) time.
+    Source: the codebook step of LNQ, Kim et al. 2025, arXiv:2505.07004.
+    """
+    books, count = books.clone(), books.shape[1]
+    for rows in _chunks(*target.shape, count):
+        code, old = codes[rows].long(), books[rows]
+        before = old.float().gather(1, code) - target[rows]
+        basis = torch.stack([code == entry for entry in range(count)]).float()
+        change = least_squares(basis, -before, moment, target.shape[1])[:, 0]
+        new = (old + change).to(old.dtype)
+        after = new.float().gather(1, code) - target[rows]
+        better = output_error(after, moment) < output_error(before, moment)
+        books[rows] = torch.where(better[:, None], new, old)
+    return books
+
+
+def least_squares(basis: Tensor, target: Tensor, moment: Tensor, size: int) -> Tensor:
+    """Coefficients with which a sum of functions on each group of columns comes nearest to rows.
+
+    Row w of the target is approached by sum_k c[g, k] basis[k] on the columns of group g, and the
+    distance d is measured as d H d^T.
+
+    Args:
+        basis: (functions, out, in) float32.
+        target: (out, in) float32.
+        moment: (in, in) float32, H.
+        size: Columns a group.
+    Returns:
+        (out, groups, functions) float32; 0 for a function that is 0 on a group.
+    """
+    count, out, columns = basis.shape
+    groups = -(-columns // size)
+    normal = torch.empty(out, groups, count, groups, count, dtype=torch.float64)
+    for group in range(groups):
+        part = slice(group * size, min((group + 1) * size, columns))
+        for k in range(count):
+            pulled = basis[k, :, part] @ moment[part]  # (out, in)
+            normal[:, group, k] = _group_sums(basis * pulled, size)
+    right = _group_sums(basis * (target @ moment), size).double().reshape(out, -1, 1)
+    system = normal.view(out, groups * count, groups * count)
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    diagonal.mul_(1 + RIDGE).add_(diagonal == 0)
+    return torch.linalg.solve(system, right).float().view(out, groups, count)
+
+
+def _group_sums(values: Tensor, size: int) -> Tensor:
+    """(functions, out, in) summed over groups of columns: (out, groups, functions)."""
+    count, out, columns = values.shape
+    sums = grouped(values.reshape(-1, columns), size).sum(-1)
+    return sums.view(count, out, -1).permute(1, 2, 0)
+
+
+def _chunks(out: int, columns: int, functions: int) -> Iterator[slice]:
+    step = max(1, CHUNK_VALUES // (columns * functions))
+    return (slice(start, start + step) for start in range(0, out, step))
