@@ -14,7 +14,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8, TuneScales
+from tauten.quantization import GPTQ, RTN, Int8, KQuant, TuneScales
 
 __all__ = [
     "GPTQ",
@@ -25,6 +25,7 @@ __all__ = [
     "GoalError",
     "InputError",
     "Int8",
+    "KQuant",
     "NotApplicableError",
     "Recipe",
     "Result",

@@ -3,10 +3,11 @@
 from tauten.core.technique import Technique
 from tauten.quantization.gptq import GPTQ
 from tauten.quantization.int8 import Int8
+from tauten.quantization.kquant import KQuant
 from tauten.quantization.rtn import RTN
 from tauten.quantization.tune_scales import TuneScales
 
-__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8", "TuneScales"]
+__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8", "KQuant", "TuneScales"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
@@ -14,6 +15,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
         RTN,
         Int8,
         GPTQ,
+        KQuant,
         TuneScales,
     )
 }
