@@ -1,13 +1,11 @@
 """Fitted two-level scales, against every choice of scale codes on tiny superblocks."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
 from tauten.formats.superblock import SuperblockWeight, TwoLevelGrid, TwoLevelScales
-from tauten.solvers.two_level import column_rounder, fit_two_level, levels, round_to_two_level
+from tauten.solvers.two_level import column_rounder, fit_two_level, round_to_two_level
 
 
 def squared_error(
@@ -24,35 +22,31 @@ def best_of_all(row: Tensor, grid: TwoLevelGrid) -> float:
 
     Groups are independent for given super-scales, so each takes its best codes by itself.
     """
-    codes = torch.arange(2**grid.scale_bits, dtype=torch.float64)
-    if grid.zero_kind == "none":
-        codes = codes - 2 ** (grid.scale_bits - 1)
-    span = float(row.abs().max())
-    steps = torch.linspace(0.01, 1.5, 150, dtype=torch.float64) * span / codes.abs().max()
-    best = torch.inf
     symmetric = grid.zero_kind == "none"
-    for step, shift in itertools.product(steps, [0.0] if symmetric else steps[:100:2]):
-        total = 0.0
-        for group in row.double().split(grid.group_size):
-            level = torch.arange(2**grid.bits, dtype=torch.float64)
-            if symmetric:
-                tables = step * codes[:, None] * (level - 2 ** (grid.bits - 1))
-            else:
-                tables = (step * codes[:, None, None] * level) - shift * codes[None, :, None]
-            nearest = (tables[..., None, :] - group[:, None]).abs().amin(-1)
-            total += float(nearest.square().sum(-1).min())
-        best = min(best, total)
-    return best
+    codes = torch.arange(2**grid.scale_bits, dtype=torch.float64)
+    numbers = torch.zeros(1) if symmetric else codes
+    level = torch.arange(2**grid.bits, dtype=torch.float64)
+    if symmetric:
+        codes, level = codes - 2 ** (grid.scale_bits - 1), level - 2 ** (grid.bits - 1)
+    span = float(row.abs().max()) / float(codes.abs().max())
+    steps = torch.linspace(0.02, 1.5, 75, dtype=torch.float64) * span
+    units = torch.zeros(1) if symmetric else steps
+    scale, depth = steps[:, None] * codes, units[:, None] * numbers  # a code of each column
+    tables = scale[:, None, :, None, None] * level - depth[None, :, None, :, None]
+    total = 0.0
+    for group in row.double().split(grid.group_size):
+        errors = sum((tables - value).square().amin(-1) for value in group)
+        total = total + errors.amin((2, 3))  # (steps, units)
+    return float(total.min())
 
 
-@pytest.mark.parametrize("zero", ["none", "float"])
-@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize(("bits", "zero"), [(2, "none"), (3, "none"), (2, "float")])
 def test_it_comes_near_the_best_of_all_codes(bits: int, zero: str) -> None:
-    grid = TwoLevelGrid(bits, 8, 24, 3, zero)
-    rows = torch.randn(4, 24, generator=torch.Generator().manual_seed(bits))
+    grid = TwoLevelGrid(bits, 8, 24, 2 if zero == "float" else 3, zero)
+    rows = torch.randn(6, 24, generator=torch.Generator().manual_seed(bits))
     ours = float(squared_error(rows, grid, fit_two_level(rows, grid)))
     best = sum(best_of_all(row, grid) for row in rows)
-    assert ours < 1.1 * best
+    assert ours < 1.07 * best
 
 
 @pytest.mark.parametrize("zero", ["none", "float"])
@@ -109,5 +103,3 @@ def test_columns_are_rounded_as_the_whole_matrix(zero: str) -> None:
     nearest = column_rounder(grid, scales)
     columns = torch.stack([nearest(matrix[:, i], i) for i in range(90)], 1)
     assert torch.allclose(columns, whole, atol=1e-6)
-    scale, offset = levels(grid, scales)
-    assert scale.shape == offset.shape == (8, 6)

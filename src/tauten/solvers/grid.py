@@ -1,9 +1,11 @@
 """Scale and zero of an integer grid."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from tauten.formats.integer import grid_values, grouped, round_to_grid
+from tauten.formats.integer import center, grid_values, grouped, round_to_grid
 
 NARROWEST = {1: 0.2, 2: 0.3, 3: 0.5}  # fewer levels want narrower spans; 0.7 from 4 bits on
 SHRINK_STEP = 0.05
@@ -23,8 +25,8 @@ def fit_grid(
         matrix: (out, in) floating.
         bits: 1 to 8.
         group_size: Columns a group; 0 for the whole row.
-        zero: `none` (symmetric), `integer` (zero is a code) or `float` (zero is any value, as
-            in GGUF's Q4_1).
+        zero: `none` (symmetric; with `mse` a scale may be negative), `integer` (zero is a code)
+            or `float` (zero is any value, as in GGUF's Q4_1).
         clip: `minmax` spans every value; `mse` also tries narrower spans and keeps the one with
             the least squared error in each group.
         importance: (in,) weight of each column's squared error; None for equal ones.
@@ -38,10 +40,7 @@ def fit_grid(
     if clip == "minmax":
         return best_scale, best_zero
     best = _squared_error(matrix, bits, group_size, best_scale, best_zero, importance)
-    steps = round((1 - NARROWEST.get(bits, 0.7)) / SHRINK_STEP)
-    for step in range(1, steps + 1):
-        shrink = 1 - SHRINK_STEP * step
-        scale, offset = _span(low * shrink, high * shrink, bits, zero)
+    for scale, offset in _narrower_spans(low, high, bits, zero):
         error = _squared_error(matrix, bits, group_size, scale, offset, importance)
         better = error < best
         best = torch.where(better, error, best)
@@ -78,6 +77,21 @@ def _span(low: Tensor, high: Tensor, bits: int, zero: str) -> tuple[Tensor, Tens
     low, high = low.clamp(max=0), high.clamp(min=0)  # 0 must be a level
     scale = _positive((high - low) / top)
     return scale, (-low / scale.float()).round().clamp(0, top).to(torch.uint8)
+
+
+def _narrower_spans(
+    low: Tensor, high: Tensor, bits: int, zero: str
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Grids of narrower spans than the whole, and on a symmetric grid of either sign."""
+    steps = round((1 - NARROWEST.get(bits, 0.7)) / SHRINK_STEP)
+    for step in range(steps + 1):
+        shrink = 1 - SHRINK_STEP * step
+        if step:
+            yield _span(low * shrink, high * shrink, bits, zero)
+        if zero == "none" and bits > 1:
+            # There is one level more below 0: a scale of the other sign turns it to the far side.
+            far = torch.where(-low > high, low, high) * (-shrink / center(bits))
+            yield storable(torch.where(far == 0, 1.0, far)), None
 
 
 def _positive(scale: Tensor) -> Tensor:
