@@ -38,15 +38,15 @@ def test_it_beats_rounding_on_outputs_and_loses_on_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_fewer_bytes_for_scales_buy_smaller_groups(bits: int) -> None:
+def test_it_beats_gptq_at_equal_bytes(bits: int) -> None:
     weight, inputs = random_weight(2, (24, 512)), layer_inputs(512, 2)
-    ours = KQuant(bits, 32, 0, 6, "none").encode(weight, inputs)
+    ours = KQuant(bits, 32, 0, 4).encode(weight, inputs)
     peer = GPTQ(bits, 64).encode(weight, inputs)
-    assert ours.size_bytes < peer.size_bytes
+    assert ours.size_bytes < 1.02 * peer.size_bytes
     ours_error, peer_error = (
         output_error(packed.dequantize() - weight, inputs.moment).sum() for packed in (ours, peer)
     )
-    assert ours_error < peer_error
+    assert ours_error < 0.9 * peer_error
 
 
 @pytest.mark.parametrize("zero", ["float", "none"])

@@ -128,3 +128,11 @@ def test_weights_beyond_the_range_of_halves_keep_their_relative_error(
         for m in (matrix, matrix * factor)
     ]
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_symmetric_scale_turns_to_the_side_that_reaches_further(bits: int) -> None:
+    for sign in (-1.0, 1.0):  # the levels of a grid with one level more on that side
+        matrix = sign * torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).float()[None]
+        scale, _ = fit_grid(matrix, bits, 0, "none", "mse")
+        assert scale.tolist() == [[sign]]

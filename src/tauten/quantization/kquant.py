@@ -21,7 +21,8 @@ class KQuant(CalibratedTechnique):
 
     The scales, already rounded to what is stored, are fitted to the weights, each column's error
     weighted by the strength of its input; then the columns are swept on that grid. Without
-    inputs, weights are rounded to nearest.
+    inputs, weights are rounded to nearest. The defaults take the bytes of `gptq` in groups of 64;
+    `KQuant.gguf` gives the grids that GGUF can hold.
 
     Attributes:
         bits: 1 to 8.
@@ -43,8 +44,8 @@ class KQuant(CalibratedTechnique):
 
     bits: int = 4
     group_size: int = 32
-    superblock: int = 256
-    scale_bits: int = 6
+    superblock: int = 1024
+    scale_bits: int = 4
     zero: str = "float"
     damping: float = 0.01
     by_importance: bool = True
