@@ -147,27 +147,31 @@ def from_gguf_bytes(name: str, data: Tensor, shape: tuple[int, ...]) -> IntegerW
     if columns % block.columns or tuple(data.shape) != expected or data.dtype != torch.uint8:
         got = f"{tuple(data.shape)} {data.dtype}"
         raise CorruptError(f"{name} data of a {shape} weight is {got}: expected {expected} uint8")
-    codes, parts = 0, {}
-    for field, part in zip(block.fields, data.reshape(-1, sum(sizes)).split(sizes, 1), strict=True):
-        if isinstance(field, Plane):
-            codes = codes | _unfold(part, field)
-        else:
-            parts[field] = part
-    codes = _flipped(codes, block.bits).view(shape[0], columns)
+    split = data.reshape(-1, sum(sizes)).split(sizes, 1)
+    fields = list(zip(block.fields, split, strict=True))
+    codes = _join([(field, part) for field, part in fields if isinstance(field, Plane)])
+    parts = {field: part for field, part in fields if isinstance(field, str)}
+    return _weight(shape, block, _flipped(codes, block.bits).view(shape[0], columns), parts)
+
+
+def _weight(
+    shape: tuple[int, ...], block: BlockType, codes: Tensor, parts: dict[str, Tensor]
+) -> IntegerWeight:
+    """A weight from its (out, in) codes and the other fields of its blocks, (blocks, bytes)."""
+    rows = shape[0]
     halves = {
-        key: parts[key].contiguous().view(torch.float16).view(shape[0], -1)
-        for key in ("scale", "zero")
-        if key in parts
+        key: part.contiguous().view(torch.float16).view(rows, -1)
+        for key, part in parts.items()
+        if key != "scales"
     }
     if not block.scale_bits:
-        grid = (halves["scale"], halves.get("zero"))
-        return IntegerWeight.from_codes(shape, block.bits, block.group_size, codes, *grid)
-    numbers = _unpack_scales(parts["scales"], block)
-    groups = block.columns // block.group_size
-    split = [part.reshape(shape[0], -1) for part in numbers.split(groups, 1)]
-    scales = TwoLevelScales(split[0], halves["scale"])
+        scale, zero = halves["scale"], halves.get("zero")
+        return IntegerWeight.from_codes(shape, block.bits, block.group_size, codes, scale, zero)
+    numbers = _unpack_scales(parts["scales"], block).split(block.columns // block.group_size, 1)
+    scales = TwoLevelScales(numbers[0].reshape(rows, -1), halves["scale"])
     if block.zero_kind == "float":
-        scales = TwoLevelScales(split[0], halves["scale"], split[1], halves["zero"])
+        zero_codes = numbers[1].reshape(rows, -1)
+        scales = scales._replace(zero_codes=zero_codes, super_zero=halves["zero"])
     return SuperblockWeight.from_scales(shape, block.grid, codes, scales)
 
 
@@ -206,18 +210,23 @@ def _fold(codes: Tensor, plane: Plane) -> Tensor:
     slots = 8 // plane.width
     part = (codes >> plane.shift) & (2**plane.width - 1)
     cells = part.view(len(codes), -1, slots, plane.stride)
-    packed = cells[:, :, 0].clone()
-    for slot in range(1, slots):
-        packed |= cells[:, :, slot] << (slot * plane.width)
-    return packed.flatten(1)
+    shifted = [cells[:, :, slot] << (slot * plane.width) for slot in range(slots)]
+    return torch.stack(shifted).sum(0, dtype=torch.uint8).flatten(1)
 
 
 def _unfold(packed: Tensor, plane: Plane) -> Tensor:
     """Undo `_fold`; the bits stand where they belong in the codes, the others are 0."""
     cells = packed.reshape(len(packed), -1, plane.stride)
     slots = [cells >> (slot * plane.width) for slot in range(8 // plane.width)]
-    part = torch.stack(slots, 2).flatten(1) & (2**plane.width - 1)
-    return part << plane.shift
+    mask = 2**plane.width - 1
+    return torch.stack(slots, 2).flatten(1).bitwise_and_(mask).bitwise_left_shift_(plane.shift)
+
+
+def _join(planes: list[tuple[Plane, Tensor]]) -> Tensor:
+    """Codes (blocks, n) uint8 from all of their planes."""
+    return torch.stack([_unfold(packed, plane) for plane, packed in planes]).sum(
+        0, dtype=torch.uint8
+    )
 
 
 def _pack_scales(codes: Tensor, block: BlockType) -> Tensor:
@@ -235,10 +244,8 @@ def _unpack_scales(data: Tensor, block: BlockType) -> Tensor:
     """Undo `_pack_scales`."""
     if block.scale_planes:
         sizes = [data.shape[1] * plane.width // block.scale_bits for plane in block.scale_planes]
-        codes = torch.zeros(1, 1, dtype=torch.uint8)
-        for plane, part in zip(block.scale_planes, data.split(sizes, 1), strict=True):
-            codes = codes | _unfold(part, plane)
-        return _flipped(codes, block.scale_bits)
+        parts = zip(block.scale_planes, data.split(sizes, 1), strict=True)
+        return _flipped(_join(list(parts)), block.scale_bits)
     first, second, low = data.split(4, 1)
     c, d = low & 15 | first >> 6 << 4, low >> 4 | second >> 6 << 4
     return torch.cat([first & 63, c, second & 63, d], 1)

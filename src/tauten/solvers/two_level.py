@@ -53,10 +53,10 @@ def fit_two_level(
 def round_to_two_level(matrix: Tensor, grid: TwoLevelGrid, scales: TwoLevelScales) -> Tensor:
     """Codes of the levels nearest to a matrix: (out, in) floating -> (out, in) uint8."""
     columns, middle, parts = matrix.shape[1], _middles(grid)[0], []
-    step = _rows_at_once(columns)
-    scale, offset = (level.split(step) for level in _levels(grid, scales))
-    for part, *level in zip(matrix.split(step), scale, offset, strict=True):
-        codes = _nearest(grouped(part.float(), grid.group_size), *level, grid) + middle
+    rows = _rows_at_once(columns)
+    levels = (level.split(rows) for level in _levels(grid, scales))
+    for part, scale, offset in zip(matrix.split(rows), *levels, strict=True):
+        codes = _nearest(grouped(part.float(), grid.group_size), scale, offset, grid) + middle
         parts.append(codes.to(torch.uint8).flatten(1)[:, :columns])
     return torch.cat(parts)
 
