@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tauten.formats.integer import IntegerWeight
+from tauten.formats.superblock import SuperblockWeight, TwoLevelGrid, TwoLevelScales
 from tauten.runtime import reference
 
 
@@ -21,6 +22,19 @@ def random_weight(
         zero = torch.randn(cells).to(dtype)
     codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8)
     return IntegerWeight.from_codes(shape, bits, group_size, codes, scale, zero)
+
+
+def random_superblock(shape: tuple[int, ...], grid: TwoLevelGrid) -> SuperblockWeight:
+    rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
+    cells, blocks = (rows, grid.groups(columns)), (rows, grid.superblocks(columns))
+    scales = TwoLevelScales(
+        torch.randint(0, 2**grid.scale_bits, cells, dtype=torch.uint8), torch.rand(blocks).half()
+    )
+    if grid.zero_kind == "float":
+        zero_codes = torch.randint(0, 2**grid.scale_bits, cells, dtype=torch.uint8)
+        scales = scales._replace(zero_codes=zero_codes, super_zero=torch.rand(blocks).half())
+    codes = torch.randint(0, 2**grid.bits, (rows, columns), dtype=torch.uint8)
+    return SuperblockWeight.from_scales(shape, grid, codes, scales)
 
 
 def exact_linear(

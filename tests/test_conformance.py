@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "ternary": (tauten.Ternary(32, residual=True), 0.5),
     "hqq": (tauten.HQQ(8, 32), 0.02),
     "codebook": (tauten.Codebook(4), 0.2),
+    "kquant": (tauten.KQuant(8, 32, 0, 8), 0.02),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 

@@ -116,6 +116,14 @@ def test_gradients_are_those_of_the_written_out_product(zero: str) -> None:
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_negative_scale_keeps_its_sign() -> None:
+    scale = torch.full((4, 1), -0.1)
+    layer = PackedLinear(IntegerWeight.encode(torch.randn(4, 32), 4, 0, scale, None))
+    before = layer.weight
+    TunableLinear(layer).write_back()
+    assert torch.equal(layer.weight, before)
+
+
 def test_without_data_or_anything_to_tune_it_says_so() -> None:
     with pytest.raises(InputError, match="tune_scales needs data"):
         apply(opinionated_llama(), Recipe((Step(tauten.RTN(2, 32)), RECIPE.steps[1])))

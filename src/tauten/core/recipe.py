@@ -54,12 +54,6 @@ class Recipe:
         techniques = [step.technique for step in self.steps]
         return list(dict.fromkeys(f"{t.name}: {t.caution}" for t in techniques if t.caution))
 
-    @property
-    def cautions(self) -> list[str]:
-        """What its techniques say must be known before the result is used, each once."""
-        techniques = [step.technique for step in self.steps]
-        return list(dict.fromkeys(f"{t.name}: {t.caution}" for t in techniques if t.caution))
-
     def step_for(self, name: str) -> tuple[int, Step] | None:
         """Index (from 1) and step for a layer, None if no pattern matches."""
         for index, step in enumerate(self.steps, 1):

@@ -7,6 +7,7 @@ from tauten.quantization.codebook import Codebook
 from tauten.quantization.gptq import GPTQ
 from tauten.quantization.hqq import HQQ
 from tauten.quantization.int8 import Int8
+from tauten.quantization.kquant import KQuant
 from tauten.quantization.rtn import RTN
 from tauten.quantization.smoothquant import SmoothQuant
 from tauten.quantization.ternary import Ternary
@@ -21,6 +22,7 @@ __all__ = [
     "Binary",
     "Codebook",
     "Int8",
+    "KQuant",
     "SmoothQuant",
     "Ternary",
     "TuneScales",
@@ -38,6 +40,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
         Ternary,
         HQQ,
         Codebook,
+        KQuant,
         TuneScales,
     )
 }

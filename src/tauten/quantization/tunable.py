@@ -43,7 +43,8 @@ class TunableLinear(nn.Module):
             scale, zero = self._grid()
             kept = self._packed.scale.dtype
             smallest = torch.finfo(kept).tiny
-            self._packed.scale = scale.clamp(smallest, torch.finfo(kept).max).to(kept)
+            size = scale.abs().clamp(smallest, torch.finfo(kept).max)
+            self._packed.scale = size.copysign(scale).to(kept)
             if zero is not None:
                 self._packed.zero = zero.to(kept)
 

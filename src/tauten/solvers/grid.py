@@ -1,6 +1,6 @@
 """Scale and zero of an integer grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ def fit_grid(
         matrix: (out, in) floating.
         bits: 1 to 8.
         group_size: Columns a group; 0 for the whole row.
-        zero: `none` (symmetric), `integer` (zero is a code) or `float` (zero is any value, as
-            in GGUF's Q4_1).
+        zero: `none` (symmetric; with `mse` a scale may be negative), `integer` (zero is a code)
+            or `float` (zero is any value, as in GGUF's Q4_1).
         clip: `minmax` spans every value; `mse` also tries narrower spans, then least squares for
             the codes of the best, and keeps what has the least squared error in each group.
         importance: (in,) weight of each column's squared error; None for equal ones.
@@ -45,10 +45,7 @@ def fit_grid(
     if clip == "minmax":
         return best
     error = _squared_error(matrix, bits, group_size, *best, importance)
-    steps = round((1 - NARROWEST.get(bits, 0.7)) / SHRINK_STEP)
-    for shrink in (1 - SHRINK_STEP * step for step in range(1, steps + 1)):
-        ends = (torch.lerp(middle, end, shrink) for end in (low, high))
-        rival = _span(*ends, bits, zero)
+    for rival in _narrower_spans(low, high, middle, bits, zero):
         rival_error = _squared_error(matrix, bits, group_size, *rival, importance)
         best, error = _better(best, error, rival, rival_error)
     for _ in range(REGRESSIONS[zero]):
@@ -76,7 +73,7 @@ def regress_grid(
         bits: Of a code.
         size: Columns a group.
         scale: (out, groups), as is `zero`: the grid that the codes were chosen on. Stays where
-            no positive scale serves; an integer zero stays always.
+            no scale of its sign serves; an integer zero stays always.
         zero: As `IntegerWeight.encode` takes it.
         importance: (in,) weight of each column's squared error; None for equal ones.
     """
@@ -91,7 +88,8 @@ def regress_grid(
     steps = steps - middle[..., None]
     power = (weight * steps.square()).sum(-1)
     slope = (weight * steps * cells).sum(-1) / torch.where(power > 0, power, 1.0)
-    slope = torch.where(slope > 0, slope, scale.float()).to(scale.dtype)
+    kept = slope * scale.float() > 0  # a scale keeps its sign
+    slope = torch.where(kept, slope, scale.float()).to(scale.dtype)
     if zero is not None and free:
         zero = ((weight * cells).sum(-1) / total - slope.float() * middle).to(zero.dtype)
     return slope, zero
@@ -166,6 +164,22 @@ def _span(low: Tensor, high: Tensor, bits: int, zero: str) -> tuple[Tensor, Tens
     low, high = low.clamp(max=0), high.clamp(min=0)  # 0 must be a level
     scale = _positive((high - low) / top)
     return scale, (-low / scale.float()).round().clamp(0, top).to(torch.uint8)
+
+
+def _narrower_spans(
+    low: Tensor, high: Tensor, middle: Tensor, bits: int, zero: str
+) -> Iterator[Grid]:
+    """Grids of narrower spans than the whole, and on a symmetric grid of either sign."""
+    steps = round((1 - NARROWEST.get(bits, 0.7)) / SHRINK_STEP)
+    for step in range(steps + 1):
+        shrink = 1 - SHRINK_STEP * step
+        if step:
+            ends = torch.lerp(middle, low, shrink), torch.lerp(middle, high, shrink)
+            yield _span(*ends, bits, zero)
+        if zero == "none" and bits > 1:
+            # There is one level more below 0: a scale of the other sign turns it to the far side.
+            far = torch.where(-low > high, low, high) * (-shrink / center(bits))
+            yield storable(torch.where(far == 0, 1.0, far)), None
 
 
 def _positive(scale: Tensor) -> Tensor:
