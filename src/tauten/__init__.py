@@ -14,7 +14,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8, TuneScales
+from tauten.quantization import GPTQ, RTN, Int8, StaticInt8, TuneScales
 
 __all__ = [
     "GPTQ",
@@ -29,6 +29,7 @@ __all__ = [
     "Recipe",
     "Result",
     "ShareKMeans",
+    "StaticInt8",
     "Step",
     "TautenError",
     "TuneScales",

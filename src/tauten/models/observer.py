@@ -25,14 +25,19 @@ class Observer:
     Args:
         layers: By name, as they will be called.
         shifted: Also sum (x of the original - x) x^T; each `batch` then follows its `original`.
+        counted: Also count `LayerInputs.magnitudes`.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], shifted: bool = False):
+    def __init__(
+        self, layers: Mapping[str, nn.Module], shifted: bool = False, counted: bool = False
+    ):
         self.layers = {name: layer for name, layer in layers.items() if _has_moment(layer)}
-        self._shifted = shifted
+        self._shifted, self._counted = shifted, counted
         self._owner: dict[str, str] = {}
         self._moment: dict[str, Tensor] = {}
         self._shift: dict[str, Tensor] = {}
+        self._sum: dict[str, Tensor] = {}
+        self._magnitudes: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
         self._original: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
@@ -65,7 +70,8 @@ class Observer:
         for name, owner in self._owner.items():
             count = self._tokens[owner]
             shift = self._shift[owner] / count if owner in self._shift else None
-            found[name] = LayerInputs(self._moment[owner] / count, count, shift)
+            mean, magnitudes = self._sum[owner] / count, self._magnitudes.get(owner)
+            found[name] = LayerInputs(self._moment[owner] / count, count, shift, mean, magnitudes)
         return found
 
     @contextlib.contextmanager
@@ -101,6 +107,10 @@ class Observer:
         moment = self._moment.setdefault(name, torch.zeros(size, size))
         moment.addmm_(rows.t(), rows)
         self._tokens[name] = self._tokens.get(name, 0) + len(rows)
+        self._sum[name] = self._sum.get(name, torch.zeros(size)) + rows.sum(0)
+        if self._counted:
+            counts = _magnitudes(layer, x, rows)
+            self._magnitudes[name] = self._magnitudes.get(name, torch.zeros_like(counts)) + counts
         if self._shifted and name in self._original:
             shift = self._shift.setdefault(name, torch.zeros(size, size))
             shift.addmm_((self._original.pop(name) - rows).t(), rows)
@@ -120,6 +130,13 @@ def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None and x.shape[:2] == mask.shape:
         return x[mask].float()
     return x.flatten(0, -2).float() if x.dim() > 1 else x[None].float()
+
+
+def _magnitudes(layer: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """`LayerInputs.magnitudes` of one call; a convolution sees its input, without padding."""
+    values = x.detach() if isinstance(layer, nn.Conv1d | nn.Conv2d) else rows
+    bits = values.abs().bfloat16().contiguous().view(torch.int16).flatten()
+    return torch.bincount(bits, minlength=2**15)
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

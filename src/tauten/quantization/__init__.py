@@ -4,9 +4,10 @@ from tauten.core.technique import Technique
 from tauten.quantization.gptq import GPTQ
 from tauten.quantization.int8 import Int8
 from tauten.quantization.rtn import RTN
+from tauten.quantization.static_int8 import StaticInt8
 from tauten.quantization.tune_scales import TuneScales
 
-__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8", "TuneScales"]
+__all__ = ["GPTQ", "RTN", "TECHNIQUES", "Int8", "StaticInt8", "TuneScales"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
@@ -14,6 +15,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
         RTN,
         Int8,
         GPTQ,
+        StaticInt8,
         TuneScales,
     )
 }
