@@ -25,6 +25,7 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "int8": (tauten.Int8(), 0.04),
     "gptq": (tauten.GPTQ(8, 32), 0.02),
     "static_int8": (tauten.StaticInt8(), 0.04),
+    "adaround": (tauten.AdaRound(8, 32, iterations=20), 0.02),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 

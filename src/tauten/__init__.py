@@ -14,11 +14,12 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
-from tauten.quantization import GPTQ, RTN, Int8, StaticInt8, TuneScales
+from tauten.quantization import GPTQ, RTN, AdaRound, Int8, StaticInt8, TuneScales
 
 __all__ = [
     "GPTQ",
     "RTN",
+    "AdaRound",
     "BusyError",
     "CorruptError",
     "Goal",

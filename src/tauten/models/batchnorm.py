@@ -3,12 +3,10 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from tauten.core.errors import InputError
-from tauten.models.dataflow import Dataflow
+from tauten.models.dataflow import Dataflow, equal_outputs
 from tauten.models.packing import replace_modules
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -37,10 +35,10 @@ def fold_batch_norms(
     for layer_name, norm_name in list(_pairs(model, names, run)):
         layer: Any = model.get_submodule(layer_name)
         norm = model.get_submodule(norm_name)
-        layer.weight, layer.bias = map(_parameter, folded(layer, norm))
+        layer.weight, layer.bias = map(frozen, folded(layer, norm))
         changed |= {layer_name: layer, norm_name: nn.Identity()}
         replace_modules(model, {norm: changed[norm_name]})
-    if changed and not _equal_outputs(before, run(model)):
+    if changed and not equal_outputs(before, run(model)):
         raise InputError(
             f"{type(model).__name__}: folding its batch norms changes its outputs; pass fold=False"
         )
@@ -71,7 +69,7 @@ def _pairs(
     for norm in norms:
         x = flow.given.get(norm)
         layer = "" if x is None else flow.maker(x)
-        if x is None or layer not in layers or flow.takers(x) != {norm}:
+        if x is None or layer not in layers or flow.takers(x) != {norm} or id(x) in flow.rectified:
             continue
         once = flow.calls[layer] == flow.calls[norm] == 1
         tied = owners.count(id(layers[layer].weight)) > 1
@@ -79,15 +77,6 @@ def _pairs(
             yield layer, norm
 
 
-def _parameter(tensor: Tensor) -> nn.Parameter:
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A tensor as the parameter of a model that isn't trained."""
     return nn.Parameter(tensor.detach(), requires_grad=False)
-
-
-def _equal_outputs(before: Any, after: Any) -> bool:
-    """Whether all floating outputs agree to half of their digits."""
-    for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
-        if isinstance(old, Tensor) and old.is_floating_point():
-            limit = torch.finfo(old.dtype).eps ** 0.5 * old.norm()
-            if not bool((new - old).norm() <= limit):
-                return False
-    return True

@@ -135,7 +135,7 @@ def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 def _magnitudes(layer: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
     """`LayerInputs.magnitudes` of one call; a convolution sees its input, without padding."""
     values = x.detach() if isinstance(layer, nn.Conv1d | nn.Conv2d) else rows
-    bits = values.abs().bfloat16().contiguous().view(torch.int16).flatten()
+    bits = values.bfloat16().contiguous().view(torch.int16).flatten() & 0x7FFF
     return torch.bincount(bits, minlength=2**15)
 
 

@@ -106,7 +106,7 @@ class Walk:
         return self.model
 
     def _prepare(self) -> dict[str, dict[str, Any]]:
-        """Let techniques change the model as a whole; descriptions of what became another module."""
+        """Let techniques change the model as a whole; what modules became, as `specs` say it."""
         specs: dict[str, dict[str, Any]] = {}
         run = self._calibration.run if self._calibration else None
         names = [name for name, _ in packable_modules(self.model)]

@@ -12,6 +12,7 @@ from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
 from tauten.models.batchnorm import fold_batch_norms
+from tauten.models.equalization import equalize
 from tauten.solvers.activation_range import OBSERVERS, fixed_step
 from tauten.solvers.nearest import round_to_nearest
 
@@ -29,6 +30,7 @@ class StaticInt8(CalibratedTechnique):
         observer: What chooses the step: `percentile`, `mse` or `minmax`.
         percentile: Share of the values that are represented, for the observer of that name.
         fold: Fold batch norms into the layer before them, in the packed copy; needs data.
+        equalize: Give the channels between two layers equal ranges in both weights; needs data.
         bias_correction: Add the mean error of the rounded weight's outputs to the bias.
     """
 
@@ -38,6 +40,7 @@ class StaticInt8(CalibratedTechnique):
     observer: str = "mse"
     percentile: float = 0.9999
     fold: bool = True
+    equalize: bool = False
     bias_correction: bool = True
 
     def __post_init__(self) -> None:
@@ -59,12 +62,17 @@ class StaticInt8(CalibratedTechnique):
 
     @property
     def prepares_model(self) -> bool:
-        return self.fold
+        return self.fold or self.equalize
 
     def prepare_model(
         self, model: nn.Module, names: Collection[str], run: Callable[[nn.Module], Any] | None
     ) -> dict[str, nn.Module]:
-        return {} if run is None else fold_batch_norms(model, names, run)
+        changed: dict[str, nn.Module] = {}
+        if run is not None and self.fold:
+            changed |= fold_batch_norms(model, names, run)
+        if run is not None and self.equalize:
+            changed |= equalize(model, names, run)
+        return changed
 
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
         return round_to_nearest(weight, bits=8, group_size=0, zero="none", clip="minmax")
