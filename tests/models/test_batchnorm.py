@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_models import tiny_cnn
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from tauten.core.errors import InputError
 from tauten.models.batchnorm import fold_batch_norms
 from tauten.models.packing import packed_modules
 from tauten.models.source import shared_copy
+from tauten.models.store import BlockStore
 from tauten.models.structure import packable_modules
 
 
@@ -122,6 +124,34 @@ def test_folded_models_are_written_and_read(tmp_path: Any) -> None:
         assert (written(x) - before).norm() < 0.05 * before.norm()
     steps = {name: layer.step for name, layer in packed_modules(loaded)}
     assert steps["1.0.conv1"] is not None and steps["2"] is None  # groups
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Any, monkeypatch: Any) -> None:
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 2], layer_type="basic"
+    )
+    torch.manual_seed(0)
+    trained_norms(transformers.ResNetModel(config)).save_pretrained(tmp_path / "in")
+    data = [{"pixel_values": images()}]
+
+    def run(out: str) -> bytes:
+        technique = tauten.StaticInt8(equalize=True)
+        made = tauten.quantize(tmp_path / "in", technique=technique, data=data, out=tmp_path / out)
+        assert not any(type(m) is nn.BatchNorm2d for m in made.modules())
+        return (tmp_path / out / "model.safetensors").read_bytes()
+
+    whole, write = run("whole"), BlockStore.write
+
+    def dies(store: BlockStore, part: str, *args: Any, **record: Any) -> None:
+        if part.endswith("1"):
+            raise KeyboardInterrupt
+        write(store, part, *args, **record)
+
+    monkeypatch.setattr(BlockStore, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run("killed")
+    monkeypatch.setattr(BlockStore, "write", write)
+    assert run("killed") == whole
 
 
 def test_calibration_leaves_the_statistics_of_a_model_in_training() -> None:

@@ -24,7 +24,7 @@ class Dataflow(TorchDispatchMode):
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._modules = modules
         self.calls: Counter[str] = Counter()
         self.given: dict[str, Tensor] = {}

@@ -225,6 +225,11 @@ class Walk:
             prefix = f"{name}.packed."
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             packed.load_state_dict(own, assign=True)
+        for name in specs:
+            layer = self.model.get_submodule(name)
+            layer.step = tensors.get(f"{name}.step", layer.step)
+            if f"{name}.bias" in tensors:  # rather than the original's: it may have been changed
+                layer.bias = nn.Parameter(tensors[f"{name}.bias"], requires_grad=False)
         self._calibration.advance(part)
         self._empty(specs)
 
