@@ -18,7 +18,7 @@ class NothingLeft(Exception):
 class Observer:
     """Sums x x^T over the rows x that each layer is called with.
 
-    Layers that are called with the very same tensor (q, k, v; gate, up) share one sum.
+    Layers that see the same rows of the very same tensor (q, k, v; gate, up) share one sum.
     Embeddings and convolutions with groups are passed over: their weight isn't one product.
     From the second batch on, `NothingLeft` ends a call once all layers of the first were seen.
 
@@ -41,7 +41,7 @@ class Observer:
         self._tokens: dict[str, int] = {}
         self._original: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        self._seen: dict[int, tuple[str, Tensor]] = {}
+        self._seen: dict[tuple[int, Any], tuple[str, Tensor]] = {}
         self._mask: Tensor | None = None
         self._recording, self._batches, self._count = "", 0, 0
 
@@ -95,7 +95,7 @@ class Observer:
 
     def _take(self, name: str, layer: nn.Module, x: Tensor) -> None:
         # The tensor is kept in `_seen`, so that no other takes over its id within the batch.
-        first, _ = self._seen.setdefault(id(x), (name, x))
+        first, _ = self._seen.setdefault((id(x), _geometry(layer)), (name, x))
         owner = self._owner.setdefault(name, first)
         if owner != name and owner == first:
             return
@@ -120,6 +120,14 @@ def _has_moment(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.groups == 1
     return isinstance(layer, nn.Linear | Conv1D)
+
+
+def _geometry(layer: nn.Module) -> Any:
+    """What decides, beside the tensor, which rows a layer makes of it."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return None
+    edges = tuple(layer._reversed_padding_repeated_twice)
+    return layer.kernel_size, layer.stride, layer.dilation, layer.padding_mode, edges
 
 
 def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
