@@ -96,9 +96,12 @@ class CalibratedTechnique(WeightTechnique):
         """Whether it also wants `LayerInputs.magnitudes`."""
         return False
 
-    @property
-    def prepares_model(self) -> bool:
-        """Whether `prepare_model` does anything; the whole model is then loaded at once."""
+    def prepares(self, model: nn.Module) -> bool:
+        """Whether `prepare_model` may change this model, which is then loaded as a whole.
+
+        Args:
+            model: Perhaps with empty tensors.
+        """
         return False
 
     def prepare_model(

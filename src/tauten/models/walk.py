@@ -112,7 +112,7 @@ class Walk:
         names = [name for name, _ in packable_modules(self.model)]
         for index, step in enumerate(self.recipe.steps, 1):
             technique = step.technique
-            if not isinstance(technique, CalibratedTechnique) or not technique.prepares_model:
+            if not isinstance(technique, CalibratedTechnique) or not technique.prepares(self.model):
                 continue
             found = {name: self.recipe.step_for(name) for name in names}
             own = [name for name, at in found.items() if at is not None and at[0] == index]

@@ -11,7 +11,7 @@ from tauten.core.inputs import LayerInputs
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
-from tauten.models.batchnorm import fold_batch_norms
+from tauten.models.batchnorm import NORMS, fold_batch_norms
 from tauten.models.equalization import equalize
 from tauten.solvers.activation_range import OBSERVERS, fixed_step
 from tauten.solvers.nearest import round_to_nearest
@@ -60,9 +60,8 @@ class StaticInt8(CalibratedTechnique):
     def needs_magnitudes(self) -> bool:
         return True
 
-    @property
-    def prepares_model(self) -> bool:
-        return self.fold or self.equalize
+    def prepares(self, model: nn.Module) -> bool:
+        return self.equalize or (self.fold and any(type(m) in NORMS for m in model.modules()))
 
     def prepare_model(
         self, model: nn.Module, names: Collection[str], run: Callable[[nn.Module], Any] | None
