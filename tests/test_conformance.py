@@ -31,6 +31,8 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "hqq": (tauten.HQQ(8, 32), 0.02),
     "codebook": (tauten.Codebook(4), 0.2),
     "kquant": (tauten.KQuant(8, 32, 0, 8), 0.02),
+    "static_int8": (tauten.StaticInt8(), 0.04),
+    "adaround": (tauten.AdaRound(8, 32, iterations=20), 0.02),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 

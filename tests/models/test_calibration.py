@@ -13,6 +13,7 @@ from tauten.core.recipe import Recipe
 from tauten.data.calibration import calibration_batches
 from tauten.data.windows import TokenBatch
 from tauten.models.calibration import Calibration, CalibrationBatch
+from tauten.models.observer import Observer
 from tauten.models.structure import find_structure, packable_modules
 from tauten.models.walk import Walk
 
@@ -170,3 +171,14 @@ def test_a_batch_is_split_by_rows_in_order() -> None:
     assert torch.equal(torch.cat([part.kwargs["labels"] for part in parts]), ids + 1)
     assert all(part.kwargs["scale"] is shared and part.kwargs["flag"] for part in parts)
     assert all(part.mask is not None and len(part.mask) == part.rows for part in parts)
+
+
+def test_convolutions_on_one_tensor_see_patches_of_their_own() -> None:
+    layers = {"wide": nn.Conv2d(4, 8, 3, stride=2, padding=1), "skip": nn.Conv2d(4, 8, 1, stride=2)}
+    x = torch.randn(2, 4, 6, 6)
+    with Observer(layers) as observer, observer.batch(None):
+        for layer in layers.values():
+            layer(x)
+    pixels = x[..., ::2, ::2].movedim(1, -1).flatten(0, -2)
+    assert torch.allclose(observer.inputs()["skip"].moment, pixels.t() @ pixels / len(pixels))
+    assert observer.inputs()["wide"].moment.shape == (36, 36)

@@ -176,6 +176,8 @@ def test_regression_is_weighted_least_squares(zero: str) -> None:
         assert float(found[0][row, group]) == pytest.approx(float(wanted[0]), rel=1e-3)
         if zero == "float" and found[1] is not None:
             assert float(found[1][row, group]) == pytest.approx(float(wanted[1]), rel=1e-3)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_symmetric_scale_turns_to_the_side_that_reaches_further(bits: int) -> None:
     for sign in (-1.0, 1.0):  # the levels of a grid with one level more on that side

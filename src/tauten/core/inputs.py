@@ -19,6 +19,9 @@ class LayerInputs:
         peak: (in,) float32, largest |x| of each column; None where it wasn't gathered.
         sample: (rows, in) float32, a few hundred x, spread evenly over the tokens; None as above.
         note: What the report says of them; empty where they are what the layer is given.
+        mean: (in,) float32, mean of x.
+        magnitudes: (32768,) int64, how many values of the input have |x| nearest to each number
+            of bfloat16, at the place of its bits; None where that wasn't gathered.
     """
 
     moment: Tensor
@@ -27,9 +30,11 @@ class LayerInputs:
     peak: Tensor | None = None
     sample: Tensor | None = None
     note: str = ""
+    mean: Tensor | None = None
+    magnitudes: Tensor | None = None
 
     def divided(self, scale: Tensor) -> "LayerInputs":
-        """The statistics of x / scale: exact, without a second look at the data.
+        """The statistics of x / scale without a second look at the data; magnitudes are left out.
 
         Args:
             scale: (in,) positive.
@@ -42,4 +47,5 @@ class LayerInputs:
             None if self.peak is None else self.peak / scale,
             None if self.sample is None else self.sample / scale,
             self.note,
+            None if self.mean is None else self.mean / scale,
         )

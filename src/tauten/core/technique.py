@@ -1,7 +1,7 @@
 """The interface that every technique of every pillar implements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -52,7 +52,11 @@ class WeightTechnique(Technique):
 
     @property
     def activation_dtype(self) -> str:
-        """`float` keeps activations as they are; `int8` rounds each token's to 8 bits."""
+        """What the layer does with activations.
+
+        `float` keeps them as they are, `int8` rounds each token's to 8 bits, `static` rounds all
+        to 8 bits by the `activation_step`.
+        """
         return "float"
 
     @abstractmethod
@@ -68,6 +72,14 @@ class WeightTechnique(Technique):
                 and the report says why.
         """
 
+    def activation_step(self, inputs: LayerInputs | None) -> Tensor | None:
+        """The step () of `static` activations; None to round them as they come."""
+        return None
+
+    def bias_change(self, weight: Tensor, packed: Any, inputs: LayerInputs | None) -> Tensor | None:
+        """What is added to a layer's bias for the rounding of its weight: (out,), or None."""
+        return None
+
 
 @dataclass(frozen=True)
 class CalibratedTechnique(WeightTechnique):
@@ -80,6 +92,34 @@ class CalibratedTechnique(WeightTechnique):
     def needs_shift(self) -> bool:
         """Whether it also wants `LayerInputs.shift`, which takes a second pass a block."""
         return False
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        """Whether it also wants `LayerInputs.magnitudes`."""
+        return False
+
+    def prepares(self, model: nn.Module) -> bool:
+        """Whether `prepare_model` may change this model, which is then loaded as a whole.
+
+        Args:
+            model: Perhaps with empty tensors.
+        """
+        return False
+
+    def prepare_model(
+        self, model: nn.Module, names: Collection[str], run: Callable[[nn.Module], Any] | None
+    ) -> dict[str, nn.Module]:
+        """Change the model as a whole before its weights are packed, such as fold batch norms.
+
+        Args:
+            model: A copy for this call, which may be changed.
+            names: Layers that the technique is to pack.
+            run: Calls a model on a calibration batch; None without data.
+        Returns:
+            By name the modules that are new or whose tensors are: the same layers, perhaps with a
+            bias that they had not, or `nn.Identity`.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class Calibration:
         batches: At least one.
         correct: Also carry the states of the original model, for `LayerInputs.shift` and for
             techniques that fit a block's output to the original's.
+        counted: Also gather `LayerInputs.magnitudes`.
         dtype: What blocks compute in; by default bfloat16 where the machine multiplies it.
     Attributes:
         states: One hidden state a batch, where the packed blocks have brought it.
@@ -101,10 +102,11 @@ class Calibration:
         batches: Sequence[CalibrationBatch],
         correct: bool = False,
         dtype: torch.dtype | None = None,
+        counted: bool = False,
     ):
         if not batches:
             raise InputError("calibration needs at least one batch of data")
-        self.batches, self.correct = batches, correct
+        self.batches, self.correct, self._counted = batches, correct, counted
         self.dtype = dtype or fast_dtype()
         self.states: list[Tensor] = []
         self.originals: list[Tensor] = []
@@ -113,6 +115,12 @@ class Calibration:
         self._blocks: list[str] = []
         self._returns_tuple: bool | None = None
         self._seen: dict[str, LayerInputs] = {}
+
+    def run(self, model: nn.Module) -> Any:
+        """What a model answers to the first batch."""
+        batch = self.batches[0]
+        with torch.inference_mode():
+            return model(*batch.args, **batch.kwargs)
 
     def start(
         self, model: nn.Module, blocks: Sequence[str], filled: Filled, names: Sequence[str]
@@ -159,7 +167,7 @@ class Calibration:
         with self._filled([part]), torch.inference_mode():
             block = self.dense(part)
             inner = {name: block.get_submodule(name[len(part) + 1 :]) for name in names}
-            with Observer(inner, shifted=self.correct) as observer:
+            with Observer(inner, self.correct, self._counted) as observer:
                 for index in range(len(self.batches)):
                     self._observe_batch(part, block, index, observer)
             found = observer.inputs()
@@ -218,7 +226,8 @@ class Calibration:
 
     def _observe_whole(self, parts: Sequence[str], names: Sequence[str]) -> dict[str, LayerInputs]:
         """Run the whole model; blocks that the states have passed hand them on."""
-        observer = Observer({name: self._model.get_submodule(name) for name in names})
+        layers = {name: self._model.get_submodule(name) for name in names}
+        observer = Observer(layers, counted=self._counted)
         if not observer.layers:
             return {}
         with self._filled(parts), observer, torch.inference_mode():

@@ -65,6 +65,8 @@ def _obstacle(model: nn.Module) -> str | None:
     packed = [m for m in modules.values() if isinstance(m, PackedModule)]
     if not all(isinstance(m.packed, IntegerWeight) for m in packed):
         return "not all packed weights are integers"
+    if any(m.activation == "static" for m in packed):
+        return "activations are rounded by a fixed step"
     if any(m.dtype_like.dtype != torch.float32 for m in packed):
         return "packed layers don't compute in float32"
     if config.hidden_act not in ("silu", "swish"):

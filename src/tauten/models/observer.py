@@ -20,7 +20,7 @@ class NothingLeft(Exception):
 class Observer:
     """Sums x x^T over the rows x that each layer is called with.
 
-    Layers that are called with the very same tensor (q, k, v; gate, up) share one sum.
+    Layers that see the same rows of the very same tensor (q, k, v; gate, up) share one sum.
     Embeddings and convolutions with groups are passed over: their weight isn't one product.
     From the second batch on, `NothingLeft` ends a call once all layers were seen; one with experts
     that no token of it reaches runs to its end.
@@ -28,20 +28,25 @@ class Observer:
     Args:
         layers: By name, as they will be called.
         shifted: Also sum (x of the original - x) x^T; each `batch` then follows its `original`.
+        counted: Also count `LayerInputs.magnitudes`.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], shifted: bool = False):
+    def __init__(
+        self, layers: Mapping[str, nn.Module], shifted: bool = False, counted: bool = False
+    ):
         self.layers = {name: layer for name, layer in layers.items() if _has_moment(layer)}
-        self._shifted = shifted
+        self._shifted, self._counted = shifted, counted
         self._owner: dict[str, str] = {}
         self._moment: dict[str, Tensor] = {}
         self._shift: dict[str, Tensor] = {}
         self._peak: dict[str, Tensor] = {}
         self._sample: dict[str, tuple[int, Tensor]] = {}  # every how many rows, and the rows
+        self._sum: dict[str, Tensor] = {}
+        self._magnitudes: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
         self._original: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        self._seen: dict[int, tuple[str, Tensor]] = {}
+        self._seen: dict[tuple[int, Any], tuple[str, Tensor]] = {}
         self._mask: Tensor | None = None
         self._called: set[str] = set()
         self._recording, self._batches = "", 0
@@ -71,8 +76,15 @@ class Observer:
         for owner, moment in self._moment.items():
             count = self._tokens[owner]
             shift = self._shift[owner] / count if owner in self._shift else None
-            peak, sample = self._peak.get(owner), self._sample[owner][1]
-            means[owner] = LayerInputs(moment / count, count, shift, peak, sample)
+            means[owner] = LayerInputs(
+                moment / count,
+                count,
+                shift,
+                self._peak.get(owner),
+                self._sample[owner][1],
+                mean=self._sum[owner] / count,
+                magnitudes=self._magnitudes.get(owner),
+            )
         return {name: means[owner] for name, owner in self._owner.items()}
 
     @contextlib.contextmanager
@@ -96,7 +108,7 @@ class Observer:
 
     def _take(self, name: str, layer: nn.Module, x: Tensor) -> None:
         # The tensor is kept in `_seen`, so that no other takes over its id within the batch.
-        first, _ = self._seen.setdefault(id(x), (name, x))
+        first, _ = self._seen.setdefault((id(x), _geometry(layer)), (name, x))
         owner = self._owner.setdefault(name, first)
         if owner != name and owner == first:
             return
@@ -112,6 +124,10 @@ class Observer:
             self._peak[name] = torch.maximum(self._peak.get(name, peak), peak)
         self._sample[name] = self._thinned(name, rows)
         self._tokens[name] = self._tokens.get(name, 0) + len(rows)
+        self._sum[name] = self._sum.get(name, torch.zeros(size)) + rows.sum(0)
+        if self._counted:
+            counts = _magnitudes(layer, x, rows)
+            self._magnitudes[name] = self._magnitudes.get(name, torch.zeros_like(counts)) + counts
         if self._shifted and name in self._original:
             shift = self._shift.setdefault(name, torch.zeros(size, size))
             shift.addmm_((self._original.pop(name) - rows).t(), rows)
@@ -135,6 +151,14 @@ def _has_moment(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear | Conv1D)
 
 
+def _geometry(layer: nn.Module) -> Any:
+    """What decides, beside the tensor, which rows a layer makes of it."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return None
+    edges = tuple(layer._reversed_padding_repeated_twice)
+    return layer.kernel_size, layer.stride, layer.dilation, layer.padding_mode, edges
+
+
 def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """The rows that a layer multiplies: (tokens, in) float32."""
     x = x.detach()
@@ -143,6 +167,13 @@ def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None and x.shape[:2] == mask.shape:
         return x[mask].float()
     return x.flatten(0, -2).float() if x.dim() > 1 else x[None].float()
+
+
+def _magnitudes(layer: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """`LayerInputs.magnitudes` of one call; a convolution sees its input, without padding."""
+    values = x.detach() if isinstance(layer, nn.Conv1d | nn.Conv2d) else rows
+    bits = values.bfloat16().contiguous().view(torch.int16).flatten() & 0x7FFF
+    return torch.bincount(bits, minlength=2**15)
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

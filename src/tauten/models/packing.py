@@ -1,6 +1,7 @@
 """Replace a model's layers by packed ones, and describe them so that a file can be read back."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,16 +22,24 @@ def matrix_of(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.t() if isinstance(module, Conv1D) else weight  # GPT-2's Conv1D holds (in, out)
 
 
-def packed_layer(module: nn.Module, packed: PackedWeight, activation: str) -> PackedModule:
-    """The packed twin of a layer of `structure.PACKABLE`; it takes over the layer's bias."""
+def packed_layer(
+    module: nn.Module, packed: PackedWeight, activation: str, step: Tensor | None = None
+) -> PackedModule:
+    """The packed twin of a layer of `structure.PACKABLE`; it takes over the layer's bias.
+
+    Static activations without a step (), because nothing was observed, are rounded as they come.
+    """
+    if activation == "static" and step is None:
+        activation = "int8"
+    step = step if activation == "static" else None
     dtype, bias = module.weight.dtype, getattr(module, "bias", None)
     assert isinstance(dtype, torch.dtype)
     if isinstance(module, nn.Embedding):
         return PackedEmbedding(packed, None, "float", dtype)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        activation = activation if module.groups == 1 else "float"
-        return PackedConv(packed, bias, activation, dtype, _convolution_settings(module))
-    return PackedLinear(packed, bias, activation, dtype)
+        activation, step = (activation, step) if module.groups == 1 else ("float", None)
+        return PackedConv(packed, bias, activation, dtype, _convolution_settings(module), step)
+    return PackedLinear(packed, bias, activation, dtype, step=step)
 
 
 def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
@@ -50,8 +59,8 @@ def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
     return made
 
 
-def replace_modules(model: nn.Module, new_of_old: dict[nn.Module, PackedModule]) -> None:
-    """Put packed layers wherever the old ones stand, also where one stands in several places."""
+def replace_modules(model: nn.Module, new_of_old: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new layers wherever the old ones stand, also where one stands in several places."""
     for parent in list(model.modules()):
         for leaf, child in list(parent.named_children()):
             if child in new_of_old:
@@ -70,35 +79,76 @@ def module_spec(module: PackedModule, tied_to: str | None) -> dict[str, Any]:
     return {
         "layer": type(module).__name__,
         "activation": module.activation,
+        "bias": module.bias is not None,
         "dtype": str(module.dtype_like.dtype).removeprefix("torch."),
         "settings": module.settings,
         "weight": module.packed.spec() if tied_to is None else {"tied_to": tied_to},
     }
 
 
+def change_spec(old: nn.Module, new: nn.Module) -> dict[str, Any] | None:
+    """JSON description of what a technique made of a module before packing.
+
+    None where the module to be loaded has the same tensors.
+    """
+    if isinstance(new, nn.Identity):
+        return {"layer": "Identity"}
+    gained = getattr(new, "bias", None) is not None and getattr(old, "bias", None) is None
+    return {"layer": "WithBias"} if gained else None
+
+
 def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Module:
-    """Replace layers by empty packed ones (weights on the meta device) as descriptions say.
+    """Replace layers by empty ones (new tensors on the meta device) as descriptions say.
 
     Returns:
         The model; another module only where the model itself is one layer.
     Raises:
         CorruptError: A description doesn't fit the model.
     """
-    owned = {n: s for n, s in specs.items() if "tied_to" not in s.get("weight", {})}
+    packed = {n: s for n, s in specs.items() if s.get("layer") not in CHANGED}
+    owned = {n: s for n, s in packed.items() if "tied_to" not in s.get("weight", {})}
     weights = {name: from_spec(spec.get("weight", {})) for name, spec in owned.items()}
-    new_of_old: dict[nn.Module, PackedModule] = {}
+    new_of_old: dict[nn.Module, nn.Module] = {}
     for name, spec in specs.items():
         try:
             old = model.get_submodule(name)
-            layer, dtype = LAYERS[spec["layer"]], getattr(torch, spec["dtype"])
-            packed = weights[spec["weight"].get("tied_to", name)]
-            bias = getattr(old, "bias", None)
-            new = layer(packed, bias, spec["activation"], dtype, spec["settings"])
+            if name in packed:
+                weight = weights[spec["weight"].get("tied_to", name)]
+                new: nn.Module = _empty_layer(old, spec, weight)
+            else:
+                new = CHANGED[spec["layer"]](old)
         except (AttributeError, KeyError, TypeError) as error:
             raise CorruptError(f"packed layer {name!r} doesn't fit this model: {error}") from error
         new_of_old[old] = new
     replace_modules(model, new_of_old)
     return new_of_old.get(model, model)
+
+
+def _empty_layer(old: nn.Module, spec: dict[str, Any], weight: PackedWeight) -> PackedModule:
+    dtype, bias = getattr(torch, spec["dtype"]), getattr(old, "bias", None)
+    if bias is None and spec.get("bias"):
+        bias = _empty_bias(weight.shape[0], dtype)
+    step = torch.empty((), device="meta") if spec["activation"] == "static" else None
+    return LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
+
+
+def _with_empty_bias(old: nn.Module) -> nn.Module:
+    new: Any = copy.copy(old)
+    new._parameters = dict(old._parameters)
+    new.bias = _empty_bias(new.weight.shape[0], new.weight.dtype)
+    layer: nn.Module = new
+    return layer
+
+
+def _empty_bias(rows: int, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, dtype=dtype, device="meta"), requires_grad=False)
+
+
+# What a layer that isn't packed became, by the name of that in a description.
+CHANGED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "Identity": lambda old: nn.Identity(),
+    "WithBias": _with_empty_bias,
+}
 
 
 def _convolution_settings(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:

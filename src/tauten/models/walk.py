@@ -27,9 +27,10 @@ from tauten.models.allocator import return_freed_memory
 from tauten.models.calibration import Calibration
 from tauten.models.folding import Folding, rescale
 from tauten.models.loader import Loader, Slot, place, tensor_slots
+from tauten.models.source import shared_copy
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, other_matrices, packable_modules
-from tauten.runtime.modules import PackedModule
+from tauten.runtime.modules import PackedEmbedding, PackedModule
 
 ERROR_CHUNK = 2**21  # weights compared at once
 
@@ -84,6 +85,8 @@ class Walk:
         Raises:
             InputError: No layer at all was packed.
         """
+        self.model.eval()  # before it is run: batch norms would learn from calibration data
+        changed = self._prepare()
         members: dict[str, list[tuple[str, nn.Module]]] = {part: [] for part in self.parts}
         for name, module in packable_modules(self.model):
             members[self.structure.block_of(name)].append((name, module))
@@ -105,7 +108,28 @@ class Walk:
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"
             )
+        self.specs = changed | self.specs
         return self.model
+
+    def _prepare(self) -> dict[str, dict[str, Any]]:
+        """Let techniques change the model as a whole; what modules became, as `specs` say it."""
+        specs: dict[str, dict[str, Any]] = {}
+        run = self._calibration.run if self._calibration else None
+        names = [name for name, _ in packable_modules(self.model)]
+        for index, step in enumerate(self.recipe.steps, 1):
+            technique = step.technique
+            if not isinstance(technique, CalibratedTechnique) or not technique.prepares(self.model):
+                continue
+            found = {name: self.recipe.step_for(name) for name in names}
+            own = [name for name, at in found.items() if at is not None and at[0] == index]
+            with self._filled(self.parts):
+                changed = technique.prepare_model(shared_copy(self.model), own, run)
+            for name, new in changed.items():
+                old = self.model.get_submodule(name)
+                if spec := packing.change_spec(old, new):
+                    specs[name] = spec
+                packing.replace_modules(self.model, {old: new})
+        return specs
 
     def _pack_part(self, part: str, members: list[tuple[str, nn.Module]]) -> None:
         new_of_old: dict[nn.Module, PackedModule] = {}
@@ -191,12 +215,15 @@ class Walk:
             return self._kept(name, weight, reason), None
         technique = found[1].technique
         assert isinstance(technique, WeightTechnique), "other techniques don't reach the walk"
-        if id(weight) in self._shared:
-            packed, owner, _ = self._shared[id(weight)]
-            record = self._record(name, weight, packed, 0, 0.0, f"tied to {owner}: stored once")
-            return record, packing.packed_layer(module, packed, technique.activation_dtype)
-        matrix = packing.matrix_of(module, self._stored(weight).detach())
         try:
+            step = technique.activation_step(inputs)
+            if id(weight) in self._shared:
+                packed, owner, _ = self._shared[id(weight)]
+                record = self._record(name, weight, packed, 0, 0.0, f"tied to {owner}: stored once")
+                return record, packing.packed_layer(
+                    module, packed, technique.activation_dtype, step
+                )
+            matrix = packing.matrix_of(module, self._stored(weight).detach())
             packed = technique.encode(matrix, inputs)  # type: ignore[assignment]
         except NotApplicableError as error:
             return self._kept(name, weight, f"kept: {error}"), None
@@ -211,7 +238,12 @@ class Walk:
             reason += f"; {inputs.note}"
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
-        return record, packing.packed_layer(module, packed, technique.activation_dtype)
+        layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
+        change = technique.bias_change(matrix, packed, inputs)
+        if change is not None and not isinstance(layer, PackedEmbedding):
+            bias = change if layer.bias is None else self._stored(layer.bias).detach() + change
+            layer.bias = nn.Parameter(bias.to(layer.dtype_like.dtype), requires_grad=False)
+        return record, layer
 
     def _stored(self, tensor: Tensor) -> Tensor:
         """A tensor of the model as its source holds it."""
@@ -243,6 +275,11 @@ class Walk:
             prefix = f"{name}.packed."
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             packed.load_state_dict(own, assign=True)
+        for name in specs:
+            layer = self.model.get_submodule(name)
+            layer.step = tensors.get(f"{name}.step", layer.step)
+            if f"{name}.bias" in tensors:  # rather than the original's: it may have been changed
+                layer.bias = nn.Parameter(tensors[f"{name}.bias"], requires_grad=False)
         # Not from the source: a technique may have scaled what isn't packed.
         slots = [slot for slot in self._slots([part]) if not slot.packed]
         for slot in slots:

@@ -1,6 +1,7 @@
 """Quantization: fewer bits a weight. One file a technique; this registry has a row for each."""
 
 from tauten.core.technique import Technique
+from tauten.quantization.adaround import AdaRound
 from tauten.quantization.awq import AWQ
 from tauten.quantization.binary import Binary
 from tauten.quantization.codebook import Codebook
@@ -10,6 +11,7 @@ from tauten.quantization.int8 import Int8
 from tauten.quantization.kquant import KQuant
 from tauten.quantization.rtn import RTN
 from tauten.quantization.smoothquant import SmoothQuant
+from tauten.quantization.static_int8 import StaticInt8
 from tauten.quantization.ternary import Ternary
 from tauten.quantization.tune_scales import TuneScales
 
@@ -19,11 +21,13 @@ __all__ = [
     "HQQ",
     "RTN",
     "TECHNIQUES",
+    "AdaRound",
     "Binary",
     "Codebook",
     "Int8",
     "KQuant",
     "SmoothQuant",
+    "StaticInt8",
     "Ternary",
     "TuneScales",
 ]
@@ -41,6 +45,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
         HQQ,
         Codebook,
         KQuant,
+        StaticInt8,
+        AdaRound,
         TuneScales,
     )
 }

@@ -17,7 +17,8 @@ from tauten.runtime import ops
 torch.library.define(
     "tauten::conv",
     "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? table, Tensor? bias, int bits, "
-    "int group_size, int rows, int[] kernel, int[] stride, int[] dilation, bool int8) -> Tensor",
+    "int group_size, int rows, int[] kernel, int[] stride, int[] dilation, bool int8, "
+    "Tensor? step=None) -> Tensor",
 )
 
 
@@ -36,11 +37,12 @@ def _conv(
     stride: list[int],
     dilation: list[int],
     int8: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
     """x (batch, in, *size) floating, padded already -> (batch, rows, *positions) as x.
 
     The tensors are those of an interleaved IntegerWeight, or of a CodebookWeight: its `step` is
-    `scale`, and `table` isn't None.
+    `scale`, and `table` isn't None. A fixed `step` () is the one that int8 rounds all by.
     """
     native = ops.loaded()
     size = output_size(x, kernel, stride, dilation)
@@ -53,6 +55,7 @@ def _conv(
     if bias is not None:
         ops.check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
+    step = ops.checked_step(step)
     image = x.float().contiguous()
     starts, offsets = _tables(image, size, kernel, stride, dilation)
     y = torch.empty(len(x), rows, *size)
@@ -63,6 +66,7 @@ def _conv(
         *(ZERO_KINDS.index(kind), scale.dtype == torch.float16, bits),
         *(rows, columns, -(-(group_size or columns) // COLUMNS)),
         *(None if bias is None else bias.data_ptr(), y.data_ptr()),
+        None if step is None else step.data_ptr(),
         *(int8 or table is not None, native.isa, torch.get_num_threads()),
     )
     if status:
@@ -85,6 +89,7 @@ def _fake_conv(
     stride: list[int],
     dilation: list[int],
     int8: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(len(x), rows, *output_size(x, kernel, stride, dilation))
 

@@ -20,10 +20,15 @@ from tauten.runtime.gpu import ops as gpu_ops
 
 # A float convolution at more positions than this, for each row of the weight, is faster dense.
 _DENSE_POSITIONS = 4
+ACTIVATIONS = ("float", "int8", "static")
 
 
 def linear(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: str = "float"
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    activation: str = "float",
+    step: Tensor | None = None,
 ) -> Tensor:
     """x @ weight.T + bias on a packed weight.
 
@@ -35,17 +40,22 @@ def linear(
         weight: (out, in) packed.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
-            and the entries of a codebook. A sparse weight keeps x under either.
+            and the entries of a codebook. A sparse weight keeps x under either. `static` rounds x
+            to -127 to 127 times `step`, whatever the weight.
+        step: () floating, for `static`.
     Returns:
         (..., out) in the dtype of x.
     Raises:
-        InputError: The activation is unknown, or x and the weight lie on different devices.
+        InputError: The activation is unknown or lacks its step, or x and the weight lie on
+            different devices.
     """
-    _check_activation(activation)
+    _check_activation(activation, step)
     if isinstance(weight, SumWeight):
-        first = linear(x, weight.first, bias, activation)
-        return first + linear(x, weight.second, None, activation)
+        first = linear(x, weight.first, bias, activation, step)
+        return first + linear(x, weight.second, None, activation, step)
     wants_gradient = _wants_gradient(x, bias)
+    if activation == "static" and (wants_gradient or not _rounds_by_step(x, weight)):
+        x, activation, step = reference.round_to_step(x, step), "float", None
     served = _native(x, weight) or gpu_ops.serves(x, weight)
     if not served or (wants_gradient and torch.compiler.is_compiling()):
         _check_device(x, weight)
@@ -53,7 +63,7 @@ def linear(
     if wants_gradient:
         y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
         return y
-    return _multiply(x, weight, bias, activation)
+    return _multiply(x, weight, bias, activation, step)
 
 
 def conv(
@@ -62,6 +72,7 @@ def conv(
     bias: Tensor | None,
     activation: str,
     settings: Mapping[str, Any],
+    step: Tensor | None = None,
 ) -> Tensor:
     """Convolution with a packed weight.
 
@@ -73,21 +84,26 @@ def conv(
         weight: (out, in / groups, *kernel) packed, interleaved in place as `linear` does.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds what each output position sees to 8 bits, by
-            groups of columns as `linear` does for a token. Padding stays exactly zero.
+            groups of columns as `linear` does for a token. Padding stays exactly zero. `static`
+            is as for `linear`.
         settings: stride, padding, dilation, groups, padding_mode and pad_edges, as in torch.
+        step: () floating, for `static`.
     Returns:
         (batch, out, *positions), or (out, *positions), contiguous, in the dtype of x.
     Raises:
         InputError: x doesn't fit the weight, or int8 is asked for with groups.
     """
-    _check_activation(activation)
+    _check_activation(activation, step)
     if x.dim() == len(weight.shape) - 1:
-        return conv(x[None], weight, bias, activation, settings)[0]
+        return conv(x[None], weight, bias, activation, settings, step)[0]
     if isinstance(weight, SumWeight):
-        first = conv(x, weight.first, bias, activation, settings)
-        return first + conv(x, weight.second, None, activation, settings)
+        first = conv(x, weight.first, bias, activation, settings, step)
+        return first + conv(x, weight.second, None, activation, settings, step)
     groups = settings["groups"]
     _check_image(x, weight, activation, groups)
+    by_step = groups == 1 and not _wants_gradient(x, bias) and _rounds_by_step(x, weight)
+    if activation == "static" and not by_step:
+        x, activation, step = reference.round_to_step(x, step), "float", None
     by_table = isinstance(weight, CodebookWeight) and activation == "float"
     unserved = by_table or isinstance(weight, SparseWeight) or groups != 1
     if unserved or _wants_gradient(x, bias) or not _native(x, weight):
@@ -97,7 +113,7 @@ def conv(
     positions = len(x) * math.prod(output_size(padded, *geometry))
     if activation == "float" and positions > _DENSE_POSITIONS * weight.out_features:
         return reference.conv(x, weight, bias, activation, settings)
-    return _convolve(padded, weight, bias, activation, geometry)
+    return _convolve(padded, weight, bias, activation, geometry, step)
 
 
 def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -170,14 +186,21 @@ def _native(x: Tensor, weight: PackedWeight) -> bool:
     return served
 
 
+def _rounds_by_step(x: Tensor, weight: PackedWeight) -> bool:
+    """Whether the native ops also round x by a fixed step; else it is rounded before."""
+    return isinstance(weight, IntegerWeight) and _native(x, weight)
+
+
 def _wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
     with_bias = bias is not None and bias.requires_grad
     return torch.is_grad_enabled() and (x.requires_grad or with_bias)
 
 
-def _check_activation(activation: str) -> None:
-    if activation not in ("float", "int8"):
-        raise InputError(f"activation={activation!r}: expected 'float' or 'int8'")
+def _check_activation(activation: str, step: Tensor | None) -> None:
+    if activation not in ACTIVATIONS:
+        raise InputError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+    if (step is None) == (activation == "static"):
+        raise InputError(f"activation={activation!r} with step={step}: just 'static' has a step")
 
 
 def _on_cpu(weight: PackedWeight) -> bool:
@@ -191,13 +214,19 @@ def _check_device(x: Tensor, weight: PackedWeight) -> None:
             raise InputError(f"{places}: move one of them with `.to(device)`")
 
 
-def _multiply(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str) -> Tensor:
+def _multiply(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    activation: str,
+    step: Tensor | None = None,
+) -> Tensor:
     y: Tensor
     rows, product = weight.out_features, torch.ops.tauten
     if isinstance(weight, IntegerWeight):
         grid = (weight.codes, weight.scale, weight.zero)
         size = (weight.bits, weight.group_size, rows)
-        y = product.integer_linear(x, *grid, bias, *size, activation == "int8")
+        y = product.integer_linear(x, *grid, bias, *size, activation != "float", step)
     elif isinstance(weight, SparseWeight):
         kept = (weight.mask, weight.starts, weight.values, weight.scale, weight.zero)
         meaning = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
@@ -228,6 +257,7 @@ def _convolve(
     bias: Tensor | None,
     activation: str,
     geometry: tuple[list[int], list[int], list[int]],
+    step: Tensor | None,
 ) -> Tensor:
     tensors: tuple[Tensor | None, ...]
     if isinstance(weight, IntegerWeight):
@@ -238,7 +268,8 @@ def _convolve(
         tensors = weight.codes, weight.step, None, weight.table
         group_size = 0
     size = weight.bits, group_size, weight.out_features
-    y: Tensor = torch.ops.tauten.conv(x, *tensors, bias, *size, *geometry, activation == "int8")
+    int8 = activation != "float"
+    y: Tensor = torch.ops.tauten.conv(x, *tensors, bias, *size, *geometry, int8, step)
     return y
 
 

@@ -63,7 +63,7 @@ def load() -> Library | None:
         *(pointer, pointer, pointer, pointer),  # codes, scale, zero, book
         *(flag, flag, flag),  # kind of zero, half scale, bits
         *(number, number, number),  # rows, columns, chunks in a group
-        *(pointer, pointer, flag, flag, flag),  # bias, y; int8, isa, threads
+        *(pointer, pointer, pointer, flag, flag, flag),  # bias, y, fixed step; int8, isa, threads
     ]
     handle.tauten_conv.argtypes = [
         *(pointer, pointer, pointer),  # image, starts, offsets

@@ -17,9 +17,10 @@ class PackedModule(nn.Module):
     Args:
         packed: The weight; a tied weight is the same object in several layers.
         bias: As in the layer it replaces.
-        activation: `float` or `int8`.
+        activation: `float`, `int8` or `static`, as for `kernels.linear`.
         dtype: That of the weight it replaced.
         settings: What else a convolution needs: stride, padding, ...
+        step: () float32, of `static` activations.
     """
 
     def __init__(
@@ -29,12 +30,15 @@ class PackedModule(nn.Module):
         activation: str = "float",
         dtype: torch.dtype = torch.float32,
         settings: dict[str, Any] | None = None,
+        step: Tensor | None = None,
     ):
         super().__init__()
         self.packed = packed
         self.activation = activation
         self.settings = settings or {}
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        self.register_buffer("step", step)
+        self.step: Tensor | None
         # Empty, so that `.to(dtype)` on the model is seen by layers without a floating parameter.
         self.register_buffer("dtype_like", torch.empty(0, dtype=dtype), persistent=False)
         self.dtype_like: Tensor
@@ -65,7 +69,7 @@ class PackedLinear(PackedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) floating -> (..., out), same dtype."""
-        return kernels.linear(x, self.packed, self.bias, self.activation)
+        return kernels.linear(x, self.packed, self.bias, self.activation, self.step)
 
     def shard(self, rank: int, world: int, dim: int, unit: int = 1) -> "PackedLinear":
         """One worker's part of the layer, which it computes alone.
@@ -90,7 +94,7 @@ class PackedLinear(PackedModule):
         if bias is not None and dim == 0:
             begin, end = shard_range(self.out_features, rank, world, unit)
             bias = nn.Parameter(bias.detach()[begin:end].clone(), bias.requires_grad)
-        return PackedLinear(packed, bias, self.activation, self.dtype_like.dtype)
+        return PackedLinear(packed, bias, self.activation, self.dtype_like.dtype, step=self.step)
 
 
 class PackedConv(PackedModule):
@@ -98,7 +102,7 @@ class PackedConv(PackedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, *size) or (in, *size) floating -> (batch, out, *size), same dtype."""
-        return kernels.conv(x, self.packed, self.bias, self.activation, self.settings)
+        return kernels.conv(x, self.packed, self.bias, self.activation, self.settings, self.step)
 
 
 class PackedEmbedding(PackedModule):

@@ -23,7 +23,7 @@ GRID_DTYPES = (torch.float16, torch.float32)
 torch.library.define(
     "tauten::integer_linear",
     "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
-    "int group_size, int rows, bool int8) -> Tensor",
+    "int group_size, int rows, bool int8, Tensor? step=None) -> Tensor",
 )
 torch.library.define(
     "tauten::integer_rows",
@@ -48,11 +48,15 @@ def _integer_linear(
     group_size: int,
     rows: int,
     int8: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
-    """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x."""
+    """x (..., in) floating, the interleaved tensors of an IntegerWeight -> (..., rows) as x.
+
+    A fixed `step` () is the one that int8 rounds all tokens by.
+    """
     columns = check_tokens(x)
     kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
-    return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8)
+    return _call(x, bias, (codes, scale, zero, None), kind, bits, rows, group_size, int8, step)
 
 
 @torch.library.impl("tauten::codebook_linear", "CPU")
@@ -127,6 +131,7 @@ def _fake_integer_linear(
     group_size: int,
     rows: int,
     int8: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
 
@@ -147,12 +152,14 @@ def _call(
     rows: int,
     group_size: int,
     int8: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
     """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
     native = loaded()
     if bias is not None:
         check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
+    step = checked_step(step)
     inputs, columns = x.float().contiguous(), x.shape[-1]
     y = torch.empty(*x.shape[:-1], rows)
     scale = tensors[1]
@@ -168,6 +175,7 @@ def _call(
         -(-(group_size or columns) // COLUMNS),
         None if bias is None else bias.data_ptr(),
         y.data_ptr(),
+        None if step is None else step.data_ptr(),
         int8,
         native.isa,
         torch.get_num_threads(),
@@ -183,6 +191,14 @@ def loaded() -> library.Library:
     if native is None:
         raise InputError("this op needs tauten's native library, which isn't built")
     return native
+
+
+def checked_step(step: Tensor | None) -> Tensor | None:
+    """Raise InputError unless it is one number; as float32."""
+    if step is None:
+        return None
+    check("step", step, (), (step.dtype,))
+    return step.float()
 
 
 def check_tokens(x: Tensor) -> int:

@@ -108,6 +108,18 @@ def round_activations(x: Tensor, size: int) -> Tensor:
     return rounded + (x - x.detach()) if x.requires_grad else rounded
 
 
+def round_to_step(x: Tensor, step: Tensor | None) -> Tensor:
+    """x rounded to -127 to 127 times a step (); gradients pass as if it weren't.
+
+    Infinity becomes NaN, so that it feeds NaN and not a clamped lie.
+    """
+    assert step is not None, "static activations come with a step"
+    width = step.float()
+    codes = (x.detach().float() * (1 / width)).round_().clamp_(-127, 127)
+    rounded = torch.where(x.isfinite(), codes * width, torch.nan).to(x.dtype)
+    return rounded + (x - x.detach()) if x.requires_grad else rounded
+
+
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round the last dimension to 8 bits, symmetric, with one scale for it.
 

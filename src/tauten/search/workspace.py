@@ -148,7 +148,8 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
     if not batches:
         return None
     shifts = [getattr(step.technique, "needs_shift", False) for step in recipe.steps]
-    return Calibration(batches, correct=any(shifts))
+    counted = any(getattr(step.technique, "needs_magnitudes", False) for step in recipe.steps)
+    return Calibration(batches, correct=any(shifts), counted=counted)
 
 
 def run_tunings(

@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
+from tauten.core.errors import InputError
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
@@ -60,7 +61,10 @@ def _integer_linear(
     group_size: int,
     rows: int,
     int8: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
+    if step is not None:
+        raise InputError("on a GPU round x by its step before; this op rounds each token by itself")
     from tauten.runtime.gpu import launch
 
     return launch.integer_linear(x, codes, scale, zero, bias, bits, group_size, rows, int8)

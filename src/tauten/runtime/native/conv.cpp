@@ -76,14 +76,14 @@ TAUTEN_EXPORT int tauten_conv(const float* image, const int64_t* starts, const i
                               int64_t tokens, int64_t positions, const uint8_t* codes,
                               const void* scale, const void* zero, const uint8_t* book,
                               int zero_kind, int half, int bits, int64_t out, int64_t in,
-                              int64_t group_chunks, const float* bias, float* y, int int8, int isa,
-                              int threads) {
+                              int64_t group_chunks, const float* bias, float* y, const float* step,
+                              int int8, int isa, int threads) {
   using namespace tauten;
   const Kernels* k = kernels(isa);
   if (!k) return 2;
   Problem p = weight_problem(codes, scale, zero, book, zero_kind, half, bits, out, in,
                              group_chunks);
-  p.bias = bias;
+  p.bias = bias, p.fixed_step = step;
   const Layout layout{image, starts, offsets, positions};
   const int64_t batch = std::min(kBatchTokens, tokens);
   try {

@@ -104,19 +104,20 @@ void multiply(Problem* problems, int count, const Kernels& k, bool int8, int thr
 TAUTEN_EXPORT int tauten_supports(int isa) { return tauten::kernels(isa) != nullptr; }
 
 // y = x w^T + bias; shapes as in problem.h, which the caller has checked. `group_chunks` is the
-// number of chunks that share a scale; a `book` needs at most 4 bits and int8. Returns 0, 1 where
+// number of chunks that share a scale; a `book` needs at most 4 bits and int8; `step` is the one
+// that all tokens are rounded by, or null. Returns 0, 1 where
 // memory ran out, 2 for an unknown `isa`.
 TAUTEN_EXPORT int tauten_linear(const float* x, int64_t tokens, const uint8_t* codes,
                                 const void* scale, const void* zero, const uint8_t* book,
                                 int zero_kind, int half, int bits, int64_t out, int64_t in,
-                                int64_t group_chunks, const float* bias, float* y, int int8,
-                                int isa, int threads) {
+                                int64_t group_chunks, const float* bias, float* y, const float* step,
+                                int int8, int isa, int threads) {
   using namespace tauten;
   const Kernels* k = kernels(isa);
   if (!k) return 2;
   Problem p = weight_problem(codes, scale, zero, book, zero_kind, half, bits, out, in,
                              group_chunks);
-  p.bias = bias;
+  p.bias = bias, p.fixed_step = step;
   try {
     for (int64_t begin = 0; begin < tokens; begin += kBatchTokens) {
       p.x = x + begin * in, p.y = y + begin * out;

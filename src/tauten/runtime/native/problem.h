@@ -29,6 +29,7 @@ struct Problem {
 
   // The tokens.
   const float* x;     // (tokens, in)
+  const float* fixed_step;  // int8: of all tokens; null where each is rounded by its own largest
   const float* bias;  // (out,) or null
   float* y;           // (tokens, out)
   int64_t tokens;
