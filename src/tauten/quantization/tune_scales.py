@@ -43,7 +43,7 @@ class TuneScales(TuningTechnique):
     name = "tune_scales"
     pillar = "quantize"
 
-    rate: float = 0.01
+    rate: float = 0.005
     epochs: int = 1
     steps: int = 32
     norms: bool = True
