@@ -103,3 +103,11 @@ def test_columns_are_rounded_as_the_whole_matrix(zero: str) -> None:
     nearest = column_rounder(grid, scales)
     columns = torch.stack([nearest(matrix[:, i], i) for i in range(90)], 1)
     assert torch.allclose(columns, whole, atol=1e-6)
+
+
+def test_both_super_scales_are_stored_alike() -> None:
+    grid = TwoLevelGrid(8, 16, 64, 8, "float")
+    matrix = 1e-3 * torch.rand(4, 64, generator=torch.Generator().manual_seed(4))
+    scales = fit_two_level(matrix - 0.01, grid)  # scales are tiny, and offsets aren't
+    assert scales.super_zero is not None
+    assert scales.super_scale.dtype == scales.super_zero.dtype == torch.float32

@@ -41,13 +41,15 @@ def fit_two_level(
     weights = grouped((weights + 1e-6 * weights.mean())[None], grid.group_size)
     rows = matrix.split(_rows_at_once(matrix.shape[1]))
     cells = (_Cells(grouped(part.float(), grid.group_size), weights, grid) for part in rows)
-    fits = [_fit(some) for some in cells]
-    scale_codes, super_scale, zero_codes, super_zero = map(torch.cat, zip(*fits, strict=True))
+    fitted = [_fit(some) for some in cells]
+    scale_codes, super_scale, zero_codes, super_zero = map(torch.cat, zip(*fitted, strict=True))
+    fits = bool(_fits_half(super_scale).all() and _fits_half(super_zero).all())
+    dtype = torch.float16 if fits else torch.float32
     scale_codes = (scale_codes + _middles(grid)[1]).to(torch.uint8)
-    fitted = TwoLevelScales(scale_codes, _storable(super_scale))
     if grid.zero_kind == "none":
-        return fitted
-    return TwoLevelScales(*fitted[:2], zero_codes.to(torch.uint8), _storable(super_zero))
+        return TwoLevelScales(scale_codes, super_scale.to(dtype))
+    zero_codes = zero_codes.to(torch.uint8)
+    return TwoLevelScales(scale_codes, super_scale.to(dtype), zero_codes, super_zero.to(dtype))
 
 
 def round_to_two_level(matrix: Tensor, grid: TwoLevelGrid, scales: TwoLevelScales) -> Tensor:
@@ -281,10 +283,6 @@ def _inverse(scale: Tensor) -> Tensor:
 def _stored(step: Tensor) -> Tensor:
     """Super-scales as they will be stored, in float32."""
     return torch.where(_fits_half(step), step.half().float(), step)
-
-
-def _storable(step: Tensor) -> Tensor:
-    return step.half() if bool(_fits_half(step).all()) else step
 
 
 def _fits_half(step: Tensor) -> Tensor:
