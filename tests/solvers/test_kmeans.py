@@ -106,6 +106,7 @@ def test_rows_are_clustered_each_by_itself(kind: str) -> None:
     rows = torch.stack([sample(kind, seed) for seed in range(4)])
     together = kmeans_1d(rows, 8)
     assert torch.equal(together, torch.stack([kmeans_1d(row, 8) for row in rows]))
+    assert torch.equal(together, kmeans_1d(rows.t().contiguous().t(), 8)), "a transposed weight"
     codes = nearest_code(rows, together)
     assert torch.equal(codes, torch.stack(list(map(nearest_code, rows, together))))
 

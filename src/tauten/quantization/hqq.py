@@ -11,7 +11,7 @@ from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.core.technique import WeightTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, grouped, round_to_grid
-from tauten.solvers.grid import fit_grid, regress_grid
+from tauten.solvers.grid import Grid, better_grid, fit_grid, regress_grid
 from tauten.solvers.nearest import round_by_rows
 
 POWER = 0.7  # p of the l_p error
@@ -72,7 +72,7 @@ class HQQ(WeightTechnique):
         }
 
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
-        def fit(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        def fit(rows: Tensor) -> Grid:
             return half_quadratic_grid(rows, self.bits, self.group_size, self.zero, self.rounds)
 
         return round_by_rows(weight, self.bits, self.group_size, fit)
@@ -80,7 +80,7 @@ class HQQ(WeightTechnique):
 
 def half_quadratic_grid(
     matrix: Tensor, bits: int, group_size: int, zero: str, rounds: int = 20
-) -> tuple[Tensor, Tensor | None]:
+) -> Grid:
     """Take turns at codes, outliers and the grid; keep each group's grid of least l_p error.
 
     Args:
@@ -93,22 +93,17 @@ def half_quadratic_grid(
         scale (out, groups), and the zero as `IntegerWeight.encode` takes it.
     """
     matrix, size = matrix.float(), group_size or matrix.shape[1]
-    scale, offset = fit_grid(matrix, bits, group_size, zero, "mse")
-    best_scale, best_offset, best = scale, offset, torch.full(scale.shape, torch.inf)
+    grid = fit_grid(matrix, bits, group_size, zero, "mse")
+    best, best_error = grid, torch.full(grid[0].shape, torch.inf)
     for turn in range(rounds + 1):
-        codes = round_to_grid(matrix, bits, group_size, scale, offset)
-        error = grouped(matrix - grid_values(codes.float(), bits, size, scale, offset), size)
-        lost = error.abs().pow(POWER).sum(-1)
-        better = lost < best
-        best = torch.where(better, lost, best)
-        best_scale = torch.where(better, scale, best_scale)
-        if offset is not None and best_offset is not None:
-            best_offset = torch.where(better, offset, best_offset)
-        step = scale.float()[..., None]
+        codes = round_to_grid(matrix, bits, group_size, *grid)
+        error = grouped(matrix - grid_values(codes.float(), bits, size, *grid), size)
+        best, best_error = better_grid(best, best_error, grid, error.abs().pow(POWER).sum(-1))
+        step = grid[0].float()[..., None]
         outliers = shrink(error / step, STRENGTH * GROWTH**turn) * step
         target = matrix - outliers.flatten(1)[:, : matrix.shape[1]]
-        scale, offset = regress_grid(target, codes, bits, size, scale, offset)
-    return best_scale, best_offset
+        grid = regress_grid(target, codes, bits, size, *grid)
+    return best
 
 
 def shrink(values: Tensor, strength: float) -> Tensor:

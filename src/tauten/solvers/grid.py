@@ -47,12 +47,12 @@ def fit_grid(
     error = _squared_error(matrix, bits, group_size, *best, importance)
     for rival in _narrower_spans(low, high, middle, bits, zero):
         rival_error = _squared_error(matrix, bits, group_size, *rival, importance)
-        best, error = _better(best, error, rival, rival_error)
+        best, error = better_grid(best, error, rival, rival_error)
     for _ in range(REGRESSIONS[zero]):
         codes = round_to_grid(matrix, bits, group_size, *best)
         rival = regress_grid(matrix, codes, bits, size, *best, importance)
         rival_error = _squared_error(matrix, bits, group_size, *rival, importance)
-        best, error = _better(best, error, rival, rival_error)
+        best, error = better_grid(best, error, rival, rival_error)
     return best
 
 
@@ -95,8 +95,15 @@ def regress_grid(
     return slope, zero
 
 
-def _better(best: Grid, error: Tensor, rival: Grid, rival_error: Tensor) -> tuple[Grid, Tensor]:
-    """Of each group the grid with less error."""
+def better_grid(best: Grid, error: Tensor, rival: Grid, rival_error: Tensor) -> tuple[Grid, Tensor]:
+    """Of each group the grid with less error, and its error.
+
+    Args:
+        best: A grid.
+        error: Of it, (out, groups), or (out, 1) to choose by rows.
+        rival: Another grid.
+        rival_error: Of that.
+    """
     wins = rival_error < error
     scale, zero = torch.where(wins, rival[0], best[0]), best[1]
     if zero is not None and rival[1] is not None:

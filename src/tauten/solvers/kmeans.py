@@ -22,7 +22,7 @@ def kmeans_1d(
         (count,) or (rows, count) float32 centres in ascending order; a repeated value where there
         are fewer.
     """
-    ordered, order = values.float().sort(-1)
+    ordered, order = values.float().contiguous().sort(-1)
     mass = torch.ones_like(ordered) if weights is None else weights.float()[order]
     low, high = ordered[..., :1], ordered[..., -1:]
     even = low + (high - low) * torch.linspace(0, 1, count)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tauten.formats.bits import pack, packed_bytes
 from tauten.formats.integer import IntegerWeight, round_to_grid
-from tauten.solvers.grid import fit_grid
+from tauten.solvers.grid import Grid, fit_grid
 
 CHUNK_WEIGHTS = 2**20  # rows worked on at once, so that temporaries stay small
 
@@ -29,7 +29,7 @@ def round_by_rows(
     weight: Tensor,
     bits: int,
     group_size: int,
-    fit: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    fit: Callable[[Tensor], Grid],
 ) -> IntegerWeight:
     """Round to the grids that `fit` finds for some rows at a time.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauten.formats.integer import grid_values, grouped
+from tauten.solvers.grid import Grid, better_grid
 from tauten.solvers.second_order import output_error
 
 CHUNK_VALUES = 2**22  # of the basis, worked on at once
@@ -25,7 +26,7 @@ def refit_grid(
     size: int,
     scale: Tensor,
     zero: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Grid:
     """Scales, and floating offsets, of least output error for fixed codes and integer zeros.
 
     Args:
@@ -40,25 +41,31 @@ def refit_grid(
         A grid in the same dtypes; rows that it wouldn't serve better keep theirs.
     Cost: O(out * in^2) time, twice that with floating offsets.
     """
-    scale, free = scale.clone(), zero is not None and zero.is_floating_point()
-    zero = zero.clone() if zero is not None and free else zero
-    for rows in _chunks(*target.shape, 2):
-        code, old, fixed = codes[rows].float(), scale[rows], None if zero is None else zero[rows]
-        before = grid_values(code, bits, size, old, fixed) - target[rows]
-        if zero is not None and fixed is not None and free:
-            basis = torch.stack([code, torch.ones_like(code)])
-        else:
-            basis = grid_values(code, bits, size, torch.ones_like(old), fixed)[None]
-        change = least_squares(basis, -before, moment, size)
-        new = (old + change[..., 0]).to(old.dtype)
-        moved = (fixed + change[..., 1]).to(old.dtype) if fixed is not None and free else fixed
-        after = grid_values(code, bits, size, new, moved) - target[rows]
-        better = output_error(after, moment) < output_error(before, moment)
-        better &= (new > 0).all(1)
-        scale[rows] = torch.where(better[:, None], new, old)
-        if zero is not None and free:
-            zero[rows] = torch.where(better[:, None], moved, fixed)
-    return scale, zero
+    parts: list[Grid] = []
+    for rows in _chunks(target, 2):
+        grid = scale[rows], None if zero is None else zero[rows]
+        parts.append(_refit_rows(target[rows], moment, codes[rows].float(), bits, size, grid))
+    zeros = [part[1] for part in parts if part[1] is not None]
+    return torch.cat([part[0] for part in parts]), torch.cat(zeros) if zeros else None
+
+
+def _refit_rows(
+    target: Tensor, moment: Tensor, codes: Tensor, bits: int, size: int, grid: Grid
+) -> Grid:
+    (scale, zero), left = grid, target - grid_values(codes, bits, size, *grid)
+    moved: Grid
+    if zero is not None and zero.is_floating_point():
+        basis = torch.stack([codes, torch.ones_like(codes)])
+        change = least_squares(basis, left, moment, size)
+        moved = (scale + change[..., 0]).to(scale.dtype), (zero + change[..., 1]).to(zero.dtype)
+    else:
+        basis = grid_values(codes, bits, size, torch.ones_like(scale), zero)[None]
+        change = least_squares(basis, left, moment, size)
+        moved = (scale + change[..., 0]).to(scale.dtype), zero
+    error = output_error(left, moment)[:, None]
+    moved_error = output_error(grid_values(codes, bits, size, *moved) - target, moment)[:, None]
+    serves = (moved[0].float() * scale.float() > 0).all(1, keepdim=True)  # a scale keeps its sign
+    return better_grid(grid, error, moved, torch.where(serves, moved_error, torch.inf))[0]
 
 
 def refit_books(target: Tensor, moment: Tensor, codes: Tensor, books: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ def refit_books(target: Tensor, moment: Tensor, codes: Tensor, books: Tensor) ->
     Source: the codebook step of LNQ, Kim et al. 2025, arXiv:2505.07004.
     """
     books, count = books.clone(), books.shape[1]
-    for rows in _chunks(*target.shape, count):
+    for rows in _chunks(target, count):
         code, old = codes[rows].long(), books[rows]
         before = old.float().gather(1, code) - target[rows]
         basis = torch.stack([code == entry for entry in range(count)]).float()
@@ -113,16 +120,18 @@ def least_squares(basis: Tensor, target: Tensor, moment: Tensor, size: int) -> T
     system = normal.view(out, groups * count, groups * count)
     diagonal = system.diagonal(dim1=1, dim2=2)
     diagonal.mul_(1 + RIDGE).add_(diagonal == 0)
-    return torch.linalg.solve(system, right).float().view(out, groups, count)
+    found: Tensor = torch.linalg.solve(system, right).float()
+    return found.view(out, groups, count)
 
 
 def _group_sums(values: Tensor, size: int) -> Tensor:
     """(functions, out, in) summed over groups of columns: (out, groups, functions)."""
     count, out, columns = values.shape
-    sums = grouped(values.reshape(-1, columns), size).sum(-1)
+    sums: Tensor = grouped(values.reshape(-1, columns), size).sum(-1)
     return sums.view(count, out, -1).permute(1, 2, 0)
 
 
-def _chunks(out: int, columns: int, functions: int) -> Iterator[slice]:
+def _chunks(matrix: Tensor, functions: int) -> Iterator[slice]:
+    rows, columns = matrix.shape
     step = max(1, CHUNK_VALUES // (columns * functions))
-    return (slice(start, start + step) for start in range(0, out, step))
+    return (slice(start, start + step) for start in range(0, rows, step))
