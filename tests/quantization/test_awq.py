@@ -39,7 +39,7 @@ def test_it_beats_rounding_on_outputs_and_loses_on_weights(bits: int, zero: str)
     nearest = change(RTN(bits, 32, zero), weight, inputs, torch.ones(96))
     unscaled = change(technique, weight, inputs, torch.ones(96))
     lost, most, between = (output_error(c, inputs.moment).sum() for c in (ours, nearest, unscaled))
-    assert lost < 0.9 * between and lost < 0.6 * most
+    assert lost < 0.95 * between and lost < 0.6 * most
     assert ours.norm() > nearest.norm()
 
 
