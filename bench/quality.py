@@ -1,0 +1,293 @@
+"""What SmolLM2-135M still predicts at 4, 3 and 2 bits, by Tauten's techniques and by peers.
+
+Every contender quantizes the linear layers of the decoder in a process of its own on one thread,
+starting from the same weights and the same 64 x 512 tokens of the Brown corpus. Its dequantized
+weights are judged here on 16 x 512 tokens of the Debian handbook: perplexity, and the exact
+divergence of the predictions from the original's, KL(original || quantized) at every token.
+Differences to the best peer are paired by window. A row that is in the JSON file isn't run again.
+
+The weights of SmolLM2 come from a Q4_1 file and lie on its lattice, which flatters whoever finds
+it at 4 bits: `--finetune 300` runs the rows on a copy that was moved off it by training.
+
+    python bench/quality.py --install    # environments and model, once
+    python bench/quality.py              # minutes a row; AWQ takes more than half an hour, see -h
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from finetune import finetuned
+from originals import original
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from texts import tokens
+from torch import Tensor
+
+from tauten.evaluation.statistics import ratio_interval
+
+MODEL = "SmolLM2-135M"
+ROOT = Path(__file__).parents[1]
+OURS = "ours"
+CONTENDERS = {  # name: file of `quantizers` and the method that it is asked for
+    "RTN": (OURS, "rtn"),
+    "GPTQ": (OURS, "gptq"),
+    "GPTQ, scales tuned": (OURS, "gptq, tune_scales"),
+    "HQQ": ("hqq", "float_zero"),
+    "HQQ, zeros rounded first": ("hqq", "round_zero"),
+    "llm-compressor GPTQ": ("llm_compressor", "gptq"),
+    "llm-compressor GPTQ, MSE": ("llm_compressor", "gptq mse"),
+    "AutoRound, 200 iterations": ("auto_round", "200"),
+    "AutoRound, 20 iterations": ("auto_round", "20"),
+    "llm-compressor AWQ": ("llm_compressor", "awq"),
+}
+ON_DEMAND = ("AutoRound, 20 iterations", "llm-compressor AWQ")
+BUSY = 0.9  # of a thread's time that it computed; below, others took the processor
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: who quantizes what to how much."""
+
+    model: str
+    contender: str
+    bits: int
+    group_size: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.contender}, {self.bits} bits g{self.group_size}"
+
+
+def install(folder: Path) -> None:
+    """Give each peer an environment."""
+    for peer in {file for file, _ in CONTENDERS.values()} - {OURS}:
+        if not _python(folder, peer).exists():
+            subprocess.run([sys.executable, "-m", "venv", folder / peer], check=True)
+        listed = ROOT / f"bench/quantizers/{peer}.txt"
+        pip = [_python(folder, peer), "-m", "pip", "install", "--quiet", "-r", listed]
+        subprocess.run(pip, check=True)
+
+
+def _python(folder: Path, file: str) -> Path:
+    return Path(sys.executable) if file == OURS else folder / file / "bin" / "python"
+
+
+def quantize(run: Run, model: Path, folder: Path) -> Path:
+    """Run a contender, if that wasn't done yet.
+
+    Returns:
+        The folder with its weights and facts.
+    Raises:
+        subprocess.CalledProcessError: It failed; its messages are in `log.txt`.
+    """
+    out = folder / "runs" / str(run)
+    if (out / "facts.json").exists():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    file, method = CONTENDERS[run.contender]
+    command = [_python(folder, file), "-m", f"bench.quantizers.{file}", model]
+    command += [folder / "texts/tokens.safetensors", out, str(run.bits), str(run.group_size)]
+    with (out / "log.txt").open("w") as log:
+        subprocess.run(
+            [*command, method],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    return out
+
+
+class Judge:
+    """Compares predictions on the evaluation windows with those of an original.
+
+    Args:
+        folder: Of the original; log-probabilities, 100 MB a window, are kept beside it.
+        windows: (windows, length) token ids.
+    """
+
+    def __init__(self, folder: Path, windows: Tensor):
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._windows, self._kept = windows, folder.with_name("predictions")
+        self._kept.mkdir(exist_ok=True)
+        for index in range(len(windows)):
+            file = self._kept / f"{index}.safetensors"
+            if not file.exists():
+                partial = file.with_suffix(".partial")
+                save_file({"log_probabilities": self._predict(index)}, partial)
+                partial.rename(file)
+
+    def load(self, weights: Path) -> None:
+        """Put in the weights of a quantized decoder."""
+        found = self._model.load_state_dict(load_file(weights), strict=False)
+        left = [key for key in found.missing_keys if "embed" not in key and "lm_head" not in key]
+        if left or found.unexpected_keys:
+            raise SystemExit(f"error: {weights} lacks {left} or has {found.unexpected_keys} too")
+
+    def judge(self) -> dict[str, Any]:
+        """Figures of the model as it is now, those of each window too."""
+        divergences, losses = [], []
+        for index, ids in enumerate(self._windows):
+            kept = load_file(self._kept / f"{index}.safetensors")["log_probabilities"]
+            found = self._predict(index)
+            divergences.append((kept.exp() * (kept - found)).sum(-1))
+            losses.append(F.nll_loss(found[:-1], ids[1:]))
+        divergence, loss = torch.stack(divergences), torch.stack(losses)
+        return {
+            "perplexity": loss.mean().exp().item(),
+            "kl_mean": divergence.mean().item(),
+            "kl_p99": divergence.flatten().quantile(0.99).item(),
+            "window_loss": loss.tolist(),
+            "window_kl": divergence.mean(1).tolist(),
+        }
+
+    def _predict(self, index: int) -> Tensor:
+        ids = self._windows[index : index + 1]
+        logits: Tensor = self._model(ids, use_cache=False).logits[0]
+        return logits.log_softmax(-1)
+
+
+def measure(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each run, from quantizing to judging."""
+    model = prepared(options.folder, options.finetune)
+    judge = Judge(model, load_file(options.folder / "texts/tokens.safetensors")["evaluation"])
+    for run in runs:
+        print(run, file=sys.stderr)
+        load_before = os.getloadavg()[0]
+        try:
+            out = quantize(run, model, options.folder)
+        except subprocess.CalledProcessError:
+            log = options.folder / "runs" / str(run) / "log.txt"
+            yield asdict(run) | {"error": log.read_text().strip().splitlines()[-1]}
+            continue
+        facts = json.loads((out / "facts.json").read_text())
+        judge.load(out / "weights.safetensors")
+        yield asdict(run) | facts | judge.judge() | {"load_before": load_before}
+        shutil.rmtree(out)
+
+
+def prepared(folder: Path, steps: int) -> Path:
+    """The model to quantize, with the texts for it."""
+    model = original(MODEL, folder / "models")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    file = tokens(folder / "texts", tokenizer)
+    return finetuned(model, load_file(file)["training"], steps) if steps else model
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A table for each model, bits and group size."""
+    kinds = dict.fromkeys((row["model"], row["bits"], row["group_size"]) for row in rows)
+    for kind in sorted(kinds, key=lambda kind: (kind[0], -kind[1], kind[2])):
+        chosen = [r for r in rows if (r["model"], r["bits"], r["group_size"]) == kind]
+        model, bits, group_size = kind
+        table = Table(title=f"{model}, {bits} bits g{group_size}; * others took the processor")
+        table.add_column("contender", no_wrap=True)
+        kl = ("KL mean", "p99", "of best peer's", "difference, 95%")
+        costs = ("bytes", "bits", "wall s", "CPU s", "peak MB")
+        for column in ("perplexity", *kl, *costs):
+            table.add_column(column, justify="right")
+        peers = [r for r in chosen if CONTENDERS[r["contender"]][0] != OURS and "kl_mean" in r]
+        best = min(peers, key=lambda row: row["kl_mean"], default=None)
+        for row in sorted(chosen, key=lambda row: row.get("kl_mean", float("inf"))):
+            cells = [row["error"][:60]] if "error" in row else figures(row, best)
+            table.add_row(row["contender"], *cells)
+        Console(width=160).print(table)
+
+
+def figures(row: dict[str, Any], best: dict[str, Any] | None) -> list[str]:
+    ratio, difference = "", ""
+    if best is not None and row is not best:
+        mine, theirs = torch.tensor(row["window_kl"]), torch.tensor(best["window_kl"])
+        middle, low, high = ratio_interval(mine - theirs, torch.ones_like(mine), 0.975)
+        ratio = f"{row['kl_mean'] / best['kl_mean']:.2f}"
+        difference = f"{middle:+.3f} ({low:+.3f} to {high:+.3f})"
+    busy = "*" if row["cpu_s"] < BUSY * row["wall_s"] else ""
+    return [
+        f"{row['perplexity']:.1f}",
+        f"{row['kl_mean']:.3f}",
+        f"{row['kl_p99']:.2f}",
+        ratio,
+        difference,
+        f"{row['size_bytes']:,}",
+        f"{row['bits_per_weight']:.3f}",
+        f"{row['wall_s']:.0f}{busy}",
+        f"{row['cpu_s']:.0f}",
+        f"{row['peak_rss_bytes'] / 1e6:.0f}",
+    ]
+
+
+def setting(options: argparse.Namespace) -> dict[str, Any]:
+    found = load_file(options.folder / "texts/tokens.safetensors")
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "calibration_windows": list(found["calibration"].shape),
+        "evaluation_windows": list(found["evaluation"].shape),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--install", action="store_true", help="prepare the peers, then end")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("bench/results/work/quality"), help="models and peers"
+    )
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=[name for name in CONTENDERS if name not in ON_DEMAND],
+        help=f"only when named: {'; '.join(ON_DEMAND)}",
+    )
+    parser.add_argument(
+        "--finetune", type=int, default=0, metavar="STEPS", help="on a copy trained so long"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench/results/quality.json"))
+    options = parser.parse_args()
+    options.folder = options.folder.absolute()
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    if options.install:
+        prepared(options.folder, options.finetune)
+        return install(options.folder)
+    name = f"{MODEL} finetuned {options.finetune}" if options.finetune else MODEL
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    rows = [row for row in rows if "error" not in row]  # these are tried again
+    done = {Run(*(row[key] for key in Run.__dataclass_fields__)) for row in rows}
+    wanted = itertools.product([name], options.contenders, options.bits, options.group_sizes)
+    missing = [run for run in (Run(*row) for row in wanted) if run not in done]
+    for row in measure(missing, options) if missing else ():
+        rows.append(row)
+        written = {"setting": setting(options), "rows": rows}
+        options.out.write_text(json.dumps(written, indent=1) + "\n")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Tauten's techniques; a row of METHODS each."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+import tauten
+from tauten.core.recipe import Recipe, Step
+from tauten.core.technique import Technique
+from tauten.models.source import open_source
+from tauten.report.html import render_html
+from tauten.search.run import run_recipe
+
+from . import adapter
+
+METHODS: dict[str, Callable[[int, int], tuple[Technique, ...]]] = {
+    "rtn": lambda bits, group_size: (tauten.RTN(bits, group_size, zero="integer"),),
+    "gptq": lambda bits, group_size: (tauten.GPTQ(bits, group_size),),
+    "gptq, tune_scales": lambda bits, group_size: (
+        tauten.GPTQ(bits, group_size),
+        tauten.TuneScales(),
+    ),
+}
+
+
+def quantize(model: Any, ids: Tensor, bits: int, group_size: int, method: str) -> nn.Module:
+    first, *tunings = METHODS[method](bits, group_size)
+    recipe = Recipe((Step(first, "model.layers.*"), *map(Step, tunings)))
+    data = adapter.batches(ids)
+    quantized = run_recipe(open_source(model), recipe, render_html, None, data=data).model
+    assert quantized is not None
+    return quantized
+
+
+def size_bytes(layer: Any, bits: int, group_size: int) -> int:
+    """Of the tensors as they lie on disk."""
+    return int(layer.packed.size_bytes)
+
+
+if __name__ == "__main__":
+    adapter.main("tauten", quantize, lambda layer: layer.weight, size_bytes)
