@@ -27,15 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from finetune import finetuned
+from judge import Judge
 from originals import original
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from texts import tokens
-from torch import Tensor
 
 from tauten.evaluation.statistics import ratio_interval
 
@@ -112,55 +111,6 @@ def quantize(run: Run, model: Path, folder: Path) -> Path:
     return out
 
 
-class Judge:
-    """Compares predictions on the evaluation windows with those of an original.
-
-    Args:
-        folder: Of the original; log-probabilities, 100 MB a window, are kept beside it.
-        windows: (windows, length) token ids.
-    """
-
-    def __init__(self, folder: Path, windows: Tensor):
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._windows, self._kept = windows, folder.with_name("predictions")
-        self._kept.mkdir(exist_ok=True)
-        for index in range(len(windows)):
-            file = self._kept / f"{index}.safetensors"
-            if not file.exists():
-                partial = file.with_suffix(".partial")
-                save_file({"log_probabilities": self._predict(index)}, partial)
-                partial.rename(file)
-
-    def load(self, weights: Path) -> None:
-        """Put in the weights of a quantized decoder."""
-        found = self._model.load_state_dict(load_file(weights), strict=False)
-        left = [key for key in found.missing_keys if "embed" not in key and "lm_head" not in key]
-        if left or found.unexpected_keys:
-            raise SystemExit(f"error: {weights} lacks {left} or has {found.unexpected_keys} too")
-
-    def judge(self) -> dict[str, Any]:
-        """Figures of the model as it is now, those of each window too."""
-        divergences, losses = [], []
-        for index, ids in enumerate(self._windows):
-            kept = load_file(self._kept / f"{index}.safetensors")["log_probabilities"]
-            found = self._predict(index)
-            divergences.append((kept.exp() * (kept - found)).sum(-1))
-            losses.append(F.nll_loss(found[:-1], ids[1:]))
-        divergence, loss = torch.stack(divergences), torch.stack(losses)
-        return {
-            "perplexity": loss.mean().exp().item(),
-            "kl_mean": divergence.mean().item(),
-            "kl_p99": divergence.flatten().quantile(0.99).item(),
-            "window_loss": loss.tolist(),
-            "window_kl": divergence.mean(1).tolist(),
-        }
-
-    def _predict(self, index: int) -> Tensor:
-        ids = self._windows[index : index + 1]
-        logits: Tensor = self._model(ids, use_cache=False).logits[0]
-        return logits.log_softmax(-1)
-
-
 def measure(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each run, from quantizing to judging."""
     model = prepared(options.folder, options.finetune)
@@ -189,23 +139,33 @@ def prepared(folder: Path, steps: int) -> Path:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """A table for each model, bits and group size."""
-    kinds = dict.fromkeys((row["model"], row["bits"], row["group_size"]) for row in rows)
-    for kind in sorted(kinds, key=lambda kind: (kind[0], -kind[1], kind[2])):
-        chosen = [r for r in rows if (r["model"], r["bits"], r["group_size"]) == kind]
-        model, bits, group_size = kind
-        table = Table(title=f"{model}, {bits} bits g{group_size}; * others took the processor")
+    """A table for each model, bits and group size, the best contender first."""
+    kinds = dict.fromkeys((row["model"], -row["bits"], row["group_size"]) for row in rows)
+    for kind in sorted(kinds):
+        chosen = [r for r in rows if (r["model"], -r["bits"], r["group_size"]) == kind]
+        good = sorted((r for r in chosen if "error" not in r), key=lambda row: row["kl_mean"])
+        peers = (row for row in good if CONTENDERS[row["contender"]][0] != OURS)
+        best = next(peers, None)
+        table = Table(title=f"{kind[0]}, {-kind[1]} bits g{kind[2]}", caption=caption(good))
         table.add_column("contender", no_wrap=True)
         kl = ("KL mean", "p99", "of best peer's", "difference, 95%")
         costs = ("bytes", "bits", "wall s", "CPU s", "peak MB")
         for column in ("perplexity", *kl, *costs):
             table.add_column(column, justify="right")
-        peers = [r for r in chosen if CONTENDERS[r["contender"]][0] != OURS and "kl_mean" in r]
-        best = min(peers, key=lambda row: row["kl_mean"], default=None)
-        for row in sorted(chosen, key=lambda row: row.get("kl_mean", float("inf"))):
-            cells = [row["error"][:60]] if "error" in row else figures(row, best)
-            table.add_row(row["contender"], *cells)
-        Console(width=160).print(table)
+        for row in good:
+            table.add_row(row["contender"], *figures(row, best))
+        console = Console(width=160)
+        console.print(table)
+        for row in chosen:
+            if "error" in row:
+                console.print(f"{row['contender']} failed: {row['error']}", markup=False)
+
+
+def caption(good: list[dict[str, Any]]) -> str:
+    before = "".join(f"{row['original_perplexity']:.1f} before; " for row in good[:1])
+    return (
+        f"perplexity {before}bytes and bits of the decoder's linear layers; * while others computed"
+    )
 
 
 def figures(row: dict[str, Any], best: dict[str, Any] | None) -> list[str]:

@@ -36,7 +36,7 @@ def quantize(model: Any, ids: Tensor, bits: int, group_size: int, method: str) -
 
 
 def weight(layer: Any) -> Tensor:
-    """A layer holds what its input side was scaled to; it rounds when it is called."""
+    """GPTQ leaves it rounded, AWQ rounds it in each call; rounding again changes nothing."""
     grid = (layer.weight_scale, layer.weight_zero_point, layer.quantization_scheme.weights)
     return fake_quantize(layer.weight, *grid)
 
