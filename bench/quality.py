@@ -97,7 +97,10 @@ def quantize(run: Run, model: Path, folder: Path) -> Path:
         return out
     out.mkdir(parents=True, exist_ok=True)
     file, method = CONTENDERS[run.contender]
-    command = [_python(folder, file), "-m", f"bench.quantizers.{file}", model]
+    python = _python(folder, file)
+    if not python.exists():
+        raise SystemExit(f"error: {python} isn't there; run with --install first")
+    command = [python, "-m", f"bench.quantizers.{file}", model]
     command += [folder / "texts/tokens.safetensors", out, str(run.bits), str(run.group_size)]
     with (out / "log.txt").open("w") as log:
         subprocess.run(

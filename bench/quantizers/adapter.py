@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-BATCH = 4  # windows
+BATCH = 2  # windows
 
 Quantize = Callable[[Any, Tensor, int, int, str], nn.Module]
 """(model, (windows, length) token ids, bits, group size, method) -> the quantized model."""
