@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import transformers
-from finetune import finetuned
+from finetune import finetuned, lattice_distance
 from judge import Judge
 from originals import original
 from rich.console import Console
@@ -118,9 +118,10 @@ def measure(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, 
     """A row for each run, from quantizing to judging."""
     model = prepared(options.folder, options.finetune)
     judge = Judge(model, load_file(options.folder / "texts/tokens.safetensors")["evaluation"])
+    distance = lattice_distance(model)
     for run in runs:
         print(run, file=sys.stderr)
-        load_before = os.getloadavg()[0]
+        about = {"lattice_distance": distance, "load_before": os.getloadavg()[0]}
         try:
             out = quantize(run, model, options.folder)
         except subprocess.CalledProcessError:
@@ -129,7 +130,7 @@ def measure(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, 
             continue
         facts = json.loads((out / "facts.json").read_text())
         judge.load(out / "weights.safetensors")
-        yield asdict(run) | facts | judge.judge() | {"load_before": load_before}
+        yield asdict(run) | facts | judge.judge() | about
         shutil.rmtree(out)
 
 
@@ -165,10 +166,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def caption(good: list[dict[str, Any]]) -> str:
-    before = "".join(f"{row['original_perplexity']:.1f} before; " for row in good[:1])
-    return (
-        f"perplexity {before}bytes and bits of the decoder's linear layers; * while others computed"
-    )
+    lines = ["bytes and bits of the decoder's linear layers; * while others computed"]
+    for row in good[:1]:
+        lines.append(f"the original: perplexity {row['original_perplexity']:.1f}, ")
+        lines[-1] += f"weights {row['lattice_distance']:.2f} steps off Q4_1's lattice (0 to 0.27)"
+    return "\n".join(lines)
 
 
 def figures(row: dict[str, Any], best: dict[str, Any] | None) -> list[str]:
