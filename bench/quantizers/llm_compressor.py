@@ -7,6 +7,7 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -31,6 +32,8 @@ def quantize(model: Any, ids: Tensor, bits: int, group_size: int, method: str) -
     recipe = [rounding(config_groups=scheme, ignore=["lm_head"])]
     if method == "awq":
         recipe.insert(0, AWQModifier())
+        # It pins memory for a GPU without asking whether there is one, and fails where there isn't.
+        IntermediatesCache.pin_memory = lambda *_: None
     data = DataLoader(adapter.batches(ids), batch_size=None)
     return oneshot(model=model, dataset=data, recipe=recipe, num_calibration_samples=len(ids))
 
