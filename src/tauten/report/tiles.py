@@ -102,7 +102,7 @@ def _size_note(before: float, after: float, name: str) -> Note:
 def _quality(manifest: Facts) -> Tile:
     qualities = measured(manifest)
     if not qualities:
-        note = Note("no data was given, so no drop is claimed", "warn")
+        note = Note("nothing was measured, so no drop is claimed", "warn")
         return Tile("Quality", "not measured", ABSENT, ABSENT, (note,))
     quality, limit = qualities[0], max_drop(manifest)
     drop = quality["drop"]
