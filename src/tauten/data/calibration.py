@@ -1,23 +1,21 @@
 """Calibration batches from whatever the user has."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tauten.core.errors import InputError
-from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, load_rows
+from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows
 from tauten.data.texts import load_texts
-from tauten.data.windows import TokenBatch, token_batches
+from tauten.data.windows import ENCODER_TOKENS, TokenBatch, encoder_batches, token_batches
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
 
 CALIBRATION_TOKENS = 32768
 WINDOW = 512
 BATCH_TOKENS = 2048
-ENCODER_TOKENS = 128
 
 
 def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[CalibrationBatch]:
@@ -40,12 +38,8 @@ def load_calibration(
     Raises:
         InputError: The data doesn't serve this model.
     """
-    if isinstance(data, dict | Tensor):
-        data = [data]  # one batch
-    elif isinstance(data, Iterable) and not isinstance(data, str | Path):
-        data = list(data)
-    is_texts = isinstance(data, list) and bool(data) and isinstance(data[0], str)
-    if not is_texts and not isinstance(data, str | Path):
+    data, is_text = listed(data)
+    if not is_text:
         rows = load_rows(data)
         return calibration_batches(rows.take(range(len(rows)), _rows_per_batch(rows)), model)
     if source.tokenizer is None:
@@ -58,11 +52,8 @@ def load_calibration(
         window = min(WINDOW, limit)
         batches = token_batches(documents, tokenizer, window, max_tokens, BATCH_TOKENS)
         return calibration_batches(batches, model)
-    texts = [document.text for document in documents][: max(1, max_tokens // ENCODER_TOKENS)]
-    options = {"padding": True, "truncation": True, "max_length": ENCODER_TOKENS}
-    chunks = [texts[i : i + 16] for i in range(0, len(texts), 16)]
-    encoded = [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
-    return calibration_batches(encoded, model)
+    documents = documents[: max(1, max_tokens // ENCODER_TOKENS)]
+    return calibration_batches(encoder_batches(documents, tokenizer), model)
 
 
 def _rows_per_batch(rows: Rows) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,20 @@ class Rows:
         rows = torch.tensor(indices)
         parts = rows.split(rows_per_batch)
         return [tree_unflatten([leaf[part] for leaf in self.leaves], self.spec) for part in parts]
+
+
+def listed(data: Any) -> tuple[Any, bool]:
+    """A user's data with iterables read, one batch as a list of it; and whether it is text.
+
+    Text is a name or path, or a list of strings.
+    """
+    if isinstance(data, str | Path):
+        return data, True
+    if isinstance(data, dict | Tensor):
+        return [data], False
+    if isinstance(data, Iterable):
+        data = list(data)
+    return data, isinstance(data, list) and bool(data) and isinstance(data[0], str)
 
 
 def load_rows(data: Iterable[Any]) -> Rows:

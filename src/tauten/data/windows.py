@@ -10,6 +10,8 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.data.texts import Document
 
+ENCODER_TOKENS = 128  # an encoder's text is cut here
+ENCODER_ROWS = 16
 SHORTEST = 16  # tokens; a shorter piece says little and costs a forward pass
 
 
@@ -66,6 +68,14 @@ def token_batches(
             batch = []
         batch.append(item)
     return [*batches, _stack(batch)]
+
+
+def encoder_batches(documents: Sequence[Document], tokenizer: Any) -> list[dict[str, Tensor]]:
+    """The starts of documents as an encoder takes them, padded, with their attention mask."""
+    texts = [document.text for document in documents]
+    chunks = [texts[i : i + ENCODER_ROWS] for i in range(0, len(texts), ENCODER_ROWS)]
+    options = {"padding": True, "truncation": True, "max_length": ENCODER_TOKENS}
+    return [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
 
 
 def count_tokens(batches: Iterable[TokenBatch]) -> int:

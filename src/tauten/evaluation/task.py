@@ -1,21 +1,19 @@
 """Turn a user's data into examples, splits and a metric."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tauten.core.errors import InputError
 from tauten.data.splits import Splits, split
-from tauten.data.tensors import load_rows
-from tauten.data.texts import Document, load_texts
-from tauten.data.windows import count_tokens, token_batches
+from tauten.data.tensors import listed, load_rows
+from tauten.data.texts import load_texts
+from tauten.data.windows import count_tokens, encoder_batches, token_batches
 from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, UserMetric
 from tauten.models.source import Source
-
-ENCODER_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,8 @@ def make_task(
     Raises:
         InputError: The data doesn't serve this model or metric.
     """
-    if isinstance(data, dict | Tensor):
-        data = [data]  # one batch
-    elif isinstance(data, Iterable) and not isinstance(data, str | Path):
-        data = list(data)
-    is_texts = isinstance(data, list) and bool(data) and isinstance(data[0], str)
-    if is_texts or isinstance(data, str | Path):
+    data, is_text = listed(data)
+    if is_text:
         return _text_task(source, model, data, metric, seed, max_tokens)
     return _tensor_task(data, metric, seed)
 
@@ -95,7 +89,7 @@ def _text_task(
     tokenizer, name = source.tokenizer(), str(data) if isinstance(data, str | Path) else "texts"
     counts = {key: len(value) for key, value in vars(parts).items()}
     if not is_language_model(model):
-        splits = Splits(*(_encoder_batches(part, tokenizer) for part in vars(parts).values()))
+        splits = Splits(*(tuple(encoder_batches(part, tokenizer)) for part in vars(parts).values()))
         return Task(chosen, splits, name, counts, {}, False)
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 512
     window = min(512, limit)
@@ -122,13 +116,6 @@ def _tensor_task(data: Any, metric: Any, seed: int) -> Task:
     )
     chosen = _metric(metric, Accuracy, Similarity) if labelled else _metric(metric, Similarity)
     return Task(chosen, splits, "tensors", counts, {}, False)
-
-
-def _encoder_batches(documents: tuple[Document, ...], tokenizer: Any) -> tuple[Any, ...]:
-    texts = [document.text for document in documents]
-    chunks = [texts[i : i + 16] for i in range(0, len(texts), 16)]
-    options = {"padding": True, "truncation": True, "max_length": ENCODER_TOKENS}
-    return tuple(dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks)
 
 
 def _metric(metric: Any, *serving: Callable[[], Metric]) -> Callable[[], Metric]:
