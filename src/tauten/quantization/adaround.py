@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_bits, check_group_size
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.solvers.grid import fit_grid
@@ -45,19 +46,14 @@ class AdaRound(CalibratedTechnique):
     activation: str = "float"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
-            raise InputError(f"adaround: bits={self.bits}: expected an integer from 1 to 8")
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(
-                f"adaround: group_size={self.group_size}: expected 0 or a positive integer"
-            )
+        check_bits(self.name, self.bits)
+        check_group_size(self.name, self.group_size)
         if self.zero not in ZERO_KINDS:
             known = ", ".join(ZERO_KINDS)
             raise InputError(f"adaround: zero={self.zero!r}: expected one of {known}")
         if not isinstance(self.iterations, int) or self.iterations < 1:
             raise InputError(f"adaround: iterations={self.iterations}: expected a positive integer")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"adaround: activation={self.activation!r}: expected float or int8")
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

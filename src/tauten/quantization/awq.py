@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_bits, check_group_size
 from tauten.core.technique import ScalingTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.solvers.grid import column_rounder, fit_grid, nearest_values
@@ -53,16 +54,13 @@ class AWQ(ScalingTechnique):
     activation: str = "float"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
-            raise InputError(f"awq: bits={self.bits}: expected an integer from 1 to 8")
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(f"awq: group_size={self.group_size}: expected 0 or a positive integer")
+        check_bits(self.name, self.bits)
+        check_group_size(self.name, self.group_size)
         if self.zero not in ZERO_KINDS:
             raise InputError(f"awq: zero={self.zero!r}: expected one of {', '.join(ZERO_KINDS)}")
         if self.rounding not in ("nearest", "second_order"):
             raise InputError(f"awq: rounding={self.rounding!r}: expected nearest or second_order")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"awq: activation={self.activation!r}: expected float or int8")
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_damping, check_group_size
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
@@ -47,16 +48,11 @@ class Binary(CalibratedTechnique):
     activation: str = "float"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(
-                f"binary: group_size={self.group_size}: expected 0 or a positive integer"
-            )
+        check_group_size(self.name, self.group_size)
         if not isinstance(self.residual, bool):
             raise InputError(f"binary: residual={self.residual!r}: expected true or false")
-        if not 0 < self.damping <= 1:
-            raise InputError(f"binary: damping={self.damping}: expected more than 0, at most 1")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"binary: activation={self.activation!r}: expected float or int8")
+        check_damping(self.name, self.damping)
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_damping
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.codebook import CodebookWeight
 from tauten.solvers.kmeans import kmeans_1d, nearest_code, storable_book
@@ -53,10 +54,8 @@ class Codebook(CalibratedTechnique):
             raise InputError(f"codebook: bits={self.bits}: expected 2, 3 or 4")
         if not isinstance(self.rounds, int) or self.rounds < 0:
             raise InputError(f"codebook: rounds={self.rounds}: expected 0 or a positive integer")
-        if not 0 < self.damping <= 1:
-            raise InputError(f"codebook: damping={self.damping}: expected more than 0, at most 1")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"codebook: activation={self.activation!r}: expected float or int8")
+        check_damping(self.name, self.damping)
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

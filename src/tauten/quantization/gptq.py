@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_bits, check_damping, check_group_size
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, round_to_grid
 from tauten.solvers.grid import column_rounder, fit_grid
@@ -53,22 +54,16 @@ class GPTQ(CalibratedTechnique):
     activation: str = "float"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
-            raise InputError(f"gptq: bits={self.bits}: expected an integer from 1 to 8")
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(
-                f"gptq: group_size={self.group_size}: expected 0 or a positive integer"
-            )
+        check_bits(self.name, self.bits)
+        check_group_size(self.name, self.group_size)
         if self.zero not in ZERO_KINDS:
             raise InputError(f"gptq: zero={self.zero!r}: expected one of {', '.join(ZERO_KINDS)}")
-        if not 0 < self.damping <= 1:
-            raise InputError(f"gptq: damping={self.damping}: expected more than 0, at most 1")
+        check_damping(self.name, self.damping)
         if not 0 <= self.correction <= 1:
             raise InputError(f"gptq: correction={self.correction}: expected 0 to 1")
         if not isinstance(self.rounds, int) or self.rounds < 0:
             raise InputError(f"gptq: rounds={self.rounds}: expected 0 or a positive integer")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"gptq: activation={self.activation!r}: expected float or int8")
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_bits, check_group_size
 from tauten.core.technique import WeightTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, grouped, round_to_grid
 from tauten.solvers.grid import Grid, better_grid, fit_grid, regress_grid
@@ -48,16 +49,13 @@ class HQQ(WeightTechnique):
     activation: str = "float"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
-            raise InputError(f"hqq: bits={self.bits}: expected an integer from 1 to 8")
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(f"hqq: group_size={self.group_size}: expected 0 or a positive integer")
+        check_bits(self.name, self.bits)
+        check_group_size(self.name, self.group_size)
         if self.zero not in ZERO_KINDS:
             raise InputError(f"hqq: zero={self.zero!r}: expected one of {', '.join(ZERO_KINDS)}")
         if not isinstance(self.rounds, int) or self.rounds < 1:
             raise InputError(f"hqq: rounds={self.rounds}: expected a positive integer")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"hqq: activation={self.activation!r}: expected float or int8")
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

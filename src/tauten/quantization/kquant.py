@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_damping
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.gguf_blocks import BLOCK_TYPES
 from tauten.formats.superblock import SuperblockWeight, TwoLevelGrid
@@ -56,10 +57,8 @@ class KQuant(CalibratedTechnique):
             self._grid()
         except InputError as error:
             raise InputError(f"kquant: {error}".replace("zero_kind", "zero")) from None
-        if not 0 < self.damping <= 1:
-            raise InputError(f"kquant: damping={self.damping}: expected more than 0, at most 1")
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"kquant: activation={self.activation!r}: expected float or int8")
+        check_damping(self.name, self.damping)
+        check_activation(self.name, self.activation)
 
     @classmethod
     def gguf(cls, name: str) -> "KQuant":

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_activation, check_bits, check_group_size
 from tauten.core.technique import WeightTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.solvers.nearest import round_to_nearest
@@ -36,17 +37,14 @@ class RTN(WeightTechnique):
     activation: str = "float"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in range(1, 9):
-            raise InputError(f"rtn: bits={self.bits}: expected an integer from 1 to 8")
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(f"rtn: group_size={self.group_size}: expected 0 or a positive integer")
+        check_bits(self.name, self.bits)
+        check_group_size(self.name, self.group_size)
         if self.zero not in ZERO_KINDS:
             raise InputError(f"rtn: zero={self.zero!r}: expected one of {', '.join(ZERO_KINDS)}")
         if self.clip not in ("mse", "minmax"):
             raise InputError(f"rtn: clip={self.clip!r}: expected mse or minmax")
 
-        if self.activation not in ("float", "int8"):
-            raise InputError(f"rtn: activation={self.activation!r}: expected float or int8")
+        check_activation(self.name, self.activation)
 
     @property
     def activation_dtype(self) -> str:

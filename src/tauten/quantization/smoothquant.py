@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
+from tauten.core.knobs import check_group_size
 from tauten.core.technique import ScalingTechnique
 from tauten.formats.integer import IntegerWeight
 from tauten.runtime.reference import round_activations
@@ -48,10 +49,7 @@ class SmoothQuant(ScalingTechnique):
             raise InputError(
                 f"smoothquant: strength={self.strength}: expected 0 to 1, or None to search"
             )
-        if not isinstance(self.group_size, int) or self.group_size < 0:
-            raise InputError(
-                f"smoothquant: group_size={self.group_size}: expected 0 or a positive integer"
-            )
+        check_group_size(self.name, self.group_size)
 
     @property
     def activation_dtype(self) -> str:

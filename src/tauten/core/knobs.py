@@ -1,0 +1,27 @@
+"""Checks of the knobs that techniques have in common; each names the technique and the knob."""
+
+from tauten.core.errors import InputError
+
+
+def check_bits(technique: str, bits: int) -> None:
+    """Raise InputError unless 1 to 8."""
+    if not isinstance(bits, int) or bits not in range(1, 9):
+        raise InputError(f"{technique}: bits={bits}: expected an integer from 1 to 8")
+
+
+def check_group_size(technique: str, group_size: int) -> None:
+    """Raise InputError unless 0 (a scale a row) or a number of columns."""
+    if not isinstance(group_size, int) or group_size < 0:
+        raise InputError(f"{technique}: group_size={group_size}: expected 0 or a positive integer")
+
+
+def check_damping(technique: str, damping: float) -> None:
+    """Raise InputError unless it is relative to a mean diagonal: above 0, at most 1."""
+    if not 0 < damping <= 1:
+        raise InputError(f"{technique}: damping={damping}: expected more than 0, at most 1")
+
+
+def check_activation(technique: str, activation: str) -> None:
+    """Raise InputError unless activations are kept or rounded as they come."""
+    if activation not in ("float", "int8"):
+        raise InputError(f"{technique}: activation={activation!r}: expected float or int8")
