@@ -145,6 +145,29 @@ class ScalingTechnique(CalibratedTechnique):
 
 
 @dataclass(frozen=True)
+class ShapingTechnique(Technique):
+    """A technique that makes a smaller model of plain layers, before anything is packed.
+
+    What may change: which children a `ModuleList` or `Sequential` holds, modules that become
+    `nn.Identity`, the sizes of tensors, plain attributes such as `out_features`, and which names
+    share one tensor. `models.surgery` finds out what did, so that a file can be read back.
+    """
+
+    @abstractmethod
+    def reshape(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Change a model in place.
+
+        Args:
+            model: A copy for this call, in memory whole, called like the original; its tensors
+                may be shared with the original: replace them, don't write into them.
+            batches: Calls of the model (`models.calibration.CalibrationBatch`); may be empty.
+        Raises:
+            NotApplicableError: It finds nothing to change in this model.
+            InputError: It needs data and there is none.
+        """
+
+
+@dataclass(frozen=True)
 class TuningTechnique(Technique):
     """A technique that trains a whole packed model; a recipe's run in order once all is packed."""
 
