@@ -21,16 +21,27 @@ METHODS: dict[str, Callable[[int, int], tuple[Technique, ...]]] = {
         tauten.GPTQ(bits, group_size),
         tauten.TuneScales(),
     ),
+    "kquant": lambda bits, group_size: (_equal_bytes(bits, group_size),),
+    "kquant, tune_scales": lambda bits, group_size: (
+        _equal_bytes(bits, group_size),
+        tauten.TuneScales(),
+    ),
+    "kquant, no data": lambda bits, group_size: (_equal_bytes(bits, group_size),),
 }
 
 
 def quantize(model: Any, ids: Tensor, bits: int, group_size: int, method: str) -> nn.Module:
     first, *tunings = METHODS[method](bits, group_size)
     recipe = Recipe((Step(first, "model.layers.*"), *map(Step, tunings)))
-    data = adapter.batches(ids)
+    data = None if "no data" in method else adapter.batches(ids)
     quantized = run_recipe(open_source(model), recipe, render_html, None, data=data).model
     assert quantized is not None
     return quantized
+
+
+def _equal_bytes(bits: int, group_size: int) -> tauten.KQuant:
+    """The K-quant that takes the bytes of integer groups with 16-bit scales."""
+    return tauten.KQuant(bits, group_size // 2, superblock=0, scale_bits=4)
 
 
 def size_bytes(layer: Any, bits: int, group_size: int) -> int:

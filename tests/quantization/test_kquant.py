@@ -50,6 +50,16 @@ def test_it_beats_gptq_at_equal_bytes(bits: int) -> None:
 
 
 @pytest.mark.parametrize("zero", ["float", "none"])
+def test_each_round_lowers_the_output_error(zero: str) -> None:
+    weight, inputs = random_weight(5), layer_inputs(256, 5)
+    packed = [KQuant(3, 32, 128, 4, zero, rounds=n).encode(weight, inputs) for n in (0, 1, 3)]
+    errors = [
+        float(output_error(some.dequantize() - weight, inputs.moment).sum()) for some in packed
+    ]
+    assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("zero", ["float", "none"])
 def test_a_row_may_end_within_a_superblock(zero: str) -> None:
     weight, inputs = random_weight(3, (6, 330)), layer_inputs(330, 3)
     packed = KQuant(4, 32, 256, 6, zero).encode(weight, inputs)
@@ -71,6 +81,7 @@ def test_a_convolution_keeps_its_shape() -> None:
         {"scale_bits": 1},
         {"zero": "integer"},
         {"damping": 0.0},
+        {"rounds": -1},
         {"activation": "int4"},
     ],
 )

@@ -67,6 +67,23 @@ def test_tuning_helps_on_tokens_that_it_has_not_seen_and_keeps_codes() -> None:
     assert not torch.equal(plain.model.norm.weight, tuned.model.norm.weight)
 
 
+@pytest.mark.parametrize("zero", ["float", "none"])
+def test_super_scales_are_tuned_and_the_integers_below_them_stay(zero: str) -> None:
+    model = opinionated_llama()
+    first = Step(tauten.KQuant(2, 32, 64, 4, zero), "model.layers.*")
+    plain = apply(model, Recipe((first,)), tokens(0))
+    tuned = apply(model, Recipe((first, Step(tauten.TuneScales(norms=False)))), tokens(0))
+    assert loss(tuned, model, tokens(1)) < loss(plain, model, tokens(1))
+    for (_, old), (_, new) in zip(packed_modules(plain), packed_modules(tuned), strict=True):
+        assert torch.equal(old.packed.integer_codes(), new.packed.integer_codes())
+        before, after = old.packed.scales(), new.packed.scales()
+        assert torch.equal(before.scale_codes, after.scale_codes)
+        assert not torch.equal(before.super_scale, after.super_scale)
+        if zero == "float":
+            assert torch.equal(before.zero_codes, after.zero_codes)
+            assert not torch.equal(before.super_zero, after.super_zero)
+
+
 def test_norms_can_be_left_alone() -> None:
     recipe = Recipe((RECIPE.steps[0], Step(tauten.TuneScales(norms=False))))
     model = opinionated_llama()
@@ -94,7 +111,7 @@ def test_gradients_are_those_of_the_written_out_product(zero: str) -> None:
     layer = TunableLinear(PackedLinear(packed, torch.randn(6, generator=generator)))
     x = torch.randn(5, 70, generator=generator, requires_grad=True)
     goal = torch.randn(5, 6, generator=generator)
-    wanted = [x, layer.change] + ([] if layer.offset is None else [layer.offset])
+    wanted = [x, layer.grid.change] + ([] if layer.grid.offset is None else [layer.grid.offset])
     found = torch.autograd.grad((layer(x) * goal).sum(), wanted)
 
     low = packed.dequantize().double()

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from tauten.formats.integer import ZERO_KINDS, grid_values, round_to_grid
+from tauten.formats.superblock import TwoLevelGrid, two_level_values
 from tauten.solvers.grid import fit_grid
-from tauten.solvers.refit import least_squares, refit_books, refit_grid
+from tauten.solvers.refit import least_squares, refit_books, refit_grid, refit_two_level
 from tauten.solvers.second_order import output_error
+from tauten.solvers.two_level import fit_two_level, round_to_two_level
 
 ROWS, COLUMNS, TOKENS = 5, 22, 400
 
@@ -89,3 +91,19 @@ def test_an_entry_that_no_code_names_stays() -> None:
     books = refit_books(matrix, moment_of(inputs_of(6)), codes, start)
     assert books.dtype is torch.float16
     assert (books[:, 3] == 0.5).all() and (books[:, :3] != 0.5).any()
+
+
+@pytest.mark.parametrize("superblock", [0, 16])
+@pytest.mark.parametrize("zero", ["float", "none"])
+def test_bent_super_scales_are_found_again(zero: str, superblock: int) -> None:
+    matrix = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(3))
+    grid = TwoLevelGrid(3, 8, superblock, 4, zero)
+    scales = fit_two_level(matrix, grid)
+    codes = round_to_two_level(matrix, grid, scales)
+    target = two_level_values(codes, grid, scales)
+    bent = scales._replace(super_scale=scales.super_scale * 1.25)
+    if scales.super_zero is not None:
+        bent = bent._replace(super_zero=scales.super_zero * 0.75)
+    found = refit_two_level(target, moment_of(inputs_of(2)), codes, grid, bent)
+    assert found.super_scale.dtype is scales.super_scale.dtype
+    assert (two_level_values(codes, grid, found) - target).norm() < 2e-3 * target.norm()

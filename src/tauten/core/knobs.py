@@ -25,3 +25,9 @@ def check_activation(technique: str, activation: str) -> None:
     """Raise InputError unless activations are kept or rounded as they come."""
     if activation not in ("float", "int8"):
         raise InputError(f"{technique}: activation={activation!r}: expected float or int8")
+
+
+def check_rounds(technique: str, rounds: int) -> None:
+    """Refuse anything but 0 and positive integers."""
+    if not isinstance(rounds, int) or rounds < 0:
+        raise InputError(f"{technique}: rounds={rounds}: expected 0 or a positive integer")

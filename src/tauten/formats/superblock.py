@@ -95,6 +95,11 @@ class TwoLevelGrid:
         return scale, -scales.zero_codes.float() * self.spread(scales.super_zero.float(), groups)
 
 
+def two_level_values(codes: Tensor, grid: TwoLevelGrid, scales: TwoLevelScales) -> Tensor:
+    """The levels that codes stand for: (out, in) uint8 or floating -> (out, in) float32."""
+    return grid_values(codes.float(), grid.bits, grid.group_size, *grid.expand(scales))
+
+
 class SuperblockWeight(IntegerWeight):
     """An integer weight that stores its scales and offsets as a `TwoLevelGrid` says.
 
@@ -164,9 +169,8 @@ class SuperblockWeight(IntegerWeight):
         return self.expanded_zero if self.interleaved else self.grid.expand(self.scales())[1]
 
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
-        grid = self.grid.expand(self.scales(rows))
-        codes = self.integer_codes(rows).float()
-        return grid_values(codes, self.bits, self.group_size, *grid).to(dtype)
+        codes = self.integer_codes(rows)
+        return two_level_values(codes, self.grid, self.scales(rows)).to(dtype)
 
     def interleaved_tensors(self) -> dict[str, Tensor]:
         """Codes for the kernels, and the scales and offsets expanded."""

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
-from tauten.core.knobs import check_activation, check_bits, check_damping, check_group_size
+from tauten.core.knobs import (
+    check_activation,
+    check_bits,
+    check_damping,
+    check_group_size,
+    check_rounds,
+)
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, round_to_grid
 from tauten.solvers.grid import column_rounder, fit_grid
@@ -61,8 +67,7 @@ class GPTQ(CalibratedTechnique):
         check_damping(self.name, self.damping)
         if not 0 <= self.correction <= 1:
             raise InputError(f"gptq: correction={self.correction}: expected 0 to 1")
-        if not isinstance(self.rounds, int) or self.rounds < 0:
-            raise InputError(f"gptq: rounds={self.rounds}: expected 0 or a positive integer")
+        check_rounds(self.name, self.rounds)
         check_activation(self.name, self.activation)
 
     @property

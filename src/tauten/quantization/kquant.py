@@ -8,11 +8,17 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
-from tauten.core.knobs import check_activation, check_damping
+from tauten.core.knobs import check_activation, check_damping, check_rounds
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.gguf_blocks import BLOCK_TYPES
-from tauten.formats.superblock import SuperblockWeight, TwoLevelGrid
-from tauten.solvers.second_order import curvature, sweep
+from tauten.formats.superblock import (
+    SuperblockWeight,
+    TwoLevelGrid,
+    TwoLevelScales,
+    two_level_values,
+)
+from tauten.solvers.refit import refit_two_level
+from tauten.solvers.second_order import curvature, damped, descend, sweep
 from tauten.solvers.two_level import column_rounder, fit_two_level, round_to_two_level
 
 
@@ -21,9 +27,9 @@ class KQuant(CalibratedTechnique):
     """Rounding to a grid with scales of two levels, by GPTQ's sweep where inputs were seen.
 
     The scales, already rounded to what is stored, are fitted to the weights, each column's error
-    weighted by the strength of its input; then the columns are swept on that grid. Without
-    inputs, weights are rounded to nearest. The defaults take the bytes of `gptq` in groups of 64;
-    `KQuant.gguf` gives the grids that GGUF can hold.
+    weighted by the strength of its input; then the columns are swept on that grid, and super-scales
+    and codes decided once more, by turns. Without inputs, weights are rounded to nearest. The
+    defaults take the bytes of `gptq` in groups of 64; `KQuant.gguf` gives GGUF's own grids.
 
     Attributes:
         bits: 1 to 8.
@@ -33,6 +39,7 @@ class KQuant(CalibratedTechnique):
         zero: `float` (each group has an offset, rounded like its scale) or `none` (symmetric).
         damping: Added to the diagonal of the second moment, relative to its mean.
         by_importance: Round the columns with the strongest inputs first.
+        rounds: As for `gptq`.
         activation: As for `rtn`.
 
     Source: the grids of llama.cpp's K-quants (ggml-quants.c, which fits them by its own search,
@@ -50,6 +57,7 @@ class KQuant(CalibratedTechnique):
     zero: str = "float"
     damping: float = 0.01
     by_importance: bool = True
+    rounds: int = 1
     activation: str = "float"
 
     def __post_init__(self) -> None:
@@ -58,6 +66,7 @@ class KQuant(CalibratedTechnique):
         except InputError as error:
             raise InputError(f"kquant: {error}".replace("zero_kind", "zero")) from None
         check_damping(self.name, self.damping)
+        check_rounds(self.name, self.rounds)
         check_activation(self.name, self.activation)
 
     @classmethod
@@ -84,15 +93,26 @@ class KQuant(CalibratedTechnique):
         }
 
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> SuperblockWeight:
-        matrix, grid = weight.flatten(1), self._grid()
+        matrix, grid = weight.flatten(1).float(), self._grid()
         if inputs is None:
             scales = fit_two_level(matrix, grid)
+            codes = round_to_two_level(matrix, grid, scales)
         else:
-            curve = curvature(inputs.moment, self.damping, self.by_importance)
-            scales = fit_two_level(matrix, grid, inputs.moment.diagonal())
-            matrix = sweep(matrix, curve, column_rounder(grid, scales))
-        codes = round_to_two_level(matrix, grid, scales)
+            codes, scales = self._sweep(matrix, inputs.moment)
         return SuperblockWeight.from_scales(tuple(weight.shape), grid, codes, scales)
+
+    def _sweep(self, matrix: Tensor, moment: Tensor) -> tuple[Tensor, TwoLevelScales]:
+        """Codes and scales of least output error, as `gptq` finds them."""
+        grid, curve = self._grid(), curvature(moment, self.damping, self.by_importance)
+        scales = fit_two_level(matrix, grid, moment.diagonal())
+        rounded = sweep(matrix, curve, column_rounder(grid, scales))
+        codes, moment = round_to_two_level(rounded, grid, scales), damped(moment, curve.damping)
+        for _ in range(self.rounds):
+            scales = refit_two_level(matrix, moment, codes, grid, scales)
+            levels = two_level_values(codes, grid, scales)
+            rounded = descend(matrix, levels, moment, column_rounder(grid, scales))
+            codes = round_to_two_level(rounded, grid, scales)
+        return codes, scales
 
     def _grid(self) -> TwoLevelGrid:
         size = (self.group_size, self.superblock, self.scale_bits)

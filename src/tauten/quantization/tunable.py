@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from tauten.formats.integer import IntegerWeight, center, grouped
+from tauten.formats.superblock import SuperblockWeight
 from tauten.runtime.modules import PackedLinear
 
 
 class TunableLinear(nn.Module):
-    """Multiplies by scale * exp(change) * (code - zero), dequantized anew at each call.
+    """A packed linear layer, dequantized anew at each call from a grid that has gradients.
 
     Args:
         layer: Packed in integers; `write_back` changes its scales (and float zeros).
@@ -18,37 +19,42 @@ class TunableLinear(nn.Module):
 
     def __init__(self, layer: PackedLinear):
         super().__init__()
-        assert isinstance(layer.packed, IntegerWeight)
         packed = layer.packed
+        assert isinstance(packed, IntegerWeight)
         packed.deinterleave()
-        self._packed = packed
+        if isinstance(packed, SuperblockWeight):
+            self.grid: _TunableScales | _TunableTwoLevel = _TunableTwoLevel(packed)
+        else:
+            self.grid = _TunableScales(packed)
         self.bias = layer.bias
-        self.change = nn.Parameter(torch.zeros(packed.scale.shape))
-        moves = packed.zero_kind == "float"
-        self.offset = nn.Parameter(torch.zeros(packed.scale.shape)) if moves else None
         self.cells = _compact(_cells(packed))  # (out, groups, size), zero at the end of a row
+        self._columns = packed.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        scale, zero = self._grid()
-        columns = self._packed.in_features
+        scale, zero = self.grid()
         y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-            x, scale, zero, self.cells, columns
+            x, scale, zero, self.cells, self._columns
         )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def write_back(self) -> None:
         """Store the tuned grid in the packed layer, in the dtype that it had."""
         with torch.no_grad():
-            scale, zero = self._grid()
-            kept = self._packed.scale.dtype
-            smallest = torch.finfo(kept).tiny
-            size = scale.abs().clamp(smallest, torch.finfo(kept).max)
-            self._packed.scale = size.copysign(scale).to(kept)
-            if zero is not None:
-                self._packed.zero = zero.to(kept)
+            self.grid.write_back()
 
-    def _grid(self) -> tuple[Tensor, Tensor | None]:
+
+class _TunableScales(nn.Module):
+    """Scales s * exp(change); a float zero moves in units of its scale."""
+
+    def __init__(self, packed: IntegerWeight):
+        super().__init__()
+        self._packed = packed
+        self.change = nn.Parameter(torch.zeros(packed.scale.shape))
+        moves = packed.zero_kind == "float"
+        self.offset = nn.Parameter(torch.zeros(packed.scale.shape)) if moves else None
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
         """Scale, and the float zero where there is one: (out, groups) float32."""
         before = self._packed.scale.float()
         scale = before * self.change.exp()
@@ -56,6 +62,46 @@ class TunableLinear(nn.Module):
             return scale, None
         assert self._packed.zero is not None
         return scale, self._packed.zero.float() + self.offset * before
+
+    def write_back(self) -> None:
+        scale, zero = self()
+        kept = self._packed.scale.dtype
+        self._packed.scale = _storable(scale, kept)
+        if zero is not None:
+            self._packed.zero = zero.to(kept)
+
+
+class _TunableTwoLevel(nn.Module):
+    """Super-scales s * exp(change), of zeros likewise; the integers below them stay."""
+
+    def __init__(self, packed: SuperblockWeight):
+        super().__init__()
+        self._packed = packed
+        self.change = nn.Parameter(torch.zeros(packed.super_scale.shape))
+        moves = packed.super_zero is not None
+        self.zero_change = nn.Parameter(torch.zeros(packed.super_scale.shape)) if moves else None
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """Scale, and the zero where there is one: (out, groups) float32."""
+        scales = self._packed.scales()
+        return self._packed.grid.expand(scales._replace(**self._supers()))
+
+    def write_back(self) -> None:
+        for name, value in self._supers().items():
+            setattr(self._packed, name, _storable(value, self._packed.super_scale.dtype))
+
+    def _supers(self) -> dict[str, Tensor]:
+        supers = {"super_scale": self._packed.super_scale.float() * self.change.exp()}
+        if self.zero_change is not None:
+            assert self._packed.super_zero is not None
+            supers["super_zero"] = self._packed.super_zero.float() * self.zero_change.exp()
+        return supers
+
+
+def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales in a dtype, of a size that it can hold; none becomes 0 that wasn't."""
+    size = scale.abs().clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max)
+    return torch.where(scale == 0, 0.0, size.copysign(scale)).to(dtype)
 
 
 class _Product(torch.autograd.Function):

@@ -11,7 +11,6 @@ from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.progress import track
 from tauten.core.technique import TuningTechnique
 from tauten.formats.integer import IntegerWeight
-from tauten.formats.superblock import SuperblockWeight
 from tauten.models.calibration import CalibrationBatch, fast_dtype
 from tauten.models.packing import packed_modules
 from tauten.quantization.tunable import TunableLinear
@@ -147,7 +146,6 @@ def _tunable_layers(model: nn.Module) -> dict[str, PackedLinear]:
         for name, module in modules.items()
         if isinstance(module, PackedLinear)
         and isinstance(module.packed, IntegerWeight)
-        and not isinstance(module.packed, SuperblockWeight)  # its scales are integers
         and id(module.packed) not in read
     }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauten.formats.integer import grid_values, grouped
+from tauten.formats.superblock import TwoLevelGrid, TwoLevelScales, two_level_values
 from tauten.solvers.grid import Grid, better_grid
 from tauten.solvers.second_order import output_error
 
@@ -66,6 +67,61 @@ def _refit_rows(
     moved_error = output_error(grid_values(codes, bits, size, *moved) - target, moment)[:, None]
     serves = (moved[0].float() * scale.float() > 0).all(1, keepdim=True)  # a scale keeps its sign
     return better_grid(grid, error, moved, torch.where(serves, moved_error, torch.inf))[0]
+
+
+def refit_two_level(
+    target: Tensor, moment: Tensor, codes: Tensor, grid: TwoLevelGrid, scales: TwoLevelScales
+) -> TwoLevelScales:
+    """Super-scales of least output error for fixed codes of weights, scales and offsets.
+
+    Args:
+        target: (out, in) floating, the weight to come near to.
+        moment: (in, in) floating, second moment of the inputs.
+        codes: (out, in) uint8.
+        grid: What codes and scales mean.
+        scales: Those that the codes were chosen on.
+    Returns:
+        In the same dtypes; rows that they wouldn't serve better keep theirs.
+    Cost: O(superblocks * out * in^2) time.
+    """
+    supers, zeros = scales.super_scale.clone(), scales.super_zero
+    zeros = None if zeros is None else zeros.clone()
+    for rows in _chunks(target, 2):
+        own = TwoLevelScales(*(part[rows] for part in scales if part is not None))
+        new = _refit_supers(target[rows].float(), moment, codes[rows], grid, own)
+        supers[rows] = new.super_scale
+        if zeros is not None and new.super_zero is not None:
+            zeros[rows] = new.super_zero
+    return scales._replace(super_scale=supers, super_zero=zeros)
+
+
+def _refit_supers(
+    target: Tensor, moment: Tensor, codes: Tensor, grid: TwoLevelGrid, scales: TwoLevelScales
+) -> TwoLevelScales:
+    ones, nothing = torch.ones(scales.super_scale.shape), torch.zeros(scales.super_scale.shape)
+    alone = [scales._replace(super_scale=ones)]  # what one super-scale at a time multiplies
+    if scales.super_zero is not None:
+        alone = [alone[0]._replace(super_zero=nothing)]
+        alone.append(scales._replace(super_scale=nothing, super_zero=ones))
+    basis = torch.stack([two_level_values(codes, grid, some) for some in alone])
+    left = target - two_level_values(codes, grid, scales)
+    change = least_squares(basis, left, moment, grid.superblock or target.shape[1])
+    moved = scales._replace(super_scale=_moved(scales.super_scale, change[..., 0]))
+    if scales.super_zero is not None:
+        moved = moved._replace(super_zero=_moved(scales.super_zero, change[..., 1]))
+    after = target - two_level_values(codes, grid, moved)
+    better = (output_error(after, moment) < output_error(left, moment))[:, None]
+    chosen = moved._replace(super_scale=torch.where(better, moved[1], scales[1]))
+    if moved.super_zero is not None and scales.super_zero is not None:
+        zeros = torch.where(better, moved.super_zero, scales.super_zero)
+        chosen = chosen._replace(super_zero=zeros)
+    return chosen
+
+
+def _moved(supers: Tensor, change: Tensor) -> Tensor:
+    """Super-scales after a change that leaves them their sign, in their dtype."""
+    moved = supers.float() + change
+    return torch.where(moved * supers.float() > 0, moved, supers.float()).to(supers.dtype)
 
 
 def refit_books(target: Tensor, moment: Tensor, codes: Tensor, books: Tensor) -> Tensor:
