@@ -7,8 +7,10 @@ import torch
 from packed_decoders import FAMILIES, SIZES, built, packed_model, random_packed
 from torch import Tensor
 
+from tauten.quantization import KQuant
 from tauten.runtime import library
 from tauten.runtime.decoder import Decoder
+from tauten.runtime.modules import PackedLinear
 
 NATIVE = library.load()
 pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native library isn't built")
@@ -114,3 +116,14 @@ def test_mixed_formats_of_siblings() -> None:
     value.packed = random_packed(value.weight, 5, 64, "integer")
     decoder, ids = built(model), torch.arange(9)
     assert relative_error(decoder.prefill(ids), eager_logits(model, ids)[-1]) < 1e-2
+
+
+def test_scales_of_two_levels(instruction_set: str) -> None:
+    """A K-quant's scales and offsets are expanded for the kernels, in float32."""
+    model = packed_model("llama", 4)
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            layer.packed = KQuant(3, 32, 64, 4).encode(layer.weight)
+    ids = torch.arange(9)
+    wanted = eager_logits(model, ids)[-1]
+    assert relative_error(built(model).prefill(ids), wanted) < 1e-5

@@ -26,9 +26,17 @@ def choose(model: Any = None, bits: int | None = 3, has_data: bool = True, **opt
 def test_bits_data_and_kind_of_model_decide() -> None:
     assert names(choose(bits=None)) == names(choose(bits=8, has_data=False)) == ["int8"]
     assert names(choose(has_data=False)) == ["rtn"]
-    assert names(choose()) == ["gptq", "tune_scales"]
-    assert names(choose(bits=5)) == ["gptq"]
-    assert names(choose(tiny_mlp())) == ["gptq"], "only language models are tuned"
+    assert names(choose()) == ["kquant", "tune_scales"]
+    assert names(choose(bits=5)) == ["kquant"]
+    assert names(choose(tiny_mlp())) == ["kquant"], "only language models are tuned"
+
+
+@pytest.mark.parametrize(("group_size", "chosen"), [(64, "kquant"), (0, "gptq"), (48, "gptq")])
+def test_a_group_size_that_k_quants_have_not_is_gptqs(group_size: int, chosen: str) -> None:
+    source = open_source(tiny_mlp())
+    recipe = choose_recipe(source, 3, group_size, "*", has_data=True)
+    assert names(recipe) == [chosen]
+    assert recipe.steps[0].technique.group_size == group_size
 
 
 def test_too_little_time_or_memory_gives_a_cheaper_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,10 +44,10 @@ def test_too_little_time_or_memory_gives_a_cheaper_one(monkeypatch: pytest.Monke
     weights = sum(p.numel() for p in tiny_llama().parameters())
     pass_s = 2 * weights * 32768 / 1e12
     assert names(choose(max_time_s=7.9 * pass_s)) == ["rtn"]
-    assert names(choose(max_time_s=8.1 * pass_s)) == ["gptq"]
-    assert names(choose(max_time_s=13.1 * pass_s)) == ["gptq", "tune_scales"]
+    assert names(choose(max_time_s=8.1 * pass_s)) == ["kquant"]
+    assert names(choose(max_time_s=13.1 * pass_s)) == ["kquant", "tune_scales"]
     monkeypatch.setattr("tauten.search.choice.available_memory_bytes", lambda: 15 * weights)
-    assert names(choose()) == ["gptq"]
+    assert names(choose()) == ["kquant"]
 
 
 def test_quantize_applies_the_choice_and_the_log_says_which(
@@ -49,7 +57,7 @@ def test_quantize_applies_the_choice_and_the_log_says_which(
     data = [torch.randint(0, 256, (4, 20), generator=torch.Generator().manual_seed(0))]
     with caplog.at_level(logging.INFO, "tauten"):
         packed = tauten.quantize(model, bits=3, data=data)
-    assert "quantizing by gptq" in caplog.text and "tune_scales" in caplog.text
+    assert "quantizing by kquant" in caplog.text and "tune_scales" in caplog.text
     weights = [module.packed for _, module in packed_modules(packed)]
     assert weights and all(weight.bits == 3 for weight in weights)
     plain = tauten.quantize(model, bits=3, technique="gptq", data=data)
