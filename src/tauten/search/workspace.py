@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tauten.core.errors import InputError
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
+from tauten.core.technique import TuningTechnique
 from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
@@ -58,6 +59,8 @@ class Workspace:
         structure: Of the model.
         run: What identifies the run.
         calibration: Batches for techniques that look at data.
+        training: All data, for techniques that want it; by default the same batches.
+        teacher: What techniques that train imitate; by default the model.
     """
 
     def __init__(
@@ -67,9 +70,13 @@ class Workspace:
         structure: Structure,
         run: dict[str, Any],
         calibration: Sequence[CalibrationBatch] = (),
+        training: Iterable[CalibrationBatch] | None = None,
+        teacher: Source | None = None,
     ):
         self.folder, self.source, self.structure = folder, source, structure
         self._calibration = calibration
+        self._training = calibration if training is None else training
+        self._teacher = teacher or source
         self.journal = Journal(folder / "journal.jsonl", run)
 
     def apply(self, recipe: Recipe) -> Candidate:
@@ -105,7 +112,8 @@ class Workspace:
         if all(tuned.finished(part) for part in walk.parts):
             return tuned
         model = self._packed(walk, store).open()
-        run_tunings(recipe, model, self.source.open(), self._calibration)
+        data = (self._calibration, self._training)
+        run_tunings(recipe.tunings, model, self._teacher, *data, tuned.folder)
         state = model.state_dict()
         for part in walk.parts:
             before = store.read(part)
@@ -153,20 +161,32 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
 
 
 def run_tunings(
-    recipe: Recipe,
-    packed: nn.Module,
-    original: nn.Module,
-    batches: Sequence[CalibrationBatch],
+    techniques: Sequence[TuningTechnique],
+    model: nn.Module,
+    teacher: Source,
+    calibration: Sequence[CalibrationBatch],
+    training: Iterable[CalibrationBatch],
+    folder: Path | None = None,
 ) -> None:
-    """Train a packed model in place by the tuning steps of a recipe.
+    """Train a model in place, one technique after another.
 
+    Args:
+        techniques: Of a recipe.
+        model: A copy, in memory whole.
+        teacher: What it is to do as.
+        calibration: The few batches of data that techniques calibrate on.
+        training: All data.
+        folder: Where a killed run finds how far it came.
     Raises:
         InputError: There is no data to tune on.
     """
-    for technique in recipe.tunings:
-        if not batches:
+    original = teacher.open() if techniques else model
+    for index, technique in enumerate(techniques, 1):
+        if not calibration:
             raise InputError(f"{technique.name} needs data: pass data=...")
-        technique.tune(packed, original, batches)
+        batches = training if technique.wants_all_data else calibration
+        own = None if folder is None else folder / f"{index} {technique.name}"
+        technique.tune(model, original, batches, own)
 
 
 def recipe_id(recipe: Recipe) -> str:
