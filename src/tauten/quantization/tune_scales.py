@@ -15,8 +15,8 @@ from tauten.formats.integer import IntegerWeight
 from tauten.formats.superblock import SuperblockWeight
 from tauten.models.calibration import CalibrationBatch, fast_dtype
 from tauten.models.packing import packed_modules
-from tauten.quantization.tunable import TunableLinear
 from tauten.runtime.modules import PackedEmbedding, PackedLinear
+from tauten.runtime.tunable import TunableLinear
 from tauten.solvers.distillation import output_loss
 
 WARM_UP = 0.1  # part of the steps in which the rate grows to its full size

@@ -32,7 +32,8 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
-from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id, run_tunings
+from tauten.search.trainer import Trainer, trained_by
+from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def run_recipe(
         data: For techniques that look at it, all of it; None for none.
         teacher: What techniques that train imitate; None for the model itself.
     """
-    if teacher is not None and not recipe.tunings:
+    if teacher is not None and not trained_by(recipe):
         raise InputError(
             f"teacher: {recipe} imitates no model; leave it out, or add a distillation"
         )
@@ -175,12 +176,13 @@ def run_recipe(
     if source.tokenizer is None and teacher is not None:
         reader = replace(source, tokenizer=teacher.tokenizer)
     calibration, training = _read(reader, skeleton, recipe, data)
+    trainer = Trainer(teacher or source, calibration, training)
     if out is None and source.reader is None:
         calibrated = calibration_for(recipe, calibration)
         walk = Walk(skeleton, structure, recipe, calibration=calibrated)
         packed = walk.run().eval()
         with progress_bars():
-            run_tunings(recipe.tunings, packed, teacher or source, calibration, training)
+            trainer.run(recipe.tunings, packed)
         packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0)
@@ -192,7 +194,7 @@ def run_recipe(
         run["teacher"] = teacher.fingerprint
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
     with progress_bars(), run_folder(out, disk_bytes) as folder:
-        workspace = Workspace(folder, source, structure, run, calibration, training, teacher)
+        workspace = Workspace(folder, source, structure, run, calibration, trainer)
         candidate = workspace.apply(recipe)
         result = Result(None, recipe, False, reason, [], candidate.layers, None)
         facts = Facts(source, render, skeleton)
@@ -208,7 +210,7 @@ def _read(
     if isinstance(data, Iterator):
         data = list(data)  # it can be read once only
     calibration = load_calibration(source, skeleton, data)
-    if not any(technique.wants_all_data for technique in recipe.tunings):
+    if not any(technique.wants_all_data for technique in trained_by(recipe)):
         return calibration, calibration
     return calibration, load_training(source, skeleton, data)
 

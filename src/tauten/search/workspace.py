@@ -4,17 +4,13 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from tauten.core.errors import InputError
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
-from tauten.core.technique import TuningTechnique
 from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
@@ -25,6 +21,7 @@ from tauten.models.source import Source
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure
 from tauten.models.walk import Walk
+from tauten.search.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +56,7 @@ class Workspace:
         structure: Of the model.
         run: What identifies the run.
         calibration: Batches for techniques that look at data.
-        training: All data, for techniques that want it; by default the same batches.
-        teacher: What techniques that train imitate; by default the model.
+        trainer: For techniques that train; by default they imitate the model on those batches.
     """
 
     def __init__(
@@ -70,13 +66,11 @@ class Workspace:
         structure: Structure,
         run: dict[str, Any],
         calibration: Sequence[CalibrationBatch] = (),
-        training: Iterable[CalibrationBatch] | None = None,
-        teacher: Source | None = None,
+        trainer: Trainer | None = None,
     ):
         self.folder, self.source, self.structure = folder, source, structure
         self._calibration = calibration
-        self._training = calibration if training is None else training
-        self._teacher = teacher or source
+        self._trainer = trainer or Trainer(source, calibration, calibration)
         self.journal = Journal(folder / "journal.jsonl", run)
 
     def apply(self, recipe: Recipe) -> Candidate:
@@ -112,8 +106,7 @@ class Workspace:
         if all(tuned.finished(part) for part in walk.parts):
             return tuned
         model = self._packed(walk, store).open()
-        data = (self._calibration, self._training)
-        run_tunings(recipe.tunings, model, self._teacher, *data, tuned.folder)
+        self._trainer.run(recipe.tunings, model, tuned.folder)
         state = model.state_dict()
         for part in walk.parts:
             before = store.read(part)
@@ -158,35 +151,6 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
     shifts = [getattr(step.technique, "needs_shift", False) for step in recipe.steps]
     counted = any(getattr(step.technique, "needs_magnitudes", False) for step in recipe.steps)
     return Calibration(batches, correct=any(shifts), counted=counted)
-
-
-def run_tunings(
-    techniques: Sequence[TuningTechnique],
-    model: nn.Module,
-    teacher: Source,
-    calibration: Sequence[CalibrationBatch],
-    training: Iterable[CalibrationBatch],
-    folder: Path | None = None,
-) -> None:
-    """Train a model in place, one technique after another.
-
-    Args:
-        techniques: Of a recipe.
-        model: A copy, in memory whole.
-        teacher: What it is to do as.
-        calibration: The few batches of data that techniques calibrate on.
-        training: All data.
-        folder: Where a killed run finds how far it came.
-    Raises:
-        InputError: There is no data to tune on.
-    """
-    original = teacher.open() if techniques else model
-    for index, technique in enumerate(techniques, 1):
-        if not calibration:
-            raise InputError(f"{technique.name} needs data: pass data=...")
-        batches = training if technique.wants_all_data else calibration
-        own = None if folder is None else folder / f"{index} {technique.name}"
-        technique.tune(model, original, batches, own)
 
 
 def recipe_id(recipe: Recipe) -> str:
