@@ -69,6 +69,22 @@ def test_quantize_and_inspect(llama_folder: Path, tmp_path: Path) -> None:
         assert done.exit_code == 0 and "LlamaForCausalLM" in done.stdout, done.stderr
 
 
+def test_compress_takes_a_technique_its_knobs_and_data(
+    llama_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    done = tauten("compress", llama_folder, "--knob", "bits=2", "--data", data, "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    assert "bits: 2" in (tmp_path / "out/recipe.yaml").read_text()
+    for wrong, message in (
+        (("--technique", "nonsense"), "technique 'nonsense': compress has"),
+        (("--knob", "bits"), "--knob bits: expected name=value"),
+        (("--knob", "colour=red"), "has no knob 'colour'"),
+        (("--teacher", llama_folder), "imitates no model"),
+    ):
+        done = tauten("compress", llama_folder, *wrong, "-o", "other")
+        assert done.exit_code == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
 def test_entropy_coding_is_smaller_and_replays(llama_folder: Path, tmp_path: Path) -> None:
     quantize = ("quantize", llama_folder, "--bits", 8, "-o")
     done = [

@@ -82,17 +82,23 @@ def quantization_technique(name: str, bits: int | None, group_size: int | None) 
 def compress(
     model: ModelLike,
     *,
-    technique: str | Technique = "share_kmeans",
+    technique: str | Technique | Recipe = "share_kmeans",
+    data: Any = None,
+    teacher: ModelLike | None = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
     **knobs: Any,
 ) -> nn.Module:
-    """Give a model fewer distinct weights; by default within a 1% error of every tensor.
+    """Make a model smaller; by default fewer distinct weights, within a 1% error of every tensor.
 
     Args:
         model: As for `quantize`.
-        technique: Name or instance, such as `tauten.ShareKMeans(max_error=0.02)`.
+        technique: Name or instance, such as `tauten.ShareKMeans(max_error=0.02)`, or a recipe of
+            several.
+        data: Text or tensor batches as for `optimize`, all of which may be looked at.
+        teacher: For techniques that train: the model to imitate, of the same kinds of inputs and
+            outputs. By default the model as it is given.
         where: Pattern of the layers to compress.
         out: Also write the result there.
         entropy_coding: As for `quantize`.
@@ -102,13 +108,26 @@ def compress(
     Raises:
         InputError: An argument or the model doesn't serve; nothing is written.
     """
-    if not isinstance(technique, Technique):
-        technique = make_technique(technique, "compress", knobs)
-    elif knobs:
-        raise InputError("give knobs inside the technique instance, not beside it")
-    recipe = Recipe((Step(technique, where),), entropy_coding)
     path = _checked_out(out, entropy_coding)
-    return _apply(open_source(model), recipe, path)
+    recipe = compression_recipe(technique, where, knobs)
+    recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
+    original = None if teacher is None else open_source(teacher)
+    return _apply(open_source(model), recipe, path, data, original)
+
+
+def compression_recipe(
+    technique: str | Technique | Recipe, where: str, knobs: dict[str, Any]
+) -> Recipe:
+    """The recipe that `compress` is asked for; `knobs` are those of a technique that is named."""
+    if isinstance(technique, str):
+        return Recipe((Step(make_technique(technique, "compress", knobs), where),))
+    if knobs:
+        raise InputError("give knobs inside the technique instance, not beside it")
+    if isinstance(technique, Technique):
+        return Recipe((Step(technique, where),))
+    if where != "*":
+        raise InputError("give `where` inside the recipe's steps, not beside it")
+    return technique
 
 
 def optimize(
@@ -177,8 +196,14 @@ def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
     return recipe.steps[0].technique
 
 
-def _apply(source: Source, recipe: Recipe, out: Path | None, data: Any = None) -> nn.Module:
-    result = run_recipe(source, recipe, render_html, out, data=data)
+def _apply(
+    source: Source,
+    recipe: Recipe,
+    out: Path | None,
+    data: Any = None,
+    teacher: Source | None = None,
+) -> nn.Module:
+    result = run_recipe(source, recipe, render_html, out, data=data, teacher=teacher)
     assert result.model is not None, "it was asked for"
     return result.model
 

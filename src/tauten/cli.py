@@ -153,17 +153,23 @@ def quantize(
 @command
 def compress(
     model: Model,
-    max_error: Annotated[float, typer.Option(help="Largest error of one tensor, 0 to 1.")] = 0.01,
+    technique: Annotated[str, typer.Option(help="Its name.")] = "share_kmeans",
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting of the technique, such as max_error=0.02; may be repeated."),
+    ] = None,
+    data: Calibration = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The model to imitate; by default the one that is given.")
+    ] = None,
     out: Out = Path("compressed"),
     entropy_coding: Coding = False,
 ) -> None:
-    """Give the weights fewer distinct values. Needs no data and measures none."""
-    from tauten.compression import ShareKMeans
-    from tauten.core.recipe import Recipe
-    from tauten.faces import write_recipe_run
+    """Make a model smaller; by default by fewer distinct values of its weights, without data."""
+    from tauten.faces import write_compressed
 
-    recipe = Recipe.of(ShareKMeans(max_error), entropy_coding=entropy_coding)
-    write_recipe_run(model, recipe, out, console)
+    wanted = (technique, knob or [])
+    write_compressed(model, wanted, data, teacher, out, console, entropy_coding)
 
 
 @command

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from tauten.api import TECHNIQUES, quantization_technique
+from tauten.api import TECHNIQUES, compression_recipe, quantization_technique
 from tauten.compression import ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
@@ -109,11 +110,17 @@ def read_recipe(file: Path) -> Recipe:
 
 
 def write_recipe_run(
-    model: str | Source, recipe: Recipe, out: Path, console: Console, data: Any = None
+    model: str | Source,
+    recipe: Recipe,
+    out: Path,
+    console: Console,
+    data: Any = None,
+    teacher: Source | None = None,
 ) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
     check_out(out)
-    run_recipe(open_source(model), recipe, render_html, out, load=False, data=data)
+    source = open_source(model)
+    run_recipe(source, recipe, render_html, out, load=False, data=data, teacher=teacher)
     print_artifact(out, console)
 
 
@@ -136,6 +143,34 @@ def write_quantized(
     else:
         recipe = Recipe.of(quantization_technique(name, bits, group_size))
     write_recipe_run(source, replace(recipe, entropy_coding=entropy_coding), out, console, data)
+
+
+def write_compressed(
+    model: str,
+    wanted: tuple[str, list[str]],
+    data: str | None,
+    teacher: str | None,
+    out: Path,
+    console: Console,
+    entropy_coding: bool,
+) -> None:
+    """Compress a model on disk; `wanted` is a technique's name and its knobs as `name=value`."""
+    name, settings = wanted
+    recipe = compression_recipe(name, "*", dict(map(_knob, settings)))
+    original = None if teacher is None else open_source(teacher)
+    recipe = replace(recipe, entropy_coding=entropy_coding)
+    write_recipe_run(model, recipe, out, console, data, original)
+
+
+def _knob(text: str) -> tuple[str, Any]:
+    """Name and value of `name=value`; the value as recipes write it."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--knob {text}: expected name=value, such as max_error=0.02")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--knob {text}: the value can't be read ({error})") from error
 
 
 def print_artifact(folder: Path, console: Console) -> None:

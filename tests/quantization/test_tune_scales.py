@@ -15,7 +15,7 @@ from tauten.data.calibration import calibration_batches
 from tauten.formats.integer import IntegerWeight, grouped
 from tauten.models.packing import packed_modules
 from tauten.models.source import fingerprint_tensors, open_source
-from tauten.quantization.tunable import TunableLinear
+from tauten.runtime.tunable import TunableLinear
 from tauten.report.html import render_html
 from tauten.runtime.modules import PackedLinear
 from tauten.search.run import run_recipe

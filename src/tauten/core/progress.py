@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from typing import TypeVar
@@ -50,6 +50,24 @@ def quiet_elsewhere() -> Iterator[None]:
     else:
         with redirect_stderr(io.StringIO()):
             yield
+
+
+@contextmanager
+def progress_bar(description: str, total: float) -> Iterator[Callable[[float, str], None]]:
+    """A bar inside `progress_bars`; it is moved by calling it with what is done and a note."""
+    progress = _current.get()
+    if progress is None:
+        yield lambda done, note: None
+        return
+    task = progress.add_task(description, total=total)
+
+    def show(done: float, note: str) -> None:
+        progress.update(task, completed=done, description=f"{description}, {note}")
+
+    try:
+        yield show
+    finally:
+        progress.remove_task(task)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

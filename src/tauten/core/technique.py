@@ -1,8 +1,9 @@
 """The interface that every technique of every pillar implements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -169,16 +170,31 @@ class ShapingTechnique(Technique):
 
 @dataclass(frozen=True)
 class TuningTechnique(Technique):
-    """A technique that trains a whole packed model; a recipe's run in order once all is packed."""
+    """A technique that trains a whole model to do as another; a recipe's run in their order.
+
+    Attributes:
+        wants_all_data: Whether it trains on all data that the user gave. Else it gets the few
+            batches that others calibrate on.
+    """
+
+    wants_all_data: ClassVar[bool] = False
 
     @abstractmethod
-    def tune(self, packed: nn.Module, original: nn.Module, batches: Sequence[Any]) -> None:
-        """Change a packed model's tensors in place, shapes and dtypes as they are.
+    def tune(
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        batches: Iterable[Any],
+        folder: Path | None = None,
+    ) -> None:
+        """Change a model's tensors in place, shapes and dtypes as they are.
 
         Args:
-            packed: In memory whole.
-            original: As it was before packing; isn't changed.
+            model: A copy for this call, in memory whole, perhaps packed; what isn't packed may be
+                shared with the original: replace it, don't write into it.
+            original: What the model is to do as; isn't changed.
             batches: Calls of the model (`models.calibration.CalibrationBatch`).
+            folder: Of this call alone, for what lets a killed run go on; None keeps nothing.
         Raises:
             NotApplicableError: It has nothing to tune.
         """

@@ -1,10 +1,12 @@
 """Calibration batches from whatever the user has."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows
@@ -16,6 +18,7 @@ from tauten.models.source import Source
 CALIBRATION_TOKENS = 32768
 WINDOW = 512
 BATCH_TOKENS = 2048
+TRAINING_TOKENS = 8192  # in a batch that techniques cut to the size they step by
 
 
 def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[CalibrationBatch]:
@@ -26,7 +29,7 @@ def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[Calibr
 
 
 def load_calibration(
-    source: Source, model: nn.Module, data: Any, max_tokens: int = CALIBRATION_TOKENS
+    source: Source, model: nn.Module, data: Any, max_tokens: int | None = CALIBRATION_TOKENS
 ) -> list[CalibrationBatch]:
     """Read data all of which may be calibrated on.
 
@@ -34,7 +37,7 @@ def load_calibration(
         source: Of the model; its tokenizer reads text.
         model: Its skeleton, whose configuration limits the length of a window.
         data: Text as `load_texts` takes it, or an iterable of tensor batches.
-        max_tokens: Most tokens of text that are used.
+        max_tokens: Most tokens of text that are used; None for all.
     Raises:
         InputError: The data doesn't serve this model.
     """
@@ -50,10 +53,42 @@ def load_calibration(
     if hasattr(model, "generate"):
         limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or WINDOW
         window = min(WINDOW, limit)
-        batches = token_batches(documents, tokenizer, window, max_tokens, BATCH_TOKENS)
-        return calibration_batches(batches, model)
-    documents = documents[: max(1, max_tokens // ENCODER_TOKENS)]
+        batch_tokens = TRAINING_TOKENS if max_tokens is None else BATCH_TOKENS
+        limits = (window, max_tokens or sys.maxsize, batch_tokens)
+        return calibration_batches(token_batches(documents, tokenizer, *limits), model)
+    if max_tokens is not None:
+        documents = documents[: max(1, max_tokens // ENCODER_TOKENS)]
     return calibration_batches(encoder_batches(documents, tokenizer), model)
+
+
+class Passes:
+    """Calls of a model from an iterable of tensor batches that is read anew in each pass.
+
+    So what it draws at random, such as crops and flips of images, is new in each pass.
+
+    Args:
+        data: Such as a DataLoader.
+        model: As for `calibration_batches`.
+    """
+
+    def __init__(self, data: Iterable[Any], model: nn.Module):
+        self._data, self._model = data, model
+
+    def __iter__(self) -> Iterator[CalibrationBatch]:
+        for batch in self._data:
+            yield from calibration_batches([batch], self._model)
+
+
+def load_training(source: Source, model: nn.Module, data: Any) -> Iterable[CalibrationBatch]:
+    """All data, for techniques that train; arguments and errors as for `load_calibration`.
+
+    Returns:
+        A list; `Passes` where the data is an iterable of batches other than a list.
+    """
+    known = isinstance(data, str | Path | dict | Tensor | Sequence)
+    if known or not isinstance(data, Iterable) or isinstance(next(iter(data), ""), str):
+        return load_calibration(source, model, data, max_tokens=None)
+    return Passes(data, model)
 
 
 def _rows_per_batch(rows: Rows) -> int:

@@ -1,8 +1,9 @@
 """Train what a packed model can still choose, scales and norms, to predict as the original does."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from tauten.core.technique import TuningTechnique
 from tauten.formats.integer import IntegerWeight
 from tauten.models.calibration import CalibrationBatch, fast_dtype
 from tauten.models.packing import packed_modules
-from tauten.quantization.tunable import TunableLinear
 from tauten.runtime.modules import PackedEmbedding, PackedLinear
+from tauten.runtime.tunable import TunableLinear
 from tauten.solvers.distillation import output_loss
 
 WARM_UP = 0.1  # part of the steps in which the rate grows to its full size
@@ -57,8 +58,13 @@ class TuneScales(TuningTechnique):
             raise InputError(f"tune_scales: steps={self.steps}: expected a positive integer")
 
     def tune(
-        self, packed: nn.Module, original: nn.Module, batches: Sequence[CalibrationBatch]
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        batches: Iterable[CalibrationBatch],
+        folder: Path | None = None,
     ) -> None:
+        packed, batches = model, list(batches)
         layers = _tunable_layers(packed)
         if not layers:
             raise NotApplicableError("no linear layer is packed in integers of its own")

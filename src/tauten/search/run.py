@@ -5,22 +5,22 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from tauten.core.errors import BusyError, TautenError
+from tauten.core.errors import BusyError, InputError, TautenError
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result, Trial
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.core.version import __version__
-from tauten.data.calibration import calibration_batches, load_calibration
+from tauten.data.calibration import calibration_batches, load_calibration, load_training
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.task import Task, make_task
 from tauten.models.calibration import CalibrationBatch
@@ -32,7 +32,8 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
-from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id, run_tunings
+from tauten.search.trainer import Trainer, trained_by
+from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ def run_recipe(
     out: Path | None,
     load: bool = True,
     data: Any = None,
+    teacher: Source | None = None,
 ) -> Result:
     """Apply one recipe without evaluating it.
 
@@ -159,31 +161,58 @@ def run_recipe(
         out: Folder to write; None only returns the model.
         load: Return the model too; without it memory stays bounded by one block.
         data: For techniques that look at it, all of it; None for none.
+        teacher: What techniques that train imitate; None for the model itself.
     """
+    if teacher is not None and not trained_by(recipe):
+        raise InputError(
+            f"teacher: {recipe} imitates no model; leave it out, or add a distillation"
+        )
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     reason = "nothing was measured on data, so no drop is claimed"
     for caution in recipe.cautions:
         _log.warning(caution)
-    calibration = [] if data is None else load_calibration(source, skeleton, data)
+    reader = source
+    if source.tokenizer is None and teacher is not None:
+        reader = replace(source, tokenizer=teacher.tokenizer)
+    calibration, training = _read(reader, skeleton, recipe, data)
+    trainer = Trainer(teacher or source, calibration, training)
     if out is None and source.reader is None:
         calibrated = calibration_for(recipe, calibration)
         walk = Walk(skeleton, structure, recipe, calibration=calibrated)
         packed = walk.run().eval()
-        run_tunings(recipe, packed, source.open(), calibration)
+        with progress_bars():
+            trainer.run(recipe.tunings, packed)
         packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0)
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
-        run["data"] = _digest(calibration)
+        run["data"] = _digest(training if isinstance(training, Sequence) else calibration)
+    if teacher is not None:
+        run["teacher"] = teacher.fingerprint
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
     with progress_bars(), run_folder(out, disk_bytes) as folder:
-        candidate = Workspace(folder, source, structure, run, calibration).apply(recipe)
+        workspace = Workspace(folder, source, structure, run, calibration, trainer)
+        candidate = workspace.apply(recipe)
         result = Result(None, recipe, False, reason, [], candidate.layers, None)
         facts = Facts(source, render, skeleton)
         return finish(folder, out, candidate, facts, result, load)
+
+
+def _read(
+    source: Source, skeleton: nn.Module, recipe: Recipe, data: Any
+) -> tuple[list[CalibrationBatch], Iterable[CalibrationBatch]]:
+    """A few batches to calibrate on, and all of them if a technique of the recipe wants that."""
+    if data is None:
+        return [], []
+    if isinstance(data, Iterator):
+        data = list(data)  # it can be read once only
+    calibration = load_calibration(source, skeleton, data)
+    if not any(technique.wants_all_data for technique in trained_by(recipe)):
+        return calibration, calibration
+    return calibration, load_training(source, skeleton, data)
 
 
 def announce(needs: Forecast) -> None:

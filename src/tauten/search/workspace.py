@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from tauten.core.errors import InputError
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
@@ -24,6 +21,7 @@ from tauten.models.source import Source
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure
 from tauten.models.walk import Walk
+from tauten.search.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Workspace:
         structure: Of the model.
         run: What identifies the run.
         calibration: Batches for techniques that look at data.
+        trainer: For techniques that train; by default they imitate the model on those batches.
     """
 
     def __init__(
@@ -67,9 +66,11 @@ class Workspace:
         structure: Structure,
         run: dict[str, Any],
         calibration: Sequence[CalibrationBatch] = (),
+        trainer: Trainer | None = None,
     ):
         self.folder, self.source, self.structure = folder, source, structure
         self._calibration = calibration
+        self._trainer = trainer or Trainer(source, calibration, calibration)
         self.journal = Journal(folder / "journal.jsonl", run)
 
     def apply(self, recipe: Recipe) -> Candidate:
@@ -105,7 +106,7 @@ class Workspace:
         if all(tuned.finished(part) for part in walk.parts):
             return tuned
         model = self._packed(walk, store).open()
-        run_tunings(recipe, model, self.source.open(), self._calibration)
+        self._trainer.run(recipe.tunings, model, tuned.folder)
         state = model.state_dict()
         for part in walk.parts:
             before = store.read(part)
@@ -150,23 +151,6 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
     shifts = [getattr(step.technique, "needs_shift", False) for step in recipe.steps]
     counted = any(getattr(step.technique, "needs_magnitudes", False) for step in recipe.steps)
     return Calibration(batches, correct=any(shifts), counted=counted)
-
-
-def run_tunings(
-    recipe: Recipe,
-    packed: nn.Module,
-    original: nn.Module,
-    batches: Sequence[CalibrationBatch],
-) -> None:
-    """Train a packed model in place by the tuning steps of a recipe.
-
-    Raises:
-        InputError: There is no data to tune on.
-    """
-    for technique in recipe.tunings:
-        if not batches:
-            raise InputError(f"{technique.name} needs data: pass data=...")
-        technique.tune(packed, original, batches)
 
 
 def recipe_id(recipe: Recipe) -> str:

@@ -1,0 +1,53 @@
+"""Run the techniques of a recipe that train: with their teacher, their data, and a folder."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from tauten.core.errors import InputError
+from tauten.core.recipe import Recipe
+from tauten.core.technique import TuningTechnique
+from tauten.models.calibration import CalibrationBatch
+from tauten.models.source import Source
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What techniques that train learn from.
+
+    Attributes:
+        teacher: The model to imitate.
+        calibration: The few batches of data that techniques calibrate on.
+        training: All data.
+    """
+
+    teacher: Source
+    calibration: Sequence[CalibrationBatch]
+    training: Iterable[CalibrationBatch]
+
+    def run(
+        self, techniques: Sequence[TuningTechnique], model: nn.Module, folder: Path | None = None
+    ) -> None:
+        """Train a model in place, one technique after another.
+
+        Args:
+            techniques: Of a recipe.
+            model: A copy, in memory whole.
+            folder: Where a killed run finds how far it came.
+        Raises:
+            InputError: There is no data to train on.
+        """
+        for index, technique in enumerate(techniques, 1):
+            if not self.calibration:
+                raise InputError(f"{technique.name} needs data: pass data=...")
+            batches = self.training if technique.wants_all_data else self.calibration
+            own = None if folder is None else folder / f"{index} {technique.name}"
+            technique.tune(model, self.teacher.open(), batches, own)
+
+
+def trained_by(recipe: Recipe) -> list[TuningTechnique]:
+    """All techniques of a recipe that train, wherever they stand in it."""
+    techniques = (step.technique for step in recipe.steps)
+    return [t for t in techniques if isinstance(t, TuningTechnique)]
