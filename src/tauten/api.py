@@ -83,6 +83,7 @@ def compress(
     model: ModelLike,
     *,
     technique: str | Technique = "share_kmeans",
+    data: Any = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
@@ -93,6 +94,7 @@ def compress(
     Args:
         model: As for `quantize`.
         technique: Name or instance, such as `tauten.ShareKMeans(max_error=0.02)`.
+        data: As for `quantize`.
         where: Pattern of the layers to compress.
         out: Also write the result there.
         entropy_coding: As for `quantize`.
@@ -108,7 +110,7 @@ def compress(
         raise InputError("give knobs inside the technique instance, not beside it")
     recipe = Recipe((Step(technique, where),), entropy_coding)
     path = _checked_out(out, entropy_coding)
-    return _apply(open_source(model), recipe, path)
+    return _apply(open_source(model), recipe, path, data)
 
 
 def optimize(

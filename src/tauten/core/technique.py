@@ -169,7 +169,11 @@ class ShapingTechnique(Technique):
 
 @dataclass(frozen=True)
 class TuningTechnique(Technique):
-    """A technique that trains a whole packed model; a recipe's run in order once all is packed."""
+    """A technique that trains a whole model.
+
+    Before the first step of a recipe that packs it trains the dense model, perhaps reshaped; after
+    that, the packed one.
+    """
 
     @abstractmethod
     def tune(self, packed: nn.Module, original: nn.Module, batches: Sequence[Any]) -> None:

@@ -32,6 +32,7 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
+from tauten.search.shaping import shape_in_memory
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id, run_tunings
 
 PARTIAL = ".partial"
@@ -167,8 +168,9 @@ def run_recipe(
         _log.warning(caution)
     calibration = [] if data is None else load_calibration(source, skeleton, data)
     if out is None and source.reader is None:
+        model = shape_in_memory(source, recipe.shaping, calibration)
         calibrated = calibration_for(recipe, calibration)
-        walk = Walk(skeleton, structure, recipe, calibration=calibrated)
+        walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
         packed = walk.run().eval()
         run_tunings(recipe, packed, source.open(), calibration)
         packed = use_native_decoder(packed)
@@ -179,6 +181,7 @@ def run_recipe(
     if calibration:
         run["data"] = _digest(calibration)
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
+    disk_bytes += len(recipe.shaping) * source.size_bytes  # what each step leaves
     with progress_bars(), run_folder(out, disk_bytes) as folder:
         candidate = Workspace(folder, source, structure, run, calibration).apply(recipe)
         result = Result(None, recipe, False, reason, [], candidate.layers, None)
