@@ -15,9 +15,9 @@ from tauten.data.calibration import calibration_batches
 from tauten.formats.integer import IntegerWeight, grouped
 from tauten.models.packing import packed_modules
 from tauten.models.source import fingerprint_tensors, open_source
-from tauten.runtime.tunable import TunableLinear
 from tauten.report.html import render_html
 from tauten.runtime.modules import PackedLinear
+from tauten.runtime.tunable import TunableLinear
 from tauten.search.run import run_recipe
 from tauten.solvers.distillation import output_loss
 

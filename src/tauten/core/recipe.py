@@ -1,5 +1,6 @@
 """An ordered list of techniques, each with the layers it is for."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -8,7 +9,12 @@ from typing import Any
 import yaml
 
 from tauten.core.errors import InputError
-from tauten.core.technique import Technique, TuningTechnique, WeightTechnique
+from tauten.core.technique import (
+    ShapingTechnique,
+    Technique,
+    TuningTechnique,
+    WeightTechnique,
+)
 
 VERSION = 1
 
@@ -31,9 +37,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The first step whose pattern matches a layer decides how it is packed.
+    """What is done to a model, in order.
 
-    Steps that tune come after all packing, in their order.
+    Steps that shape come first, and steps that tune may stand between them: `shaping`. Then all
+    weights are packed; the first step whose pattern matches a layer's name, in the shaped model,
+    decides how. Steps that tune after a packing one come once all is packed: `tunings`.
 
     Attributes:
         entropy_coding: Also code what is written losslessly into fewer bytes; a loaded model is
@@ -42,6 +50,30 @@ class Recipe:
 
     steps: tuple[Step, ...]
     entropy_coding: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for an order or a pattern that makes no sense."""
+        packing = ""
+        for index, step in enumerate(self.steps, 1):
+            name = f"step {index} ({step.technique.name})"
+            if isinstance(step.technique, WeightTechnique):
+                packing = packing or name
+            elif step.where != "*":
+                raise InputError(
+                    f"recipe: {name} changes the model as a whole, so where={step.where!r} "
+                    "has no meaning; leave it out"
+                )
+            elif isinstance(step.technique, ShapingTechnique) and packing:
+                raise InputError(
+                    f"recipe: {name} comes after {packing}, and packed weights can't be "
+                    "reshaped; put it first"
+                )
+
+    @property
+    def shaping(self) -> tuple[Technique, ...]:
+        """Techniques that change or train the dense model, in order, before the first packs."""
+        techniques = (step.technique for step in self.steps)
+        return tuple(itertools.takewhile(lambda t: not isinstance(t, WeightTechnique), techniques))
 
     @classmethod
     def of(cls, *techniques: Technique, entropy_coding: bool = False) -> "Recipe":
@@ -64,7 +96,7 @@ class Recipe:
     @property
     def tunings(self) -> tuple[TuningTechnique, ...]:
         """Techniques that train the packed model, in order."""
-        found = (step.technique for step in self.steps)
+        found = (step.technique for step in self.steps[len(self.shaping) :])
         return tuple(t for t in found if isinstance(t, TuningTechnique))
 
     def to_dict(self) -> dict[str, Any]:

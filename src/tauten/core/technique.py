@@ -172,6 +172,9 @@ class ShapingTechnique(Technique):
 class TuningTechnique(Technique):
     """A technique that trains a whole model to do as another; a recipe's run in their order.
 
+    Before the first step of a recipe that packs it trains the dense model, perhaps reshaped; after
+    that, the packed one.
+
     Attributes:
         wants_all_data: Whether it trains on all data that the user gave. Else it gets the few
             batches that others calibrate on.

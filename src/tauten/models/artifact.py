@@ -12,6 +12,7 @@ from tauten.core.files import sha256_file
 from tauten.models.generation import use_native_decoder
 from tauten.models.packing import install_empty
 from tauten.models.reader import SafetensorsReader
+from tauten.models.shaped import reshaped_source, with_tensors
 from tauten.models.source import Source, open_source
 
 MANIFEST = "tauten.json"
@@ -84,6 +85,7 @@ def source(folder: Path, model: Any = None) -> Source:
             str(folder), "artifact", build, manifest["weights"]["sha256"], reader.size_bytes
         )
         original.tokenizer = huggingface.tokenizer_loader(folder)
+        original.save_companions = lambda out: huggingface.copy_companions(folder, out)
     elif model is None:
         raise InputError(
             f"{folder} was made from a module, which a file can't hold; "
@@ -91,6 +93,7 @@ def source(folder: Path, model: Any = None) -> Source:
         )
     else:
         original = open_source(model)
+    original = reshaped_source(original, manifest.get("structure", []))
     return packed_source(original, manifest["modules"], reader, str(folder))
 
 
@@ -102,14 +105,5 @@ def packed_source(
     def skeleton() -> nn.Module:
         return use_native_decoder(install_empty(original.skeleton(), specs).eval())
 
-    return dataclasses.replace(
-        original,
-        name=name,
-        kind="artifact",
-        skeleton=skeleton,
-        reader=reader,
-        base_prefix="",
-        size_bytes=reader.size_bytes,
-        keep_dtype=original.kind in ("module", "factory"),
-        whole="",
-    )
+    packed = dataclasses.replace(original, name=name, skeleton=skeleton)
+    return dataclasses.replace(with_tensors(packed, reader), kind="artifact")

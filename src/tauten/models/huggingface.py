@@ -1,5 +1,6 @@
 """Hugging Face folders and hub ids."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -91,7 +92,8 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
 
     def build() -> nn.Module:
         with init_empty_weights(include_buffers=False):
-            model: nn.Module = model_class(config)
+            # Of its own: a surgery on one skeleton must not change the configuration of the next.
+            model: nn.Module = model_class(copy.deepcopy(config))
         model.tie_weights()  # type: ignore[operator]
         return unfuse_experts(model.eval())
 

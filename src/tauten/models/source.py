@@ -39,6 +39,8 @@ class Source:
         tokenizer: Loads the tokenizer, None where there is none.
         keep_dtype: Compute in the dtype that is stored, as a module in memory does; else float32.
         whole: Why its blocks can't be loaded one by one; empty where they can.
+        structure: Surgeries between what a file or the user's module says of its shape and what
+            the skeleton is; see `models.surgery`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Source:
     tokenizer: Callable[[], Any] | None = None
     keep_dtype: bool = False
     whole: str = ""
+    structure: tuple[dict[str, Any], ...] = ()
 
     def open(self, blocks: tuple[str, ...] = (), stream: bool = False) -> nn.Module:
         """The model, ready to be called, in float32 where it came from disk.

@@ -65,6 +65,7 @@ class Walk:
         self._calibration = calibration if calibrated else None
         # Weights are kept beside their packed form, so that no other tensor takes over their id.
         self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
+        self._kept_weights: dict[int, tuple[str, Tensor]] = {}
         self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
         self._names_of_unit = {unit.names[0]: unit.names for unit in structure.units}
         self._folding = Folding()
@@ -102,7 +103,7 @@ class Walk:
                 self.specs |= done["specs"]
                 self.layers += [_layer_record(raw) for raw in done["layers"]]
                 self._pass_finished(part, done["specs"])
-        if self.recipe.steps and not self.specs:
+        if len(self.recipe.shaping) < len(self.recipe.steps) and not self.specs:
             reasons = {record.reason for record in self.layers} or {"it has no packable layer"}
             raise InputError(
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
@@ -322,6 +323,9 @@ class Walk:
         return tensor if self._loader is None else self._loader.cast(tensor)
 
     def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:
+        owner, _ = self._kept_weights.setdefault(id(weight), (name, weight))
+        if owner != name:
+            return self._record(name, weight, None, 0, 0.0, f"tied to {owner}: stored once")
         return self._record(name, weight, None, self._stored_bytes(weight), 0.0, reason)
 
     def _stored_bytes(self, weight: Tensor) -> int:
@@ -342,7 +346,7 @@ class Walk:
             unit=self._unit_of.get(name, name),
             shape=tuple(weight.shape),
             format=dtype if packed is None else packed.label,
-            bits_per_weight=round(8 * original_bytes / weight.numel(), 3)
+            bits_per_weight=round(8 * self._stored_bytes(weight) / weight.numel(), 3)
             if packed is None
             else round(packed.bits_per_weight, 3),
             original_bytes=original_bytes,

@@ -91,6 +91,11 @@ def measured(manifest: Facts) -> list[Facts]:
     return [quality for quality in (manifest.get("test"), development) if quality]
 
 
+def shaping_lines(manifest: Facts) -> list[str]:
+    """What each step before packing did to the model as a whole."""
+    return [f"{step['step']}: {step['summary']}" for step in manifest.get("shaping") or []]
+
+
 def goal_lines(goal: Facts | None) -> list[str]:
     """The goal as sentences; empty without one."""
     if not goal:

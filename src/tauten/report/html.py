@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tauten.report import text
-from tauten.report.facts import badge, goal_lines, max_drop, splits
+from tauten.report.facts import badge, goal_lines, max_drop, shaping_lines, splits
 from tauten.report.layers import format_shares, layer_units
 from tauten.report.plot import Plot, pareto_plot
 from tauten.report.reverts import model_revert, revert_rows
@@ -50,6 +50,7 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
             badge=badge(manifest),
             headline=headline(manifest, timing),
             tiles=tiles(manifest, timing),
+            shaping=shaping_lines(manifest),
             goal=goal_lines(manifest.get("goal")),
             max_drop=max_drop(manifest),
             splits=splits(manifest),

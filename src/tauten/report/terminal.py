@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tauten.report.facts import badge, goal_lines, next_steps, splits
+from tauten.report.facts import badge, goal_lines, next_steps, shaping_lines, splits
 from tauten.report.reverts import RevertRow, model_revert, revert_rows
 from tauten.report.text import (
     format_bytes,
@@ -48,6 +48,8 @@ def print_result(
     title = Text.assemble(f"{name}: ", (verdict.text, f"bold {style}"))
     console.print(Panel(body, title=title, title_align="left", border_style=style))
     console.print(_tile_table(manifest, timing))
+    for change in shaping_lines(manifest):
+        console.print(Text(f"\n{change}"))
     for caution in manifest.get("cautions") or []:
         console.print(Text(f"\nCaution: {caution}.", "yellow"))
     for line in _certificate(manifest):

@@ -243,7 +243,7 @@ class Search:
 
     def open(self, candidate: Candidate) -> nn.Module:
         """A candidate, ready to be called."""
-        return candidate.source.open(self.workspace.structure.blocks, self.stream)
+        return candidate.source.open(candidate.blocks, self.stream)
 
     def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
         return journaled_scores(self.workspace.journal, name, metric, model, batches)

@@ -83,7 +83,7 @@ def finish(
         if out is not None:
             reader = SafetensorsReader([out / artifact.WEIGHTS])
         assert reader is not None
-        packed = packed_source(facts.source, candidate.specs, reader, str(out or "candidate"))
+        packed = packed_source(candidate.dense, candidate.specs, reader, str(out or "candidate"))
         result.model = packed.open()
     return result
 
@@ -108,6 +108,8 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
         "goal": asdict(facts.goal) if facts.goal else None,
         "weights": {"file": artifact.WEIGHTS, "size_bytes": candidate.weights.size_bytes},
         "memory_bytes": candidate.memory_bytes,
+        "shaping": list(candidate.shaping),
+        "structure": list(candidate.dense.structure),
         "modules": candidate.specs,
         "layers": [asdict(layer) for layer in result.layers],
         "trials": [_trial_facts(trial) for trial in result.trials],
@@ -165,7 +167,7 @@ def _publish(
     staging.mkdir()
     candidate.weights.write(staging / artifact.WEIGHTS)
     manifest["weights"]["sha256"] = sha256_file(staging / artifact.WEIGHTS)
-    facts.source.save_companions(staging)
+    candidate.dense.save_companions(staging)
     write_text(staging / artifact.RECIPE, candidate.recipe.to_yaml())
     write_json(staging / artifact.MANIFEST, manifest)
     if facts.timing and facts.task is not None and facts.task.is_text:

@@ -32,6 +32,7 @@ from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
+from tauten.search.shaping import shape_in_memory
 from tauten.search.trainer import Trainer, trained_by
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
@@ -178,8 +179,9 @@ def run_recipe(
     calibration, training = _read(reader, skeleton, recipe, data)
     trainer = Trainer(teacher or source, calibration, training)
     if out is None and source.reader is None:
+        model = shape_in_memory(source, recipe.shaping, trainer)
         calibrated = calibration_for(recipe, calibration)
-        walk = Walk(skeleton, structure, recipe, calibration=calibrated)
+        walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
         packed = walk.run().eval()
         with progress_bars():
             trainer.run(recipe.tunings, packed)
@@ -193,6 +195,7 @@ def run_recipe(
     if teacher is not None:
         run["teacher"] = teacher.fingerprint
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
+    disk_bytes += len(recipe.shaping) * source.size_bytes  # what each step leaves
     with progress_bars(), run_folder(out, disk_bytes) as folder:
         workspace = Workspace(folder, source, structure, run, calibration, trainer)
         candidate = workspace.apply(recipe)

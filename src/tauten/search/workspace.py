@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
 from tauten.models.store import BlockStore
-from tauten.models.structure import Structure
+from tauten.models.structure import Structure, find_structure
 from tauten.models.walk import Walk
+from tauten.search.shaping import shape_stored
 from tauten.search.trainer import Trainer
 
 
@@ -31,6 +32,9 @@ class Candidate:
     Attributes:
         recipe: What was applied.
         source: Opens the packed model.
+        dense: The model that was packed: the original, or what the steps before made of it.
+        shaping: What the manifest says of those steps.
+        blocks: Of the packed model.
         specs: Description of each packed layer.
         layers: Decision for each layer.
         weights: The weights file it would become; knows its exact size.
@@ -40,6 +44,9 @@ class Candidate:
 
     recipe: Recipe
     source: Source
+    dense: Source
+    shaping: tuple[dict[str, Any], ...]
+    blocks: tuple[str, ...]
     specs: dict[str, dict[str, Any]]
     layers: list[LayerRecord]
     weights: Joined
@@ -76,22 +83,30 @@ class Workspace:
     def apply(self, recipe: Recipe) -> Candidate:
         """Apply a recipe, continuing where a killed run stopped."""
         trial = recipe_id(recipe)
+        shaped = shape_stored(
+            self.source, recipe.shaping, self._store_of_step(recipe), self._trainer
+        )
+        dense, structure = shaped.source, self.structure
+        model = dense.skeleton()
+        if shaped.facts:
+            structure = find_structure(model)
         store = BlockStore(self.folder / trial, self.journal, trial)
-        model = self.source.skeleton()
-        blocks = self.structure.blocks
-        loader = self.source.loader(model, blocks) if self.source.reader else None
+        loader = dense.loader(model, structure.blocks) if dense.reader else None
         calibration = calibration_for(recipe, self._calibration)
-        walk = Walk(model, self.structure, recipe, loader, store, calibration)
+        walk = Walk(model, structure, recipe, loader, store, calibration)
         walk.run()
         if recipe.tunings:
-            store = self._tune(recipe, walk, store)
+            store = self._tune(recipe, dense, walk, store)
         plain, layers = store.joined(walk.parts), walk.layers
         if recipe.entropy_coding:
-            store, saved = self._code(recipe, walk, store)
+            store, saved = self._code(recipe, dense, walk, store)
             layers = [coded_record(record, saved) for record in layers]
         return Candidate(
             recipe=recipe,
-            source=self._packed(walk, store),
+            source=_packed(dense, walk, store),
+            dense=dense,
+            shaping=shaped.facts,
+            blocks=structure.blocks,
             specs=walk.specs,
             layers=layers,
             weights=store.joined(walk.parts),
@@ -99,13 +114,22 @@ class Workspace:
             journal=self.journal,
         )
 
-    def _tune(self, recipe: Recipe, walk: Walk, store: BlockStore) -> BlockStore:
+    def _store_of_step(self, recipe: Recipe) -> Callable[[int], BlockStore]:
+        """Recipes that begin alike share what those steps have made."""
+
+        def store_of(number: int) -> BlockStore:
+            begun = recipe_id(Recipe(recipe.steps[:number]))
+            return BlockStore(self.folder / begun / "shaped", self.journal, f"{begun} shaped")
+
+        return store_of
+
+    def _tune(self, recipe: Recipe, dense: Source, walk: Walk, store: BlockStore) -> BlockStore:
         """Train the packed model; what comes out stands beside what went in."""
         trial = f"{recipe_id(recipe)} tuned"
         tuned = BlockStore(store.folder / "tuned", self.journal, trial)
         if all(tuned.finished(part) for part in walk.parts):
             return tuned
-        model = self._packed(walk, store).open()
+        model = _packed(dense, walk, store).open()
         self._trainer.run(recipe.tunings, model, tuned.folder)
         state = model.state_dict()
         for part in walk.parts:
@@ -115,7 +139,7 @@ class Workspace:
         return tuned
 
     def _code(
-        self, recipe: Recipe, walk: Walk, store: BlockStore
+        self, recipe: Recipe, dense: Source, walk: Walk, store: BlockStore
     ) -> tuple[BlockStore, dict[str, int]]:
         """Entropy-code what was packed, a part at a time, beside it.
 
@@ -123,7 +147,7 @@ class Workspace:
             Where it stands, and the bytes saved by tensor.
         """
         coded = BlockStore(store.folder / "coded", self.journal, f"{recipe_id(recipe)} coded")
-        slots = tensor_slots(self._packed(walk, store).skeleton())
+        slots = tensor_slots(_packed(dense, walk, store).skeleton())
         saved: dict[str, int] = {}
         for part in walk.parts:
             done = coded.finished(part)
@@ -135,13 +159,14 @@ class Workspace:
             saved |= less
         return coded, saved
 
-    def _packed(self, walk: Walk, store: BlockStore) -> Source:
-        reader = SafetensorsReader([store.file(part) for part in walk.parts])
-        return packed_source(self.source, walk.specs, reader, "candidate")
-
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
         shutil.rmtree(self.folder / recipe_id(recipe), ignore_errors=True)
+
+
+def _packed(dense: Source, walk: Walk, store: BlockStore) -> Source:
+    reader = SafetensorsReader([store.file(part) for part in walk.parts])
+    return packed_source(dense, walk.specs, reader, "candidate")
 
 
 def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Calibration | None:

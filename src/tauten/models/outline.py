@@ -1,0 +1,103 @@
+"""What a file must tell of a model besides the values of its tensors."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from tauten.models.loader import tensor_slots
+
+CONTAINERS = (nn.ModuleList, nn.Sequential)
+PASSING = ("training", "name_or_path")  # a mode, and where transformers read the model
+Size = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model's modules and tensors by name, without values.
+
+    A module or tensor that stands in several places has an entry for each. Buffers that aren't
+    saved are left out: a model makes them itself.
+
+    Attributes:
+        modules: Kept so that no later module takes over the id of one.
+        kinds: Class of each module.
+        children: Keys of the children of each `ModuleList` and `Sequential`, in order.
+        sizes: Size of each tensor; None where a module has a place for one and none in it.
+        attributes: Of each module the attributes that JSON can hold.
+        ties: Groups of names that are one tensor, each of two names or more.
+        config: A transformers model's configuration as JSON holds it; empty for others.
+        parameters: How many numbers the parameters are.
+    """
+
+    modules: dict[str, nn.Module]
+    kinds: dict[str, type]
+    children: dict[str, list[str]]
+    sizes: dict[str, Size]
+    attributes: dict[str, dict[str, Any]]
+    ties: set[tuple[str, ...]]
+    config: dict[str, Any]
+    parameters: int
+
+    def difference(self, other: "Outline") -> str:
+        """Where another model isn't shaped alike; empty if it is. Configurations don't count."""
+        for what in ("kinds", "children", "sizes", "attributes"):
+            mine, others = getattr(self, what), getattr(other, what)
+            for name in [*mine, *(name for name in others if name not in mine)]:
+                if mine.get(name, ...) != others.get(name, ...):
+                    return f"{what} of {name or 'the model itself'}"
+        changed = self.ties ^ other.ties
+        return f"what {min(changed)[0]} is tied to" if changed else ""
+
+
+def outline(model: nn.Module) -> Outline:
+    """The outline of a model as it is now."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    groups = [tuple(slot.names) for slot in tensor_slots(model)]
+    return Outline(
+        modules=modules,
+        kinds={name: type(module) for name, module in modules.items()},
+        children={n: list(m._modules) for n, m in modules.items() if isinstance(m, CONTAINERS)},
+        sizes={k: s for name, module in modules.items() for k, s in _sizes(name, module).items()},
+        attributes={name: _attributes(module) for name, module in modules.items()},
+        ties={group for group in groups if len(group) > 1},
+        config=config_of(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """A transformers model's configuration as JSON holds it; empty for others."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return {}
+    facts: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return facts
+
+
+def _sizes(name: str, module: nn.Module) -> dict[str, Size]:
+    prefix = f"{name}." if name else ""
+    own: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
+    return {
+        prefix + key: None if tensor is None else tuple(tensor.shape)
+        for key, tensor in own.items()
+        if key not in module._non_persistent_buffers_set
+    }
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    public = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+    plain = {k: _jsonable(v) for k, v in public.items() if _is_plain(v)}
+    return {key: value for key, value in plain.items() if key not in PASSING}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _jsonable(value: Any) -> Any:
+    return [_jsonable(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,304 @@
+"""What changed in a model's shape, found by comparison, and done again on an empty model.
+
+So a technique may reshape a model as it likes, and a file of the result still needs no code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from tauten.core.errors import CorruptError, InputError
+from tauten.models.loader import place, tensor_slots
+from tauten.models.outline import CONTAINERS, Outline, outline
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """How a reshaped model differs from what it was made from; plain data.
+
+    Names are those of the reshaped model, but for `children`.
+
+    Attributes:
+        children: By the former name of a `ModuleList` or `Sequential` the former keys of its
+            children, in order; they are numbered anew.
+        identities: Modules that became `nn.Identity`.
+        sizes: New size of each tensor that has another; None for one that is gone.
+        attributes: By module its plain attributes that have another value.
+        ties: Groups of names that are one tensor now, or one name that is a tensor of its own.
+        config: What changed in the model's `config`.
+    """
+
+    children: dict[str, list[str]] = field(default_factory=dict)
+    identities: list[str] = field(default_factory=list)
+    sizes: dict[str, list[int] | None] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ties: list[list[str]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the shape is the same."""
+        return self == Surgery()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data that `from_dict` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Surgery":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            CorruptError: It wrote something else.
+        """
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise CorruptError(f"structure: damaged ({error}); make the artifact anew") from error
+
+
+def describe(before: Outline, model: nn.Module) -> Surgery:
+    """Find out what was changed.
+
+    Args:
+        before: Outline of the same model object, taken before.
+        model: As it is now.
+    Raises:
+        InputError: A module is of another class than before, and no `nn.Identity`.
+    """
+    after = outline(model)
+    former = _former_names(before, after)
+    identities = []
+    for name, kind in after.kinds.items():
+        old = before.kinds.get(former[name])
+        if kind is nn.Identity and old is not nn.Identity:
+            identities.append(name)
+        elif kind is not old:
+            was = "not there" if old is None else f"a {old.__name__}"
+            raise InputError(f"{name} is a {kind.__name__} and was {was}: a file can't hold that")
+    return Surgery(
+        children=_children(before, after, former),
+        identities=identities,
+        sizes=_new_sizes(before, after, former),
+        attributes=_new_attributes(before, after, former, identities),
+        ties=_new_ties(before, after, former),
+        config=changed_config(before.config, after.config),
+    )
+
+
+def operate(model: nn.Module, surgery: Surgery) -> nn.Module:
+    """Make a model that is shaped like the result of a surgery.
+
+    Args:
+        model: Shaped like what the surgery was done on; changed in place. Dtypes are kept.
+    Returns:
+        The model, with all tensors that are saved on the meta device.
+    Raises:
+        CorruptError: The surgery doesn't fit this model.
+    """
+    try:
+        _keep_children(model, surgery.children)
+        for name in surgery.identities:
+            model.set_submodule(name, nn.Identity())
+        for name, values in surgery.attributes.items():
+            _set_attributes(model.get_submodule(name), values)
+        _resize(model, surgery.sizes)
+        _tie(model, surgery.ties)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"the structure doesn't fit this {type(model).__name__} ({error}); "
+            "pass a model shaped like the one that was reshaped"
+        ) from error
+    if surgery.config:
+        _set_config(model.config, surgery.config)  # type: ignore[arg-type]
+    for slot in tensor_slots(model):
+        if not slot.empty.is_meta:
+            place(slot, torch.empty_like(slot.empty, device="meta"))
+    return model
+
+
+def summary(before: Outline, after: Outline, surgery: Surgery) -> str:
+    """What a surgery did, in one line."""
+    parts = []
+    for name, keys in surgery.children.items():
+        count, kept = len(before.children[name]), set(keys)
+        gone = [key for key in before.children[name] if key not in kept]
+        parts.append(f"removed {len(gone)} of the {count} in {name} ({', '.join(gone)})")
+    if surgery.identities:
+        parts.append(f"passed by {len(surgery.identities)} modules")
+    if surgery.sizes:
+        parts.append(f"resized {len(surgery.sizes)} tensors")
+    if surgery.ties:
+        parts.append(f"tied {sum(map(len, surgery.ties))} tensors to {len(surgery.ties)}")
+    if before.parameters != after.parameters:
+        parts.append(f"{before.parameters:,} -> {after.parameters:,} parameters")
+    return "; ".join(parts) or "trained in the shape it had"
+
+
+def changed_config(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of one configuration that another has otherwise, also of those inside."""
+    changed: dict[str, Any] = {}
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            if inner := changed_config(old, value):
+                changed[key] = inner
+        elif key not in before or old != value:
+            changed[key] = value
+    return changed
+
+
+def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with changes as `changed_config` finds them."""
+    result = dict(config)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = merged(old, value)
+        result[key] = value
+    return result
+
+
+def _former_names(before: Outline, after: Outline) -> dict[str, str]:
+    """For each module now, what it was called; children of a container are known by identity."""
+    known: dict[int, list[str]] = {}
+    for name, module in before.modules.items():
+        known.setdefault(id(module), []).append(name)
+    former: dict[str, str] = {"": ""}
+    for name, module in after.modules.items():
+        if not name:
+            continue
+        parent, _, key = name.rpartition(".")
+        prefix = f"{former[parent]}." if former[parent] else ""
+        former[name] = prefix + key
+        if isinstance(after.modules[parent], CONTAINERS):
+            beside = (
+                n for n in known.get(id(module), []) if n.rpartition(".")[0] == former[parent]
+            )
+            former[name] = next(beside, prefix + key)
+    return former
+
+
+def _children(before: Outline, after: Outline, former: dict[str, str]) -> dict[str, list[str]]:
+    found = {}
+    for name, keys in after.children.items():
+        prefix = f"{name}." if name else ""
+        kept = [former[prefix + key].rpartition(".")[2] for key in keys]
+        if kept != before.children.get(former[name]):
+            found[former[name]] = kept
+    return found
+
+
+def _new_sizes(
+    before: Outline, after: Outline, former: dict[str, str]
+) -> dict[str, list[int] | None]:
+    changed: dict[str, list[int] | None] = {}
+    for name, size in after.sizes.items():
+        module, _, key = name.rpartition(".")
+        if size != before.sizes.get(_joined(former[module], key)):
+            changed[name] = None if size is None else list(size)
+    return changed
+
+
+def _new_attributes(
+    before: Outline, after: Outline, former: dict[str, str], identities: list[str]
+) -> dict[str, dict[str, Any]]:
+    changed = {}
+    for name, values in after.attributes.items():
+        old = before.attributes[former[name]]
+        new = {key: v for key, v in values.items() if key not in old or old[key] != v}
+        if new and name not in identities:
+            changed[name] = new
+    return changed
+
+
+def _new_ties(before: Outline, after: Outline, former: dict[str, str]) -> list[list[str]]:
+    """Groups that weren't groups, and names that have left one."""
+    now_of: dict[str, list[str]] = {}
+    for name in after.sizes:
+        module, _, key = name.rpartition(".")
+        now_of.setdefault(_joined(former[module], key), []).append(name)
+    kept = [[now for old in group for now in now_of.get(old, [])] for group in before.ties]
+    kept += [names for names in now_of.values() if len(names) > 1]
+    tied = {name for group in after.ties for name in group}
+    left = {name for group in kept if len(group) > 1 for name in group} - tied
+    same = {frozenset(group) for group in kept}
+    new = [list(group) for group in after.ties if frozenset(group) not in same]
+    return sorted(new) + [[name] for name in sorted(left)]
+
+
+def _joined(module: str, key: str) -> str:
+    return f"{module}.{key}" if module else key
+
+
+def _keep_children(model: nn.Module, children: dict[str, list[str]]) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, keys in children.items():
+        container = modules[name]
+        kept = [container._modules[key] for key in keys]
+        container._modules.clear()
+        container._modules.update({str(index): child for index, child in enumerate(kept)})
+
+
+def _set_attributes(module: nn.Module, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        is_tuple = isinstance(getattr(module, key, None), tuple)
+        setattr(module, key, tuple(value) if is_tuple else value)
+
+
+def _resize(model: nn.Module, sizes: dict[str, list[int] | None]) -> None:
+    """Empty tensors of other sizes; what was one tensor and still is of one size stays one."""
+    made: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+    for name, size in sizes.items():
+        module, key = _place_of(model, name)
+        store = _store_of(module, key)
+        old = store.get(key)
+        if size is None:
+            store[key] = None
+            continue
+        dtype = getattr(module, "weight", torch.empty(0)).dtype if old is None else old.dtype
+        new = _empty(size, dtype, store is module._parameters)
+        if old is not None:
+            new = made.setdefault((id(old), tuple(size)), (old, new))[1]
+        store[key] = new
+
+
+def _tie(model: nn.Module, ties: list[list[str]]) -> None:
+    for names in ties:
+        module, key = _place_of(model, names[0])
+        store = _store_of(module, key)
+        old = store[key]
+        assert old is not None, "a tied tensor is there"
+        shared = _empty(list(old.shape), old.dtype, store is module._parameters)
+        for name in names:
+            module, key = _place_of(model, name)
+            _store_of(module, key)[key] = shared
+
+
+def _place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    module, _, key = name.rpartition(".")
+    return model.get_submodule(module), key
+
+
+def _store_of(module: nn.Module, key: str) -> dict[str, Tensor | None]:
+    store: Any = module._buffers if key in module._buffers else module._parameters
+    found: dict[str, Tensor | None] = store
+    return found
+
+
+def _empty(size: list[int], dtype: torch.dtype, is_parameter: bool) -> Tensor:
+    tensor = torch.empty(size, dtype=dtype, device="meta")
+    return nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+
+
+def _set_config(config: PreTrainedConfig, changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        inner = getattr(config, key, None)
+        if isinstance(inner, PreTrainedConfig):
+            _set_config(inner, value)
+        else:
+            setattr(config, key, merged({key: inner}, {key: value})[key])

@@ -1,0 +1,112 @@
+"""The steps of a recipe before packing: each changes or trains a whole dense model in memory."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tauten.core.errors import InputError
+from tauten.core.technique import ShapingTechnique, Technique, TuningTechnique
+from tauten.models.outline import outline
+from tauten.models.packing import packed_modules
+from tauten.models.reader import SafetensorsReader
+from tauten.models.shaped import (
+    reshaped_source,
+    stored_shape,
+    stored_tensors,
+    with_plain_config,
+    with_tensors,
+)
+from tauten.models.source import Source
+from tauten.models.store import BlockStore
+from tauten.models.surgery import Surgery, describe, operate, summary
+from tauten.search.trainer import Trainer
+
+Facts = dict[str, Any]
+WHOLE = ""  # a store's part: all of the model
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A model after some steps.
+
+    Attributes:
+        source: Opens it.
+        facts: What the manifest says of each step: step, summary and parameters left.
+    """
+
+    source: Source
+    facts: tuple[Facts, ...] = ()
+
+
+def shape_stored(
+    original: Source,
+    techniques: Sequence[Technique],
+    store_of: Callable[[int], BlockStore],
+    trainer: Trainer,
+) -> Shaped:
+    """Take each step from what the one before has stored, unless it is stored already.
+
+    Args:
+        original: Isn't changed.
+        techniques: Of a recipe's `shaping`.
+        store_of: Where the result of a step goes, by its number from 1.
+        trainer: Holds the data.
+    Raises:
+        InputError: A technique needs data and there is none, or the model is packed already.
+    """
+    shaped = Shaped(original)
+    for number, technique in enumerate(techniques, 1):
+        store = store_of(number)
+        done = store.finished(WHOLE) or _store_step(technique, shaped.source, store, trainer)
+        source = shaped.source
+        if not Surgery.from_dict(done["surgery"]).is_empty:
+            source = reshaped_source(source, [done["surgery"]])
+        source = with_tensors(source, SafetensorsReader([store.file(WHOLE)]))
+        shaped = Shaped(source, (*shaped.facts, done["facts"]))
+    return Shaped(with_plain_config(original, shaped.source), shaped.facts)
+
+
+def shape_in_memory(source: Source, techniques: Sequence[Technique], trainer: Trainer) -> nn.Module:
+    """Take the steps on a copy of a model in memory, which shares what they leave alone."""
+    model = source.skeleton()
+    for technique in techniques:
+        model, _, _ = _take_step(technique, model, trainer)
+    return model
+
+
+def _store_step(
+    technique: Technique, source: Source, store: BlockStore, trainer: Trainer
+) -> dict[str, Any]:
+    model, surgery, facts = _take_step(technique, source.open(), trainer, store.folder)
+    shape = operate(stored_shape(source), surgery)
+    tensors = stored_tensors(model, shape, str(technique))
+    store.write(WHOLE, tensors, surgery=surgery.to_dict(), facts=facts)
+    return {"surgery": surgery.to_dict(), "facts": facts}
+
+
+def _take_step(
+    technique: Technique, model: nn.Module, trainer: Trainer, folder: Path | None = None
+) -> tuple[nn.Module, Surgery, Facts]:
+    packed = next((name for name, _ in packed_modules(model)), None)
+    if packed is not None:
+        raise InputError(
+            f"{technique.name} needs plain layers, and {packed} is packed already; "
+            "start from the model before it was packed"
+        )
+    if isinstance(technique, TuningTechnique):
+        model = copy.deepcopy(model)  # it may share tensors with the original
+    before = outline(model)
+    if isinstance(technique, ShapingTechnique):
+        technique.reshape(model, trainer.calibration)
+    else:
+        assert isinstance(technique, TuningTechnique), "weights are packed after these steps"
+        trainer.run([technique], model, folder)
+    after = outline(model)
+    surgery = describe(before, model)
+    told = summary(before, after, surgery)
+    facts = {"step": str(technique), "summary": told, "parameters": after.parameters}
+    return model.eval(), surgery, facts
