@@ -1,6 +1,7 @@
 """How far a training has come, as one file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,15 @@ class Checkpoint:
     def __init__(self, file: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer):
         self._file, self._tensors, self._optimizer = file, tensors, optimizer
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace what was saved before."""
-        content = {name: tensor.detach().contiguous() for name, tensor in self._tensors.items()}
+    def save(self, state: dict[str, Any], earlier: Mapping[str, Tensor]) -> None:
+        """Replace what was saved before.
+
+        Args:
+            state: The plain values.
+            earlier: Tensors to save in place of what those of that name hold now.
+        """
+        tensors = {**self._tensors, **earlier}
+        content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         for name, tensor in self._tensors.items():
             for key, value in self._optimizer.state.get(tensor, {}).items():
                 content[f"{name}/{key}"] = value

@@ -74,6 +74,7 @@ def low_rank(
         NotApplicableError: There is no such layer.
     Source: LoRA (Hu et al. 2021, arXiv:2106.09685), eq. 3 with a scale of 1.
     """
+    model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     layers = {
@@ -110,6 +111,7 @@ def scales_and_norms(
     Raises:
         NotApplicableError: It has nothing of the kind.
     """
+    model.requires_grad_(False)
     layers = tunable_layers(model)
     wrapped = {name: TunableLinear(layer) for name, layer in layers.items()}
     settled: list[tuple[nn.Module, str]] = []

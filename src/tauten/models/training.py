@@ -106,6 +106,7 @@ class Training:
     def __init__(self, what: str, tensors: dict[str, Tensor], schedule: Schedule, folder: Path):
         self._what, self._schedule = what, schedule
         self._learned = [tensor for tensor in tensors.values() if tensor.requires_grad]
+        self._statistics = {n: t for n, t in tensors.items() if not t.requires_grad}
         self._optimizer = torch.optim.AdamW(
             self._learned, schedule.rate, BETAS, weight_decay=0.0, fused=True
         )
@@ -130,12 +131,15 @@ class Training:
                 progress = schedule.progress(position.step, elapsed_s)
                 if progress >= 1:
                     break
+                save = time.monotonic() - saved_at >= CHECKPOINT_S
+                # The model's call changes them, and a resumed training repeats this step.
+                before = {n: t.clone() for n, t in self._statistics.items()} if save else {}
                 loss = self._slopes(loss_of(index, batch))
                 if not math.isfinite(loss):
                     position = self._go_back(position, loss)
                     break
-                if time.monotonic() - saved_at >= CHECKPOINT_S:  # before a step that may break it
-                    self._checkpoint.save(asdict(replace(position, elapsed_s=elapsed_s)))
+                if save:  # before a step that may break it
+                    self._checkpoint.save(asdict(replace(position, elapsed_s=elapsed_s)), before)
                     saved_at = time.monotonic()
                 self._step(schedule.learning_rate(progress))
                 position = position.after(elapsed_s, loss)
