@@ -37,7 +37,7 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
 }
 
 
-TUNINGS = {"tune_scales"}  # they need a packed model, and are tested in files of their own
+TUNINGS = {"tune_scales", "distill"}  # they train whole models; tested in files of their own
 
 
 def test_every_technique_has_a_row() -> None:

@@ -1,7 +1,7 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
-from tauten.compression import ShareKMeans
+from tauten.compression import Distill, ShareKMeans
 from tauten.core.errors import (
     BusyError,
     CorruptError,
@@ -40,6 +40,7 @@ __all__ = [
     "BusyError",
     "Codebook",
     "CorruptError",
+    "Distill",
     "Goal",
     "GoalError",
     "InputError",

@@ -1,8 +1,13 @@
-"""Compression: fewer distinct weights. One file a technique; this registry has a row for each."""
+"""Compression: fewer distinct weights, smaller students. One file a technique; this registry has a
+row for each.
+"""
 
+from tauten.compression.distill import Distill
 from tauten.compression.share_kmeans import ShareKMeans
 from tauten.core.technique import Technique
 
-__all__ = ["TECHNIQUES", "ShareKMeans"]
+__all__ = ["TECHNIQUES", "Distill", "ShareKMeans"]
 
-TECHNIQUES: dict[str, type[Technique]] = {technique.name: technique for technique in (ShareKMeans,)}
+TECHNIQUES: dict[str, type[Technique]] = {
+    technique.name: technique for technique in (ShareKMeans, Distill)
+}

@@ -1,0 +1,73 @@
+"""How far a training has come, as one file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tauten.core.errors import CorruptError
+from tauten.core.files import whole_file
+
+STATE = "state"
+
+
+class Checkpoint:
+    """Trained tensors, the optimizer's state of each, and plain values, whole or absent.
+
+    Memory: while it is saved, as much again as what it holds.
+
+    Args:
+        file: Safetensors; the plain values are JSON in its header.
+        tensors: By name; restored in place.
+        optimizer: Of those that are learned by descent.
+    """
+
+    def __init__(self, file: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer):
+        self._file, self._tensors, self._optimizer = file, tensors, optimizer
+
+    def save(self, state: dict[str, Any], earlier: Mapping[str, Tensor]) -> None:
+        """Replace what was saved before.
+
+        Args:
+            state: The plain values.
+            earlier: Tensors to save in place of what those of that name hold now.
+        """
+        tensors = {**self._tensors, **earlier}
+        content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        for name, tensor in self._tensors.items():
+            for key, value in self._optimizer.state.get(tensor, {}).items():
+                content[f"{name}/{key}"] = value
+        encoded = safetensors.torch.save(content, {STATE: json.dumps(state)})
+        with whole_file(self._file) as opened:
+            opened.write(encoded)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Put what was saved into its places; None if nothing was saved.
+
+        Returns:
+            The plain values.
+        Raises:
+            CorruptError: The file is damaged, or of another training.
+        """
+        if not self._file.is_file():
+            return None
+        try:
+            with safe_open(self._file, framework="pt") as opened:
+                saved = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                state: dict[str, Any] = json.loads(opened.metadata()[STATE])
+            with torch.no_grad():
+                for name, tensor in self._tensors.items():
+                    tensor.copy_(saved.pop(name))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise CorruptError(
+                f"{self._file}: no checkpoint of this training ({error}); delete it to start anew"
+            ) from error
+        for place, value in saved.items():
+            name, _, key = place.rpartition("/")
+            self._optimizer.state[self._tensors[name]][key] = value
+        return state
