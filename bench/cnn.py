@@ -29,6 +29,7 @@ import tauten
 from tauten.core.technique import WeightTechnique
 from tauten.evaluation.latency import compare_latency
 
+WEIGHTS = Path("bench/results/work/cnn.safetensors")
 LIMIT_POINTS = 0.5
 TIMED_IMAGES = 64
 CALIBRATION_IMAGES = 1024
@@ -106,6 +107,7 @@ def trained(weights: Path, folder: Path, epochs: int) -> nn.Module:
     model = network()
     if not weights.is_file():
         train(model, *read_images(folder, "train"), epochs)
+        weights.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(model.state_dict(), weights)
     model.load_state_dict(safetensors.torch.load_file(weights))
     return model.eval()
@@ -174,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     installed = Path("/usr/share/datasets/fashion-mnist")
     parser.add_argument("--data", type=Path, default=installed)
-    parser.add_argument("--weights", type=Path, default=Path("cnn.safetensors"))
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)

@@ -26,7 +26,7 @@ from tauten.formats.bits import unpack
 from tauten.models.packing import packed_modules
 
 TECHNIQUES: tuple[WeightTechnique, ...] = (
-    tauten.Int8(),
+    tauten.Int8(0),
     tauten.RTN(6, 64),
     tauten.RTN(5, 64),
     tauten.RTN(4, 64),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Judge:
@@ -26,7 +26,7 @@ class Judge:
             file = self._kept / f"{index}.safetensors"
             if not file.exists():
                 partial = file.with_suffix(".partial")
-                save_file({"log_probabilities": self._predict(index)}, partial)
+                save_file({"log_probabilities": self._predict(self._model, index)}, partial)
                 partial.rename(file)
 
     def load(self, weights: Path) -> None:
@@ -36,12 +36,13 @@ class Judge:
         if left or found.unexpected_keys:
             raise SystemExit(f"error: {weights} lacks {left} or has {found.unexpected_keys} too")
 
-    def judge(self) -> dict[str, Any]:
-        """Figures of the model as it is now, those of each window too."""
+    def judge(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """Figures of the model as it is now, or of another one, those of each window too."""
+        model = model or self._model
         divergences, losses, original_losses = [], [], []
         for index, ids in enumerate(self._windows):
             kept = load_file(self._kept / f"{index}.safetensors")["log_probabilities"]
-            found = self._predict(index)
+            found = self._predict(model, index)
             divergences.append((kept.exp() * (kept - found)).sum(-1))
             losses.append(F.nll_loss(found[:-1], ids[1:]))
             original_losses.append(F.nll_loss(kept[:-1], ids[1:]))
@@ -55,7 +56,7 @@ class Judge:
             "window_kl": divergence.mean(1).tolist(),
         }
 
-    def _predict(self, index: int) -> Tensor:
+    def _predict(self, model: nn.Module, index: int) -> Tensor:
         ids = self._windows[index : index + 1]
-        logits: Tensor = self._model(ids, use_cache=False).logits[0]
+        logits: Tensor = model(ids, use_cache=False).logits[0]
         return logits.log_softmax(-1)

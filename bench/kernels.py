@@ -34,7 +34,7 @@ from tauten.runtime import kernels, library
 
 SHAPES = ((4096, 4096), (11008, 4096))
 TOKENS = (1, 8, 128)
-OURS = ((8, 0), (8, 128), (4, 32), (4, 64), (4, 128), (3, 128), (2, 64), (2, 128))
+OURS = ((8, 0), (8, 32), (8, 128), (4, 32), (4, 64), (4, 128), (3, 128), (2, 64), (2, 128))
 READ = "read memory"
 # (tokens, bits, peer, how many times as fast we are to be at least); of `READ`, the share of it.
 GOALS = (

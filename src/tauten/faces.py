@@ -23,7 +23,7 @@ from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
-from tauten.quantization import RTN, Int8
+from tauten.quantization import RTN
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.report.text import format_change, format_percent, format_seconds, plural
@@ -31,7 +31,6 @@ from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe
 
 BENCH_FORMATS: dict[str, WeightTechnique] = {
-    "8 bits, group none, int8": Int8(),
     **{
         f"{bits} bits, group {group_size or 'none'}, {activation}": RTN(
             bits, group_size, "none", "minmax", activation
@@ -39,7 +38,6 @@ BENCH_FORMATS: dict[str, WeightTechnique] = {
         for bits in (8, 4, 3, 2)
         for group_size in (0, 32, 64, 128)
         for activation in ("int8", "float")
-        if (bits, group_size, activation) != (8, 0, "int8")
     },
     **{f"codebook {bits} bits, float": ShareKMeans(bits=bits) for bits in (4, 3, 2)},
 }

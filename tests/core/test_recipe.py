@@ -14,7 +14,7 @@ KNOWN: dict[str, type[Technique]] = {t.name: t for t in (RTN, Int8, ShareKMeans)
 RECIPES = [
     Recipe(()),
     Recipe.of(RTN()),
-    Recipe.of(RTN(3, 0, "none", "minmax"), Int8("mse")),
+    Recipe.of(RTN(3, 0, "none", "minmax"), Int8(64, "mse")),
     Recipe((Step(RTN(2), "model.layers.*, lm_head"), Step(ShareKMeans(1e-5), "*.mlp.?_proj"))),
 ]
 

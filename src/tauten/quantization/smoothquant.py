@@ -31,8 +31,7 @@ class SmoothQuant(ScalingTechnique):
     Attributes:
         strength: How much of the range of inputs moves to the weight, 0 to 1; None tries several
             at each place, and none at all, on a sample of the inputs.
-        group_size: Columns that share a scale, of weights and of each token's activations; 0 for
-            one scale a row and one a token.
+        group_size: As for `int8`.
 
     Source: Xiao et al. 2022, arXiv:2211.10438, eq. 4. Different here: the strength is chosen at
     each place, and also the products of value and output, up and down projections are smoothed.
@@ -42,7 +41,7 @@ class SmoothQuant(ScalingTechnique):
     pillar = "quantize"
 
     strength: float | None = None
-    group_size: int = 0
+    group_size: int = 32
 
     def __post_init__(self) -> None:
         if self.strength is not None and not 0 <= self.strength <= 1:
@@ -81,4 +80,5 @@ class SmoothQuant(ScalingTechnique):
         return least_lossy([torch.ones_like(peak), *map(smoothing, STRENGTHS)], loss)
 
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
-        return round_to_nearest(weight, 8, self.group_size, zero="none", clip="minmax")
+        group_size = self.group_size if weight.dim() == 2 else 0
+        return round_to_nearest(weight, 8, group_size, zero="none", clip="minmax")
