@@ -81,4 +81,4 @@ class SmoothQuant(ScalingTechnique):
 
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
         group_size = self.group_size if weight.dim() == 2 else 0
-        return round_to_nearest(weight, 8, group_size, zero="none", clip="minmax")
+        return round_to_nearest(weight, 8, group_size, zero="none", clip="mse")
