@@ -141,7 +141,10 @@ def test_a_tuned_model_is_coded_as_tuned(llama_folder: Path, tmp_path: Path) -> 
 def test_a_module_that_is_one_layer(tmp_path: Path) -> None:
     layer = torch.nn.Linear(300, 200)
     torch.nn.init.normal_(layer.weight)
-    written = tauten.quantize(layer, out=tmp_path / "out", entropy_coding=True)
+    one_scale_a_row = tauten.Int8(group_size=0)
+    written = tauten.quantize(
+        layer, technique=one_scale_a_row, out=tmp_path / "out", entropy_coding=True
+    )
     loaded = tauten.load(tmp_path / "out", model=torch.nn.Linear(300, 200))
     x = torch.randn(2, 300)
     assert torch.equal(loaded(x), written(x))

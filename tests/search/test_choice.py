@@ -25,14 +25,16 @@ def choose(model: Any = None, bits: int | None = 3, has_data: bool = True, **opt
 
 def test_bits_data_and_kind_of_model_decide() -> None:
     assert names(choose(bits=None)) == names(choose(bits=8, has_data=False)) == ["int8"]
-    assert names(choose(has_data=False)) == ["rtn"]
+    assert names(choose(has_data=False)) == ["kquant"]
+    assert names(choose(bits=1, has_data=False)) == ["binary"]
+    assert names(choose(bits=1)) == ["binary", "tune_scales"]
     assert names(choose()) == ["kquant", "tune_scales"]
     assert names(choose(bits=5)) == ["kquant"]
     assert names(choose(tiny_mlp())) == ["kquant"], "only language models are tuned"
 
 
 @pytest.mark.parametrize(("group_size", "chosen"), [(64, "kquant"), (0, "gptq"), (48, "gptq")])
-def test_a_group_size_that_k_quants_have_not_is_gptqs(group_size: int, chosen: str) -> None:
+def test_a_group_size_that_k_quants_lack_is_gptqs(group_size: int, chosen: str) -> None:
     source = open_source(tiny_mlp())
     recipe = choose_recipe(source, 3, group_size, "*", has_data=True)
     assert names(recipe) == [chosen]

@@ -8,7 +8,7 @@ from tauten.core.technique import WeightTechnique
 from tauten.data.calibration import CALIBRATION_TOKENS
 from tauten.evaluation.task import is_language_model
 from tauten.models.source import Source
-from tauten.quantization import GPTQ, RTN, Int8, KQuant, TuneScales
+from tauten.quantization import GPTQ, RTN, Binary, Int8, KQuant, TuneScales
 from tauten.search.forecast import available_memory_bytes, operations_per_s
 
 MOST_TUNED_BITS = 4  # above, rounding loses too little for tuning to win much
@@ -42,14 +42,14 @@ def choose_recipe(
     if group_size is not None:
         knobs["group_size"] = group_size
     if not has_data:
-        return _say("there is no data to calibrate on", Step(RTN(**knobs), where))
+        return _say("there is no data to calibrate on", Step(_best(**knobs), where))
     model = source.skeleton()
     weights = sum(p.numel() for p in model.parameters())
     pass_s = 2 * weights * CALIBRATION_TOKENS / operations_per_s()
     allowed_s = float("inf") if max_time_s is None else max_time_s
     if GPTQ_PASSES * pass_s > allowed_s:
         return _say("calibration would take too long", Step(RTN(**knobs), where))
-    step = Step(_calibrated(**knobs), where)
+    step = Step(_best(**knobs), where)
     if knobs["bits"] > MOST_TUNED_BITS:
         return _say("data is at hand", step)
     if not is_language_model(model):
@@ -61,14 +61,13 @@ def choose_recipe(
     return _say("data, memory and time are at hand", step, Step(TuneScales()))
 
 
-def _calibrated(bits: int, group_size: int | None = None) -> WeightTechnique:
-    """The technique that loses least by calibration, for the bytes of integer groups of 64."""
+def _best(bits: int, group_size: int | None = None) -> WeightTechnique:
+    """What loses least for its bytes, those of integer groups of 64, with data or without."""
+    grouped = {} if group_size is None else {"group_size": group_size}
     if bits == 1:
-        return GPTQ(bits) if group_size is None else GPTQ(bits, group_size)
-    if group_size is None:
-        return KQuant(bits)
-    if group_size and not KQuant.superblock % group_size:
-        return KQuant(bits, group_size)
+        return Binary(**grouped)
+    if group_size is None or (group_size and not KQuant.superblock % group_size):
+        return KQuant(bits, **grouped)
     return GPTQ(bits, group_size)
 
 
