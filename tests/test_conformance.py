@@ -33,11 +33,13 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "kquant": (tauten.KQuant(8, 32, 0, 8), 0.02),
     "static_int8": (tauten.StaticInt8(), 0.04),
     "adaround": (tauten.AdaRound(8, 32, iterations=20), 0.02),
+    "autoround": (tauten.AutoRound(8, 32, iterations=20), 0.02),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
 }
 
 
-TUNINGS = {"tune_scales", "distill"}  # they train whole models; tested in files of their own
+# They train packed blocks or whole models; tested in files of their own.
+TUNINGS = {"tune_blocks", "tune_scales", "distill"}
 
 
 def test_every_technique_has_a_row() -> None:

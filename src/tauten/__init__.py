@@ -20,6 +20,7 @@ from tauten.quantization import (
     HQQ,
     RTN,
     AdaRound,
+    AutoRound,
     Binary,
     Codebook,
     Int8,
@@ -27,6 +28,7 @@ from tauten.quantization import (
     SmoothQuant,
     StaticInt8,
     Ternary,
+    TuneBlocks,
     TuneScales,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "HQQ",
     "RTN",
     "AdaRound",
+    "AutoRound",
     "Binary",
     "BusyError",
     "Codebook",
@@ -55,6 +58,7 @@ __all__ = [
     "Step",
     "TautenError",
     "Ternary",
+    "TuneBlocks",
     "TuneScales",
     "__version__",
     "compress",

@@ -154,7 +154,7 @@ def test_moments_are_of_the_tokens_routed() -> None:
     structure = find_structure(model)
     walk = Walk(model, structure, Recipe.of(tauten.GPTQ(4, 32)), calibration=calibration)
     names = [f"model.layers.0.mlp.experts.{number}.gate_proj" for number in range(4)]
-    calibration.start(model, structure.blocks, walk._filled, names)
+    calibration.start(model, structure.blocks, walk._tensors.filled, names)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "TOKENS_PER_FEATURE", 0)
         seen = calibration.observe("model.layers.0", names)

@@ -79,7 +79,7 @@ def traced(model: nn.Module, index: int = 1) -> tuple[nn.Module, Any]:
     """A block of a model and what runs it on real input."""
     calibration, structure = Calibration(batches(), dtype=torch.float32), find_structure(model)
     walk = Walk(shared_copy(model), structure, Recipe(()), calibration=None)
-    calibration.start(walk.model, structure.blocks, walk._filled, [])
+    calibration.start(walk.model, structure.blocks, walk._tensors.filled, [])
     part = structure.blocks[index]
     return calibration.dense(part), functools.partial(calibration.try_block, part)
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from layer_inputs import layer_inputs
+from torch import nn
 
 from tauten.core.errors import InputError
-from tauten.core.inputs import LayerInputs
+from tauten.core.inputs import BlockExamples, LayerInputs
 from tauten.quantization import GPTQ, RTN
 from tauten.solvers.second_order import output_error
 
@@ -69,6 +70,43 @@ def test_correction_makes_up_for_moved_inputs() -> None:
     assert error(1.0) < 0.8 * error(0.0)
 
 
+@pytest.mark.parametrize(("moved", "tokens", "best"), [(1.0, 400, 0.5), (-1.0, 400, 0.0)])
+def test_strength_is_what_serves_held_out_tokens_best(
+    moved: float, tokens: int, best: float
+) -> None:
+    """Where the shift that was observed isn't that of the tokens held out, none is corrected."""
+    block, inputs, examples = moved_block(tokens, moved)
+    weight = block.weight.detach().clone()
+    with torch.no_grad():
+        found = GPTQ(3, 32, correction="auto").encode_block(block, {"": inputs}, examples)
+    expected = GPTQ(3, 32, correction=best).encode(weight, inputs)
+    assert torch.equal(found[""].dequantize(), expected.dequantize())
+
+
+def test_without_tokens_enough_or_held_out_nothing_is_corrected() -> None:
+    for tokens, held_out in ((200, 1), (400, 0)):
+        block, inputs, examples = moved_block(tokens, 1.0, held_out)
+        technique = GPTQ(3, 32, correction="auto")
+        assert technique.encode_block(block, {"": inputs}, examples) == {}
+        weight = block.weight.detach()
+        plain = GPTQ(3, 32).encode(weight, inputs)
+        assert torch.equal(technique.encode(weight, inputs).dequantize(), plain.dequantize())
+
+
+def moved_block(
+    tokens: int, moved: float, held_out: int = 1
+) -> tuple[nn.Linear, LayerInputs, BlockExamples]:
+    """A layer whose inputs are 0.7 of the original's; `moved` is the sign that was observed."""
+    torch.manual_seed(4)
+    block, original = nn.Linear(32, 16, bias=False), torch.randn(2, tokens, 32)
+    given = 0.7 * original
+    shift = moved * (original[0] - given[0]).t() @ given[0] / tokens
+    inputs = LayerInputs(given[0].t() @ given[0] / tokens, tokens, shift)
+    targets = list(block(original).detach())
+    examples = BlockExamples(lambda layer, i: layer(given[i]), targets, [None, None], held_out)
+    return block, inputs, examples
+
+
 @pytest.mark.parametrize(
     "knobs",
     [
@@ -78,6 +116,7 @@ def test_correction_makes_up_for_moved_inputs() -> None:
         {"zero": "some"},
         {"damping": 0.0},
         {"correction": 1.5},
+        {"correction": "some"},
         {"rounds": -1},
         {"activation": "int4"},
     ],

@@ -1,8 +1,14 @@
 """What a technique may know of the inputs that a layer sees."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+
+# The inverse of a second moment of fewer tokens is mostly chance: with n tokens and d features
+# eigenvalues of white inputs spread by ((1 + r) / (1 - r))^2, r = sqrt(d / n) (Marchenko-Pastur):
+# 4.4 at 8 tokens a feature, 34 at 2, and no inverse at all below 1.
+TOKENS_PER_FEATURE = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class LayerInputs:
     mean: Tensor | None = None
     magnitudes: Tensor | None = None
 
+    @property
+    def suffices(self) -> bool:
+        """Whether there are tokens enough for the inverse of the moment to mean something."""
+        return self.tokens >= TOKENS_PER_FEATURE * len(self.moment)
+
     def divided(self, scale: Tensor) -> "LayerInputs":
         """The statistics of x / scale without a second look at the data; magnitudes are left out.
 
@@ -49,3 +60,24 @@ class LayerInputs:
             self.note,
             None if self.mean is None else self.mean / scale,
         )
+
+
+@dataclass(frozen=True)
+class BlockExamples:
+    """Calibration batches as a block gets them, and what it ought to make of them.
+
+    Inputs are what packed blocks made; targets what the original block makes in the original
+    model, so that a block is also fitted to make up for those before it.
+
+    Attributes:
+        run: From a float32 block and the number of a batch to the block's output on it, (rows,
+            length, features) in a language model; with gradients where the block has them.
+        targets: The original's output on each batch, floating.
+        masks: Of each batch (rows, length) bool, False at padding; None where all count.
+        held_out: So many batches at the end aren't for fitting but to choose among fits.
+    """
+
+    run: Callable[[nn.Module, int], Tensor]
+    targets: Sequence[Tensor]
+    masks: Sequence[Tensor | None]
+    held_out: int

@@ -10,6 +10,7 @@ import yaml
 
 from tauten.core.errors import InputError
 from tauten.core.technique import (
+    BlockTuning,
     ShapingTechnique,
     Technique,
     TuningTechnique,
@@ -41,7 +42,8 @@ class Recipe:
 
     Steps that shape come first, and steps that tune may stand between them: `shaping`. Then all
     weights are packed; the first step whose pattern matches a layer's name, in the shaped model,
-    decides how. Steps that tune after a packing one come once all is packed: `tunings`.
+    decides how. Steps that tune blocks, those that their pattern matches, come after each block is
+    packed: `block_tunings`. Steps that tune after a packing one come once all is packed: `tunings`.
 
     Attributes:
         entropy_coding: Also code what is written losslessly into fewer bytes; a loaded model is
@@ -58,6 +60,12 @@ class Recipe:
             name = f"step {index} ({step.technique.name})"
             if isinstance(step.technique, WeightTechnique):
                 packing = packing or name
+            elif isinstance(step.technique, BlockTuning):
+                if not packing:
+                    raise InputError(
+                        f"recipe: {name} tunes packed blocks, and nothing before it packs; put "
+                        "it after a step that does"
+                    )
             elif step.where != "*":
                 raise InputError(
                     f"recipe: {name} changes the model as a whole, so where={step.where!r} "
@@ -98,6 +106,12 @@ class Recipe:
         """Techniques that train the packed model, in order."""
         found = (step.technique for step in self.steps[len(self.shaping) :])
         return tuple(t for t in found if isinstance(t, TuningTechnique))
+
+    @property
+    def block_tunings(self) -> tuple[BlockTuning, ...]:
+        """Techniques that train each packed block, in order."""
+        found = (step.technique for step in self.steps)
+        return tuple(t for t in found if isinstance(t, BlockTuning))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tauten.core.inputs import LayerInputs
+from tauten.core.inputs import BlockExamples, LayerInputs
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,34 @@ class CalibratedTechnique(WeightTechnique):
 
 
 @dataclass(frozen=True)
+class BlockTechnique(CalibratedTechnique):
+    """A technique that packs the layers of a block together, against what the block makes.
+
+    `encode` packs what stands outside of blocks, layers whose inputs weren't seen, and all layers
+    where blocks form no chain or there is no data.
+    """
+
+    @property
+    def fits_blocks(self) -> bool:
+        """Whether `encode_block` has something to do with these knobs."""
+        return True
+
+    @abstractmethod
+    def encode_block(
+        self, block: nn.Module, inputs: Mapping[str, LayerInputs], examples: BlockExamples
+    ) -> Mapping[str, nn.Module]:
+        """Pack layers of one block.
+
+        Args:
+            block: A float32 copy of the original, which may be changed.
+            inputs: What the layers to be packed see, by their names in the block.
+            examples: Of the block.
+        Returns:
+            Packed weights (`formats.PackedWeight`) by name; `encode` packs those left out.
+        """
+
+
+@dataclass(frozen=True)
 class ScalingTechnique(CalibratedTechnique):
     """A technique that first scales the columns of weights, and their inputs the other way.
 
@@ -200,4 +228,21 @@ class TuningTechnique(Technique):
             folder: Of this call alone, for what lets a killed run go on; None keeps nothing.
         Raises:
             NotApplicableError: It has nothing to tune.
+        """
+
+
+@dataclass(frozen=True)
+class BlockTuning(Technique):
+    """A technique that trains each block once it is packed, before the next block is."""
+
+    @abstractmethod
+    def tune_block(self, block: nn.Module, examples: BlockExamples) -> None:
+        """Change a packed block, shapes and dtypes as they are.
+
+        Args:
+            block: A copy whose `PackedWeight`s are those of the model: theirs are changed in
+                place. Other tensors are in float32 and are replaced, not written into.
+            examples: Of the block.
+        Raises:
+            NotApplicableError: It has nothing to tune in this block, which is left as it is.
         """

@@ -8,23 +8,24 @@ observed in one pass.
 
 import contextlib
 import copy
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers.cache_utils import Cache
 
 from tauten.core.errors import InputError
-from tauten.core.inputs import LayerInputs
+from tauten.core.inputs import BlockExamples, LayerInputs
+from tauten.formats.packed import PackedWeight
+from tauten.models.chain import BlockCall, BlockChain
 from tauten.models.experts import show_starved, starved_note
 from tauten.models.observer import NothingLeft, Observer
 from tauten.runtime.modules import PackedLinear
 
 PROBE_TOKENS = 32
+HELD_OUT = 16  # one batch of so many
 Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
 
 
@@ -60,41 +61,18 @@ class CalibrationBatch:
         return [CalibrationBatch(**fields) for fields in parts]
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """How the model calls a block: all but the hidden state, which stands first.
-
-    Attributes:
-        args: Positional arguments after the hidden state.
-        kwargs: The others; the hidden state is left out.
-        keyword: Name that the hidden state is passed by; empty where it is positional.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    keyword: str
-
-    def run(self, block: nn.Module, state: Tensor) -> Tensor:
-        """Call a block on a hidden state."""
-        if self.keyword:
-            output = block(*self.args, **{self.keyword: state}, **self.kwargs)
-        else:
-            output = block(state, *self.args, **self.kwargs)
-        return _main(output)
-
-
 class Calibration:
     """The batches of one walk over a model.
 
     Args:
         batches: At least one.
-        correct: Also carry the states of the original model, for `LayerInputs.shift` and for
-            techniques that fit a block's output to the original's.
+        correct: Also gather `LayerInputs.shift`.
         counted: Also gather `LayerInputs.magnitudes`.
+        fits_blocks: Also give `examples`, a few of them held out: layers aren't observed on those.
         dtype: What blocks compute in; by default bfloat16 where the machine multiplies it.
     Attributes:
         states: One hidden state a batch, where the packed blocks have brought it.
-        originals: The same in the original model; empty unless `correct`.
+        originals: The same in the original model; empty unless `correct` or `fits_blocks`.
     """
 
     def __init__(
@@ -103,17 +81,19 @@ class Calibration:
         correct: bool = False,
         dtype: torch.dtype | None = None,
         counted: bool = False,
+        fits_blocks: bool = False,
     ):
         if not batches:
             raise InputError("calibration needs at least one batch of data")
         self.batches, self.correct, self._counted = batches, correct, counted
+        self._carries_originals = correct or fits_blocks
+        self._held_out = -(-len(batches) // HELD_OUT) if fits_blocks and len(batches) > 1 else 0
         self.dtype = dtype or fast_dtype()
         self.states: list[Tensor] = []
         self.originals: list[Tensor] = []
         self.calls: dict[str, list[BlockCall]] = {}
         self._probe: tuple[dict[str, BlockCall], Tensor] | None = None
         self._blocks: list[str] = []
-        self._returns_tuple: bool | None = None
         self._seen: dict[str, LayerInputs] = {}
 
     def run(self, model: nn.Module) -> Any:
@@ -134,20 +114,21 @@ class Calibration:
             names: Of all layers; observed right away where blocks don't form a chain.
         """
         self._model, self._filled = model, filled
-        self._blocks = list(blocks)
+        self._chain = BlockChain(model, blocks)
         recorded = []
         if blocks:
-            with filled(["", blocks[0]]), torch.inference_mode():
-                recorded = [self._trace(batch) for batch in self.batches]
-                self._probe = self._trace(_first_tokens(self.batches[0]))
+            with filled(["", blocks[0]]), torch.no_grad():
+                recorded = [self._chain.trace(b.args, b.kwargs) for b in self.batches]
+                first = _first_tokens(self.batches[0])
+                self._probe = self._chain.trace(first.args, first.kwargs)
         chained = [found for found in recorded if found is not None]
         if not blocks or len(chained) < len(recorded):
-            self._blocks = []
             self._seen = self._observe_whole(["", *blocks], names)
             return
+        self._blocks = list(blocks)
         self.calls = {block: [calls[block] for calls, _ in chained] for block in blocks}
         self.states = [state for _, state in chained]
-        self.originals = list(self.states) if self.correct else []
+        self.originals = list(self.states) if self._carries_originals else []
 
     def observe(self, part: str, names: Sequence[str]) -> dict[str, LayerInputs]:
         """What the layers of a part see, computed with its original weights.
@@ -162,9 +143,9 @@ class Calibration:
             return {name: self._seen[name] for name in names if name in self._seen}
         if not part:
             return self._observe_whole([""], names)
-        if not names and not self.correct:
+        if not names and not self.originals:
             return {}
-        with self._filled([part]), torch.inference_mode():
+        with self._filled([part]), torch.no_grad():
             block = self.dense(part)
             inner = {name: block.get_submodule(name[len(part) + 1 :]) for name in names}
             with Observer(inner, self.correct, self._counted) as observer:
@@ -191,26 +172,42 @@ class Calibration:
 
     def _observe_batch(self, part: str, block: nn.Module, index: int, observer: Observer) -> None:
         call, mask = self.calls[part][index], self.batches[index].mask
-        if self.correct:
-            with observer.original(mask):
+        held_out = index >= len(self.batches) - self._held_out
+        if self.originals:
+            compared = self.correct and not held_out
+            with observer.original(mask) if compared else contextlib.nullcontext():
                 self.originals[index] = self._step(call, block, self.originals[index])
-        with observer.batch(mask), contextlib.suppress(NothingLeft):
-            self._step(call, block, self.states[index])
+        if observer.layers and not held_out:
+            with observer.batch(mask), contextlib.suppress(NothingLeft):
+                self._step(call, block, self.states[index])
 
     def advance(self, part: str) -> None:
         """Bring the states through a block as it is now, packed."""
         if part not in self._blocks:  # also where blocks aren't run one by one
             return
-        with self._filled([part]), torch.inference_mode():
+        with self._filled([part]), torch.no_grad():
             block = self.dense(part)
             for index, call in enumerate(self.calls[part]):
                 self.states[index] = self._step(call, block, self.states[index])
+
+    def examples(self, part: str) -> BlockExamples | None:
+        """What a block is to learn from, once it was observed; None if it is no link of a chain."""
+        if part not in self._blocks or not self.originals:
+            return None
+        calls, faster = self.calls[part], self.dtype is not torch.float32
+
+        def run(block: nn.Module, index: int) -> Tensor:
+            with torch.autocast("cpu", self.dtype, enabled=faster):
+                return calls[index].cast(torch.float32).run(block, self.states[index].float())
+
+        masks = [batch.mask for batch in self.batches]
+        return BlockExamples(run, self.originals, masks, self._held_out)
 
     def try_block(self, part: str, block: nn.Module) -> Tensor:
         """What a float32 version of a block makes of a few tokens, as they come to the first."""
         assert self._probe is not None, "blocks form a chain"
         calls, state = self._probe
-        return _cast_call(calls[part], torch.float32).run(block, state.float())
+        return calls[part].cast(torch.float32).run(block, state.float())
 
     def dense(self, part: str, dtype: torch.dtype | None = None) -> nn.Module:
         """A copy of a block that computes in a dtype, by default its own; packed weights dense."""
@@ -221,8 +218,24 @@ class Calibration:
                     setattr(parent, leaf, _written_out(child))
         return block.to(dtype or self.dtype)
 
+    def tunable(self, part: str) -> nn.Module:
+        """A float32 copy of a packed block that has the packed weights in common with it."""
+        block = self._model.get_submodule(part)
+        shared: dict[int, Any] = {id(m): m for m in block.modules() if isinstance(m, PackedWeight)}
+        block = copy.deepcopy(block, shared)
+        for module in block.modules():
+            if not isinstance(module, PackedWeight):
+                for key, tensor in module._parameters.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        copied = nn.Parameter(tensor.detach().float(), requires_grad=False)
+                        module._parameters[key] = copied
+                for key, buffer in module._buffers.items():
+                    if buffer is not None and buffer.is_floating_point():
+                        module._buffers[key] = buffer.float()
+        return block
+
     def _step(self, call: BlockCall, block: nn.Module, state: Tensor) -> Tensor:
-        return _cast_call(call, self.dtype).run(block, state.to(self.dtype))
+        return call.cast(self.dtype).run(block, state.to(self.dtype))
 
     def _observe_whole(self, parts: Sequence[str], names: Sequence[str]) -> dict[str, LayerInputs]:
         """Run the whole model; blocks that the states have passed hand them on."""
@@ -230,75 +243,14 @@ class Calibration:
         observer = Observer(layers, counted=self._counted)
         if not observer.layers:
             return {}
-        with self._filled(parts), observer, torch.inference_mode():
+        with self._filled(parts), observer, torch.no_grad():
             for index, batch in enumerate(self.batches):
-                behind = contextlib.suppress(NothingLeft)
-                with observer.batch(batch.mask), self._passed(index), behind:
+                passed: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+                if self.states:
+                    passed = self._chain.returning(self.states[index].float())
+                with observer.batch(batch.mask), passed, contextlib.suppress(NothingLeft):
                     self._model(*batch.args, **batch.kwargs)
         return observer.inputs()
-
-    @contextlib.contextmanager
-    def _passed(self, index: int) -> Iterator[None]:
-        """Make blocks return the waiting state of a batch."""
-        modules = [self._model.get_submodule(name) for name in self._blocks]
-        for module in modules:
-            module.forward = lambda *_, **__: self._wrapped(self.states[index].float())
-        try:
-            yield
-        finally:
-            for module in modules:
-                del module.forward
-
-    def _trace(self, batch: CalibrationBatch) -> tuple[dict[str, BlockCall], Tensor] | None:
-        """How a batch calls each block, with blocks that pass their input on.
-
-        Returns:
-            The calls and the state before the first block; None if blocks don't form a chain.
-        """
-        calls: dict[str, BlockCall] = {}
-        states: list[tuple[Tensor, Tensor]] = []  # what each block was given, and handed on
-        modules = {name: self._model.get_submodule(name) for name in self._blocks}
-        for name, module in modules.items():
-            module.forward = self._recorder(name, module, calls, states)
-        try:
-            with contextlib.suppress(NothingLeft):
-                self._model(*batch.args, **batch.kwargs)
-        finally:
-            for module in modules.values():
-                del module.forward
-        chained = list(calls) == self._blocks and len(states) == len(self._blocks)
-        links = itertools.pairwise(states)
-        chained = chained and all(given is handed for (_, handed), (given, _) in links)
-        return (calls, states[0][0]) if chained else None
-
-    def _recorder(
-        self,
-        name: str,
-        module: nn.Module,
-        calls: dict[str, BlockCall],
-        states: list[tuple[Tensor, Tensor]],
-    ) -> Callable[..., Any]:
-        real = type(module).forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            keyword = "" if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-            state = args[0] if args else kwargs[keyword]
-            if self._returns_tuple is None:  # the first block: its tensors are at hand
-                self._returns_tuple = isinstance(real(module, *args, **kwargs), tuple)
-            rest = {key: _without_cache(v) for key, v in kwargs.items() if key != keyword}
-            others = tuple(_without_cache(value) for value in args[1:])
-            calls[name] = BlockCall(others, rest, keyword)
-            handed = state.view_as(state)  # a tensor that no other block was given
-            states.append((state, handed))
-            if name == self._blocks[-1]:
-                raise NothingLeft
-            return self._wrapped(handed)
-
-        return forward
-
-    def _wrapped(self, state: Tensor) -> Any:
-        """A state as blocks return it."""
-        return (state,) if self._returns_tuple else state
 
 
 def _first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
@@ -321,27 +273,6 @@ def _written_out(layer: PackedLinear) -> nn.Linear:
     if layer.bias is not None:
         dense.bias = layer.bias
     return dense
-
-
-def _without_cache(value: Any) -> Any:
-    """None for a cache: a block is run many times on the same tokens."""
-    return None if isinstance(value, Cache) else value
-
-
-def _main(output: Any) -> Tensor:
-    state = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(state, Tensor), "a chain of blocks passes a tensor on"
-    return state
-
-
-def _cast_call(call: BlockCall, dtype: torch.dtype) -> BlockCall:
-    """The call with its floating tensors in another dtype."""
-
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    args, kwargs = tree_map(cast, (call.args, call.kwargs))
-    return BlockCall(args, kwargs, call.keyword)
 
 
 def fast_dtype() -> torch.dtype:

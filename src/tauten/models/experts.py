@@ -11,12 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauten.core.inputs import LayerInputs
+from tauten.core.inputs import TOKENS_PER_FEATURE, LayerInputs
 
-# The inverse of a second moment of fewer tokens is mostly chance: with n tokens and d features
-# eigenvalues of white inputs spread by ((1 + r) / (1 - r))^2, r = sqrt(d / n) (Marchenko-Pastur):
-# 4.4 at 8 tokens a feature, 34 at 2, and no inverse at all below 1.
-TOKENS_PER_FEATURE = 8
 _ORDINARY = {  # what transformers says of experts; its earlier versions don't say all of it
     "has_gate": True,
     "is_concatenated": True,

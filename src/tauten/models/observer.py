@@ -34,7 +34,7 @@ class Observer:
     def __init__(
         self, layers: Mapping[str, nn.Module], shifted: bool = False, counted: bool = False
     ):
-        self.layers = {name: layer for name, layer in layers.items() if _has_moment(layer)}
+        self.layers = {name: layer for name, layer in layers.items() if is_observed(layer)}
         self._shifted, self._counted = shifted, counted
         self._owner: dict[str, str] = {}
         self._moment: dict[str, Tensor] = {}
@@ -71,10 +71,12 @@ class Observer:
         return self._record("original", mask)
 
     def inputs(self) -> dict[str, LayerInputs]:
-        """Means by layer; layers that weren't called are missing."""
+        """Means by layer; layers that no token reached are missing."""
         means = {}
         for owner, moment in self._moment.items():
             count = self._tokens[owner]
+            if not count:
+                continue
             shift = self._shift[owner] / count if owner in self._shift else None
             means[owner] = LayerInputs(
                 moment / count,
@@ -85,7 +87,7 @@ class Observer:
                 mean=self._sum[owner] / count,
                 magnitudes=self._magnitudes.get(owner),
             )
-        return {name: means[owner] for name, owner in self._owner.items()}
+        return {name: means[owner] for name, owner in self._owner.items() if owner in means}
 
     @contextlib.contextmanager
     def _record(self, what: str, mask: Tensor | None) -> Iterator[None]:
@@ -145,7 +147,8 @@ class Observer:
         return every, sample.clone()
 
 
-def _has_moment(layer: nn.Module) -> bool:
+def is_observed(layer: nn.Module) -> bool:
+    """Whether the inputs of a layer of this kind have a second moment."""
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.groups == 1
     return isinstance(layer, nn.Linear | Conv1D)

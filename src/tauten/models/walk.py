@@ -6,13 +6,9 @@ already holds is skipped. So peak memory is one part's packed tensors and the te
 weight, and a killed walk goes on where it stopped.
 """
 
-import contextlib
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, NotApplicableError
@@ -20,19 +16,25 @@ from tauten.core.inputs import LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe
-from tauten.core.technique import CalibratedTechnique, ScalingTechnique, WeightTechnique
+from tauten.core.technique import (
+    BlockTechnique,
+    CalibratedTechnique,
+    ScalingTechnique,
+    WeightTechnique,
+)
 from tauten.formats.packed import PackedWeight
 from tauten.models import packing
 from tauten.models.allocator import return_freed_memory
+from tauten.models.block_steps import BlockSteps
 from tauten.models.calibration import Calibration
-from tauten.models.folding import Folding, rescale
-from tauten.models.loader import Loader, Slot, place, tensor_slots
+from tauten.models.loader import Loader
+from tauten.models.part_tensors import PartTensors
+from tauten.models.reach import TUNED, check_finite, check_reach, unseen_reason
+from tauten.models.records import layer_record, read_record, relative_error
 from tauten.models.source import shared_copy
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, other_matrices, packable_modules
 from tauten.runtime.modules import PackedEmbedding, PackedModule
-
-ERROR_CHUNK = 2**21  # weights compared at once
 
 
 class Walk:
@@ -60,16 +62,20 @@ class Walk:
         calibration: Calibration | None = None,
     ):
         self.model, self.structure, self.recipe = model, structure, recipe
-        self._loader, self._store = loader, store
+        self._tensors, self._store = PartTensors(model, structure, loader), store
         calibrated = any(isinstance(s.technique, CalibratedTechnique) for s in recipe.steps)
-        self._calibration = calibration if calibrated else None
+        looks = calibrated or bool(recipe.block_tunings)
+        self._calibration = calibration if looks else None
+        self._block_steps = None
+        if self._calibration is not None:
+            self._block_steps = BlockSteps(recipe, self._tensors, self._calibration)
         # Weights are kept beside their packed form, so that no other tensor takes over their id.
         self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
         self._kept_weights: dict[int, tuple[str, Tensor]] = {}
+        self._all_zero: set[str] = set()  # layers that saw nothing else
+        self._scarce: dict[str, LayerInputs] = {}  # of layers that saw too few tokens
         self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
         self._names_of_unit = {unit.names[0]: unit.names for unit in structure.units}
-        self._folding = Folding()
-        self._scaled: dict[str, str] = {}  # layers with scaled columns: what was divided
         self.layers: list[LayerRecord] = []
         self.specs: dict[str, dict[str, Any]] = {}
 
@@ -84,31 +90,35 @@ class Walk:
         Returns:
             The packed model; with a store its packed tensors are on the meta device.
         Raises:
-            InputError: No layer at all was packed.
+            InputError: No layer at all was packed, or data is missing or without effect.
         """
         self.model.eval()  # before it is run: batch norms would learn from calibration data
         changed = self._prepare()
         members: dict[str, list[tuple[str, nn.Module]]] = {part: [] for part in self.parts}
         for name, module in packable_modules(self.model):
             members[self.structure.block_of(name)].append((name, module))
+        if self._calibration is None and self.recipe.block_tunings:
+            raise InputError(f"{self.recipe.block_tunings[0].name} needs data: pass data=...")
         if self._calibration is not None:
             names = [name for part in self.parts for name, _ in members[part]]
             names = [name for name in names if self._is_calibrated(name)]
-            self._calibration.start(self.model, self.structure.blocks, self._filled, names)
+            self._calibration.start(self.model, self.structure.blocks, self._tensors.filled, names)
         for part in track(self.parts, "packing blocks", len(self.parts)):
             done = self._store.finished(part) if self._store else None
             if done is None:
                 self._pack_part(part, members[part])
             else:
                 self.specs |= done["specs"]
-                self.layers += [_layer_record(raw) for raw in done["layers"]]
+                self.layers += [read_record(raw) for raw in done["layers"]]
                 self._pass_finished(part, done["specs"])
-        if len(self.recipe.shaping) < len(self.recipe.steps) and not self.specs:
+        packed = [record for record in self.layers if record.name in self.specs]
+        if len(self.recipe.shaping) < len(self.recipe.steps) and not packed:
             reasons = {record.reason for record in self.layers} or {"it has no packable layer"}
             raise InputError(
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"
             )
+        check_reach(self.recipe, packed, self._calibration is not None, self._scarce)
         self.specs = changed | self.specs
         return self.model
 
@@ -123,7 +133,7 @@ class Walk:
                 continue
             found = {name: self.recipe.step_for(name) for name in names}
             own = [name for name, at in found.items() if at is not None and at[0] == index]
-            with self._filled(self.parts):
+            with self._tensors.filled(self.parts):
                 changed = technique.prepare_model(shared_copy(self.model), own, run)
             for name, new in changed.items():
                 old = self.model.get_submodule(name)
@@ -141,10 +151,13 @@ class Walk:
             if self.structure.block_of(name) == part
         ]
         names = [name for name, _ in members if self._is_calibrated(name)]
-        seen = self._calibration.observe(part, names) if self._calibration else {}
-        seen = self._fold(part, seen)
+        seen, fitted = self._observe(part, names), {}
+        if self._block_steps is not None:
+            seen = self._block_steps.scale(part, seen)
+            fitted = self._block_steps.fit(part, seen)
         for name, module in members:
-            record, packed = self._pack_layer(name, module, self._inputs_of(name, seen))
+            inputs = self._inputs_of(name, seen)
+            record, packed = self._pack_layer(name, module, inputs, fitted.get(name))
             if self._store is not None:
                 return_freed_memory()
             records.append(record)
@@ -154,8 +167,9 @@ class Walk:
                 specs[name] = packing.module_spec(packed, None if owner == name else owner)
         records += others
         if self.model in new_of_old:  # the model itself is one layer
-            self.model = new_of_old[self.model]
+            self.model = self._tensors.model = new_of_old[self.model]
         packing.replace_modules(self.model, new_of_old)
+        records = self._tune(part, members, records)
         if self._calibration is not None:
             self._calibration.advance(part)
         if self._store is not None:
@@ -163,37 +177,37 @@ class Walk:
         self.specs |= specs
         self.layers += records
 
+    def _observe(self, part: str, names: list[str]) -> dict[str, LayerInputs]:
+        """What layers of a part see; those that see nothing but zeros are missing."""
+        seen = self._calibration.observe(part, names) if self._calibration else {}
+        check_finite(seen)
+        self._all_zero |= {n for n, inputs in seen.items() if not bool(inputs.moment.any())}
+        self._scarce |= {n: inputs for n, inputs in seen.items() if not inputs.suffices}
+        return {name: inputs for name, inputs in seen.items() if name not in self._all_zero}
+
+    def _tune(
+        self, part: str, members: list[tuple[str, nn.Module]], records: list[LayerRecord]
+    ) -> list[LayerRecord]:
+        """Train a packed block; the records of its layers as they are then."""
+        tuned = self._block_steps.tune(part) if self._block_steps is not None else []
+        if not tuned:
+            return records
+        modules, changed = dict(members), []
+        weights = {owner: (packed, weight) for packed, owner, weight in self._shared.values()}
+        for record in records:
+            if record.name in weights:
+                packed, weight = weights[record.name]
+                weight = self._tensors.stored(weight).detach()
+                error = relative_error(packing.matrix_of(modules[record.name], weight), packed)
+                reason = f"{record.reason}; {TUNED} {', '.join(tuned)}"
+                record = replace(record, error=error, reason=reason)
+            changed.append(record)
+        return changed
+
     def _is_calibrated(self, name: str) -> bool:
         """Whether a technique looks at the inputs of a layer, or of one tied to it."""
         steps = map(self.recipe.step_for, self._names_of_unit[self._unit_of[name]])
         return any(s is not None and isinstance(s[1].technique, CalibratedTechnique) for s in steps)
-
-    def _fold(self, part: str, seen: dict[str, LayerInputs]) -> dict[str, LayerInputs]:
-        """Scale channels inside a block where techniques wish; its layers' inputs are then others.
-
-        What is scaled takes the place of the model's tensors, in the dtype that it computes in.
-        """
-        steps = {name: self.recipe.step_for(name) for name in seen}
-        techniques = {
-            name.removeprefix(f"{part}."): found[1].technique
-            for name, found in steps.items()
-            if found is not None and isinstance(found[1].technique, ScalingTechnique)
-        }
-        if not techniques or self._calibration is None or not self._calibration.calls.get(part):
-            return seen
-        with self._filled([part]), torch.no_grad():
-            block = self._calibration.dense(part, torch.float32)
-            run = functools.partial(self._calibration.try_block, part)
-            inner = {name.removeprefix(f"{part}."): found for name, found in seen.items()}
-            folds, inner = rescale(block, self._folding.folds(block, run), techniques, inner)
-            own = dict(self.model.get_submodule(part).named_parameters(remove_duplicate=False))
-            dtypes = {f"{part}.{name}": tensor.dtype for name, tensor in own.items()}
-        changed = {f"{part}.{n}": t for fold in folds for n, t in fold.tensors(block).items()}
-        for slot in self._slots([part]):
-            for name in set(slot.names) & set(changed):
-                place(slot, changed[name].to(dtypes[name]))
-        self._scaled |= {f"{part}.{n}": f.producer for f in folds for n in f.consumers}
-        return {f"{part}.{name}": found for name, found in inner.items()}
 
     def _inputs_of(self, name: str, seen: dict[str, LayerInputs]) -> LayerInputs | None:
         """Inputs of a layer, or of one that its weight is tied to."""
@@ -204,8 +218,13 @@ class Walk:
         return None
 
     def _pack_layer(
-        self, name: str, module: nn.Module, inputs: LayerInputs | None
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: LayerInputs | None,
+        fitted: nn.Module | None,
     ) -> tuple[LayerRecord, PackedModule | None]:
+        """Pack a layer, unless a technique has `fitted` its weight together with others."""
         weight = module.weight
         assert isinstance(weight, Tensor)
         found = self.recipe.step_for(name)
@@ -224,152 +243,70 @@ class Walk:
                 return record, packing.packed_layer(
                     module, packed, technique.activation_dtype, step
                 )
-            matrix = packing.matrix_of(module, self._stored(weight).detach())
-            packed = technique.encode(matrix, inputs)  # type: ignore[assignment]
+            matrix = packing.matrix_of(module, self._tensors.stored(weight).detach())
+            packed = fitted or technique.encode(matrix, inputs)  # type: ignore[assignment]
         except NotApplicableError as error:
             return self._kept(name, weight, f"kept: {error}"), None
         if packed.size_bytes >= matrix.nbytes:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
-        if isinstance(technique, ScalingTechnique):
-            maker = self._scaled.get(name)
-            reason += f"; its columns are scaled against {maker}" if maker else "; not scaled"
-        if inputs is not None and inputs.note:
-            reason += f"; {inputs.note}"
+        reason += self._remark(name, module, inputs, fitted is not None)
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
         change = technique.bias_change(matrix, packed, inputs)
         if change is not None and not isinstance(layer, PackedEmbedding):
-            bias = change if layer.bias is None else self._stored(layer.bias).detach() + change
-            layer.bias = nn.Parameter(bias.to(layer.dtype_like.dtype), requires_grad=False)
+            if layer.bias is not None:
+                change = self._tensors.stored(layer.bias).detach() + change
+            layer.bias = nn.Parameter(change.to(layer.dtype_like.dtype), requires_grad=False)
         return record, layer
 
-    def _stored(self, tensor: Tensor) -> Tensor:
-        """A tensor of the model as its source holds it."""
-        if not tensor.is_meta:
-            return tensor
-        assert self._loader is not None, "empty tensors come with a loader"
-        return self._loader.raw(self._loader.slot_of(tensor))
+    def _remark(
+        self, name: str, module: nn.Module, inputs: LayerInputs | None, fitted: bool
+    ) -> str:
+        """What else the report says of a packed layer."""
+        found, remark = self.recipe.step_for(name), ""
+        technique = None if found is None else found[1].technique
+        if isinstance(technique, ScalingTechnique):
+            scaled = {} if self._block_steps is None else self._block_steps.scaled
+            maker = scaled.get(name)
+            remark = f"; its columns are scaled against {maker}" if maker else "; not scaled"
+        if isinstance(technique, CalibratedTechnique) and inputs is None:
+            has_data = self._calibration is not None
+            return f"{remark}; {unseen_reason(module, has_data, name in self._all_zero)}"
+        if isinstance(technique, BlockTechnique) and technique.fits_blocks and not fitted:
+            remark += "; packed by itself, not with its block"
+        return f"{remark}; {inputs.note}" if inputs is not None and inputs.note else remark
 
     def _save_part(
         self, part: str, specs: dict[str, dict[str, Any]], records: list[LayerRecord]
     ) -> None:
         assert self._store is not None
-        slots = self._slots([part])
-        tensors = {slot.names[0]: self._stored(slot.empty).detach() for slot in slots}
+        slots = self._tensors.slots([part])
+        tensors = {slot.names[0]: self._tensors.stored(slot.empty).detach() for slot in slots}
         layers = [asdict(record) for record in records]
         self._store.write(part, tensors, specs=specs, layers=layers)
-        self._empty(specs)
+        self._tensors.empty(specs)
 
     def _pass_finished(self, part: str, specs: dict[str, dict[str, Any]]) -> None:
         """Bring the calibration data through a part that an earlier run has packed."""
         if self._calibration is None or not part:
             return
         assert self._store is not None, "only a store remembers finished parts"
+        self._calibration.observe(part, [])  # the original model's states pass the original
         packing.install_empty(self.model, specs)
-        tensors = self._store.read(part)
-        for name in (n for n, spec in specs.items() if "tied_to" not in spec["weight"]):
-            packed = self.model.get_submodule(name).packed
-            assert isinstance(packed, PackedWeight)
-            prefix = f"{name}.packed."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            packed.load_state_dict(own, assign=True)
-        for name in specs:
-            layer = self.model.get_submodule(name)
-            layer.step = tensors.get(f"{name}.step", layer.step)
-            if f"{name}.bias" in tensors:  # rather than the original's: it may have been changed
-                layer.bias = nn.Parameter(tensors[f"{name}.bias"], requires_grad=False)
-        # Not from the source: a technique may have scaled what isn't packed.
-        slots = [slot for slot in self._slots([part]) if not slot.packed]
-        for slot in slots:
-            place(slot, self._cast(tensors[slot.names[0]]))
-        self._calibration.advance(part)
-        for slot in slots:
-            place(slot, slot.empty)
-        self._empty(specs)
-
-    def _empty(self, names: Iterable[str]) -> None:
-        """Keep only the shapes of packed weights."""
-        for name in names:
-            module = self.model.get_submodule(name)
-            assert isinstance(module, PackedModule)
-            module.packed.to("meta")
-
-    def _slots(self, parts: Sequence[str]) -> list[Slot]:
-        """Tensors of some parts, as the model is now."""
-        slots = []
-        for slot in tensor_slots(self.model):
-            owners = {self.structure.block_of(name) for name in slot.names}
-            if (owners.pop() if len(owners) == 1 else "") in parts:
-                slots.append(slot)
-        return slots
-
-    @contextlib.contextmanager
-    def _filled(self, parts: Sequence[str]) -> Iterator[None]:
-        """Load the empty tensors of some parts for a while."""
-        slots = [slot for slot in self._slots(parts) if slot.empty.is_meta and not slot.packed]
-        for slot in slots:
-            place(slot, self._cast(self._stored(slot.empty)))
-        try:
-            yield
-        finally:
-            for slot in slots:
-                place(slot, slot.empty)
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        """A stored tensor in the dtype that the model computes in."""
-        return tensor if self._loader is None else self._loader.cast(tensor)
+        with self._tensors.restored(part, specs, self._store.read(part)):
+            self._calibration.advance(part)
 
     def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:
+        stored_bytes = self._tensors.stored(weight).nbytes
+        record = self._record(name, weight, None, stored_bytes, 0.0, reason)
         owner, _ = self._kept_weights.setdefault(id(weight), (name, weight))
-        if owner != name:
-            return self._record(name, weight, None, 0, 0.0, f"tied to {owner}: stored once")
-        return self._record(name, weight, None, self._stored_bytes(weight), 0.0, reason)
+        if owner == name:
+            return record
+        reason = f"tied to {owner}: stored once"
+        return replace(record, original_bytes=0, size_bytes=0, reason=reason)
 
-    def _stored_bytes(self, weight: Tensor) -> int:
-        return self._stored(weight).nbytes if weight.is_meta else weight.nbytes
-
-    def _record(
-        self,
-        name: str,
-        weight: Tensor,
-        packed: PackedWeight | None,
-        original_bytes: int,
-        error: float,
-        reason: str,
-    ) -> LayerRecord:
-        dtype = str(weight.dtype).removeprefix("torch.")
-        return LayerRecord(
-            name=name,
-            unit=self._unit_of.get(name, name),
-            shape=tuple(weight.shape),
-            format=dtype if packed is None else packed.label,
-            bits_per_weight=round(8 * self._stored_bytes(weight) / weight.numel(), 3)
-            if packed is None
-            else round(packed.bits_per_weight, 3),
-            original_bytes=original_bytes,
-            size_bytes=original_bytes
-            if packed is None
-            else packed.size_bytes * (original_bytes > 0),
-            error=error,
-            reason=reason,
-        )
-
-
-def relative_error(matrix: Tensor, packed: PackedWeight) -> float:
-    """|W - W'| / |W| (Frobenius), 0 for a zero weight: matrix (out, in, ...) floating."""
-    flat = matrix.flatten(1)
-    step = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
-    lost = total = 0.0
-    for start in range(0, flat.shape[0], step):
-        rows = slice(start, start + step)
-        exact = flat[rows].float()
-        lost += float((exact - packed.dequantize_rows(rows)).square().sum())
-        total += float(exact.square().sum())
-    return round((lost / total) ** 0.5, 6) if total else 0.0
-
-
-def _layer_record(raw: dict[str, Any]) -> LayerRecord:
-    return LayerRecord(**{**raw, "shape": tuple(raw["shape"])})
+    def _record(self, name: str, weight: Tensor, *rest: Any) -> LayerRecord:
+        return layer_record(name, self._unit_of.get(name, name), weight, *rest)

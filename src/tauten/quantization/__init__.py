@@ -2,6 +2,7 @@
 
 from tauten.core.technique import Technique
 from tauten.quantization.adaround import AdaRound
+from tauten.quantization.autoround import AutoRound
 from tauten.quantization.awq import AWQ
 from tauten.quantization.binary import Binary
 from tauten.quantization.codebook import Codebook
@@ -13,6 +14,7 @@ from tauten.quantization.rtn import RTN
 from tauten.quantization.smoothquant import SmoothQuant
 from tauten.quantization.static_int8 import StaticInt8
 from tauten.quantization.ternary import Ternary
+from tauten.quantization.tune_blocks import TuneBlocks
 from tauten.quantization.tune_scales import TuneScales
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "RTN",
     "TECHNIQUES",
     "AdaRound",
+    "AutoRound",
     "Binary",
     "Codebook",
     "Int8",
@@ -29,6 +32,7 @@ __all__ = [
     "SmoothQuant",
     "StaticInt8",
     "Ternary",
+    "TuneBlocks",
     "TuneScales",
 ]
 
@@ -47,6 +51,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
         KQuant,
         StaticInt8,
         AdaRound,
+        AutoRound,
+        TuneBlocks,
         TuneScales,
     )
 }

@@ -11,6 +11,7 @@ from typing import Any
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
+from tauten.core.technique import BlockTuning
 from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
@@ -23,6 +24,8 @@ from tauten.models.structure import Structure, find_structure
 from tauten.models.walk import Walk
 from tauten.search.shaping import shape_stored
 from tauten.search.trainer import Trainer
+
+BLOCK_BATCHES = 64  # that techniques which fit blocks take by turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +176,14 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
     """What a recipe's techniques look at; None if there is no data."""
     if not batches:
         return None
-    shifts = [getattr(step.technique, "needs_shift", False) for step in recipe.steps]
-    counted = any(getattr(step.technique, "needs_magnitudes", False) for step in recipe.steps)
-    return Calibration(batches, correct=any(shifts), counted=counted)
+    techniques = [step.technique for step in recipe.steps]
+    correct = any(getattr(t, "needs_shift", False) for t in techniques)
+    counted = any(getattr(t, "needs_magnitudes", False) for t in techniques)
+    fits = any(isinstance(t, BlockTuning) or getattr(t, "fits_blocks", False) for t in techniques)
+    if fits:
+        rows = max(1, sum(batch.rows for batch in batches) // BLOCK_BATCHES)
+        batches = [piece for batch in batches for piece in batch.split(rows)]
+    return Calibration(batches, correct=correct, counted=counted, fits_blocks=fits)
 
 
 def recipe_id(recipe: Recipe) -> str:

@@ -1,6 +1,6 @@
 """Encode a weight by rounding to the nearest level, a few rows at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -45,9 +45,8 @@ def round_by_rows(
     # Results have their place from the start: allocated among temporaries they would pin them.
     codes = torch.empty(rows, packed_bytes(columns, bits), dtype=torch.uint8)
     scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups)
-    step, half, zero_dtype = max(1, CHUNK_WEIGHTS // columns), True, None
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
+    half, zero_dtype = True, None
+    for part in row_chunks(matrix):
         scale, offset = fit(matrix[part])
         codes[part] = pack(round_to_grid(matrix[part], bits, group_size, scale, offset), bits)
         scales[part], half = scale, half and scale.dtype is torch.float16
@@ -64,3 +63,10 @@ def round_by_rows(
         scales.to(grid),
         None if zero_dtype is None else zeros.to(zero_dtype),
     )
+
+
+def row_chunks(matrix: Tensor) -> Iterator[slice]:
+    """Rows of (rows, columns) in slices of about `CHUNK_WEIGHTS` weights."""
+    rows, columns = matrix.shape
+    step = max(1, CHUNK_WEIGHTS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))

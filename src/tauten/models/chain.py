@@ -1,0 +1,132 @@
+"""Blocks of a model that pass a state on, and how the model calls each of them."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from transformers.cache_utils import Cache
+
+from tauten.models.observer import NothingLeft
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How the model calls a block: all but the hidden state, which stands first.
+
+    Attributes:
+        args: Positional arguments after the hidden state.
+        kwargs: The others; the hidden state is left out.
+        keyword: Name that the hidden state is passed by; empty where it is positional.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    keyword: str
+
+    def run(self, block: nn.Module, state: Tensor) -> Tensor:
+        """Call a block on a hidden state."""
+        if self.keyword:
+            output = block(*self.args, **{self.keyword: state}, **self.kwargs)
+        else:
+            output = block(state, *self.args, **self.kwargs)
+        state = output[0] if isinstance(output, tuple | list) else output
+        assert isinstance(state, Tensor), "a chain of blocks passes a tensor on"
+        return state
+
+    def cast(self, dtype: torch.dtype) -> "BlockCall":
+        """The call with its floating tensors in another dtype."""
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating else value
+
+        args, kwargs = tree_map(cast, (self.args, self.kwargs))
+        return BlockCall(args, kwargs, self.keyword)
+
+
+class BlockChain:
+    """The blocks of a model as links that hand a state from one to the next.
+
+    Args:
+        model: Its first block's tensors, and those outside of blocks, are at hand.
+        blocks: Names of the blocks in order.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[str]):
+        self._model, self._blocks = model, list(blocks)
+        self._returns_tuple: bool | None = None
+
+    def trace(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, BlockCall], Tensor] | None:
+        """How a call of the model calls each block, with blocks that pass their input on.
+
+        Returns:
+            The calls and the state before the first block; None if blocks don't form a chain.
+        """
+        calls: dict[str, BlockCall] = {}
+        states: list[tuple[Tensor, Tensor]] = []  # what each block was given, and handed on
+        modules = {name: self._model.get_submodule(name) for name in self._blocks}
+        for name, module in modules.items():
+            module.forward = self._recorder(name, module, calls, states)
+        try:
+            with contextlib.suppress(NothingLeft):
+                self._model(*args, **kwargs)
+        finally:
+            for module in modules.values():
+                del module.forward
+        chained = list(calls) == self._blocks and len(states) == len(self._blocks)
+        links = itertools.pairwise(states)
+        chained = chained and all(given is handed for (_, handed), (given, _) in links)
+        return (calls, states[0][0]) if chained else None
+
+    @contextlib.contextmanager
+    def returning(self, state: Tensor) -> Iterator[None]:
+        """Make all blocks return a state for a while, whatever they are given."""
+        modules = [self._model.get_submodule(name) for name in self._blocks]
+        for module in modules:
+            module.forward = lambda *_, **__: self._wrapped(state)
+        try:
+            yield
+        finally:
+            for module in modules:
+                del module.forward
+
+    def _recorder(
+        self,
+        name: str,
+        module: nn.Module,
+        calls: dict[str, BlockCall],
+        states: list[tuple[Tensor, Tensor]],
+    ) -> Callable[..., Any]:
+        real = type(module).forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            keyword = "" if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+            state = args[0] if args else kwargs[keyword]
+            if self._returns_tuple is None:  # the first block: its tensors are at hand
+                self._returns_tuple = isinstance(real(module, *args, **kwargs), tuple)
+            rest = {key: _without_cache(v) for key, v in kwargs.items() if key != keyword}
+            others = tuple(_without_cache(value) for value in args[1:])
+            calls[name] = BlockCall(others, rest, keyword)
+            handed = state.view_as(state)  # a tensor that no other block was given
+            states.append((state, handed))
+            if name == self._blocks[-1]:
+                raise NothingLeft
+            return self._wrapped(handed)
+
+        return forward
+
+    def _wrapped(self, state: Tensor) -> Any:
+        """A state as blocks return it."""
+        return (state,) if self._returns_tuple else state
+
+
+def _without_cache(value: Any) -> Any:
+    """None for a cache: a block is run many times on the same tokens."""
+    return None if isinstance(value, Cache) else value

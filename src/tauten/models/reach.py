@@ -1,0 +1,97 @@
+"""Which layers calibration data reaches: what it doesn't reach is said, never passed over."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from tauten.core.errors import InputError
+from tauten.core.inputs import TOKENS_PER_FEATURE, LayerInputs
+from tauten.core.measurement import LayerRecord
+from tauten.core.recipe import Recipe
+from tauten.core.technique import CalibratedTechnique
+from tauten.models.observer import is_observed
+
+TUNED = "its block was tuned by"  # in the reason of a layer, before names of techniques
+UNSEEN = "packed without data"  # in the reason of a layer that a calibrated technique didn't see
+_log = logging.getLogger(__name__)
+
+
+def check_finite(seen: Mapping[str, LayerInputs]) -> None:
+    """Refuse inputs that aren't finite: nothing after them would be calibrated on anything.
+
+    Raises:
+        InputError: It names the layer.
+    """
+    for name, inputs in seen.items():
+        if not bool(inputs.moment.isfinite().all()):
+            raise InputError(
+                f"the inputs of {name} aren't finite on the calibration data: check that the "
+                f"original model gives finite outputs on it, and pass other data if not"
+            )
+
+
+def unseen_reason(module: nn.Module, has_data: bool, is_zero: bool) -> str:
+    """Why a layer is packed without data: for the report."""
+    if not has_data:
+        return f"{UNSEEN}: none was given"
+    if not is_observed(module):
+        return f"{UNSEEN}: inputs of {type(module).__name__} layers aren't observed"
+    why = "its inputs are all zero" if is_zero else "none of it reached the layer"
+    return f"{UNSEEN}: {why}"
+
+
+def check_reach(
+    recipe: Recipe,
+    packed: Sequence[LayerRecord],
+    has_data: bool,
+    scarce: Mapping[str, LayerInputs],
+) -> None:
+    """Warn of layers that calibrated techniques packed without data, or with too little.
+
+    Args:
+        recipe: That was applied.
+        packed: All packed layers.
+        has_data: There is data at all.
+        scarce: What layers saw that were reached by fewer tokens than they need.
+    Raises:
+        InputError: There is data, but none of it reached any of the layers, or a technique that
+            tunes blocks found nothing to tune.
+    """
+    own = [r for r in packed if r.original_bytes and _is_calibrated(recipe, r.name)]
+    unseen = [record for record in own if UNSEEN in record.reason]
+    if unseen and not has_data:
+        widest = max(math.prod(record.shape[1:]) for record in unseen)
+        _log.warning(
+            "%d layers are packed without calibration data: pass data=... of about %d tokens",
+            len(unseen),
+            TOKENS_PER_FEATURE * widest,
+        )
+        return
+    if unseen and len(unseen) == len(own):
+        reasons = "; ".join(sorted({record.reason for record in unseen}))
+        raise InputError(f"calibration had no effect: {reasons}; choose layers that it can reach")
+    if recipe.block_tunings and not any(TUNED in record.reason for record in packed):
+        raise InputError(
+            f"{recipe.block_tunings[0].name} had no effect: it needs packed linear layers, in "
+            f"blocks that hand a state on from one to the next"
+        )
+    for record in unseen:
+        _log.warning("%s: %s", record.name, record.reason)
+    if scarce:
+        name = min(scarce, key=lambda n: scarce[n].tokens / len(scarce[n].moment))
+        _log.warning(
+            "%d layers saw few tokens, %s %d: their calibration is partly chance; about %d tokens "
+            "would do, %d for each input feature",
+            len(scarce),
+            name,
+            scarce[name].tokens,
+            TOKENS_PER_FEATURE * len(scarce[name].moment),
+            TOKENS_PER_FEATURE,
+        )
+
+
+def _is_calibrated(recipe: Recipe, name: str) -> bool:
+    found = recipe.step_for(name)
+    return found is not None and isinstance(found[1].technique, CalibratedTechnique)

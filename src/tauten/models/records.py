@@ -1,0 +1,58 @@
+"""What the report says of a layer, and of what was lost by packing it."""
+
+from typing import Any
+
+from torch import Tensor
+
+from tauten.core.measurement import LayerRecord
+from tauten.formats.packed import PackedWeight
+
+ERROR_CHUNK = 2**21  # weights compared at once
+
+
+def layer_record(
+    name: str,
+    unit: str,
+    weight: Tensor,
+    packed: PackedWeight | None,
+    original_bytes: int,
+    error: float,
+    reason: str,
+) -> LayerRecord:
+    """Describe a layer.
+
+    Args:
+        name: Of the layer.
+        unit: Of its unit.
+        weight: Of the layer before; perhaps empty.
+        packed: What became of it; None if it was kept.
+        original_bytes: Of the weight as stored; 0 if it is tied to that of another layer.
+        error: As in `LayerRecord`, as is `reason`.
+        reason: Why.
+    """
+    if packed is None:
+        held = str(weight.dtype).removeprefix("torch.")
+        bits, size_bytes = 8 * original_bytes / weight.numel(), original_bytes
+    else:
+        held, bits = packed.label, packed.bits_per_weight
+        size_bytes = packed.size_bytes if original_bytes else 0
+    shape, bits = tuple(weight.shape), round(bits, 3)
+    return LayerRecord(name, unit, shape, held, bits, original_bytes, size_bytes, error, reason)
+
+
+def relative_error(matrix: Tensor, packed: PackedWeight) -> float:
+    """|W - W'| / |W| (Frobenius), 0 for a zero weight: matrix (out, in, ...) floating."""
+    flat = matrix.flatten(1)
+    step = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
+    lost = total = 0.0
+    for start in range(0, flat.shape[0], step):
+        rows = slice(start, start + step)
+        exact = flat[rows].float()
+        lost += float((exact - packed.dequantize_rows(rows)).square().sum())
+        total += float(exact.square().sum())
+    return round((lost / total) ** 0.5, 6) if total else 0.0
+
+
+def read_record(raw: dict[str, Any]) -> LayerRecord:
+    """From the plain data that `dataclasses.asdict` made."""
+    return LayerRecord(**{**raw, "shape": tuple(raw["shape"])})
