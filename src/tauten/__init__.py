@@ -1,7 +1,7 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
-from tauten.compression import Distill, ShareKMeans
+from tauten.compression import Distill, PruneDepth, ShareKMeans
 from tauten.core.errors import (
     BusyError,
     CorruptError,
@@ -47,6 +47,7 @@ __all__ = [
     "Int8",
     "KQuant",
     "NotApplicableError",
+    "PruneDepth",
     "Recipe",
     "Result",
     "ShareKMeans",

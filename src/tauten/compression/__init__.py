@@ -1,13 +1,15 @@
-"""Compression: fewer distinct weights, smaller students. One file a technique; this registry has a
-row for each.
+"""Compression: fewer distinct weights, smaller shapes, smaller students.
+
+One file a technique; this registry has a row for each.
 """
 
 from tauten.compression.distill import Distill
+from tauten.compression.prune_depth import PruneDepth
 from tauten.compression.share_kmeans import ShareKMeans
 from tauten.core.technique import Technique
 
-__all__ = ["TECHNIQUES", "Distill", "ShareKMeans"]
+__all__ = ["TECHNIQUES", "Distill", "PruneDepth", "ShareKMeans"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique for technique in (ShareKMeans, Distill)
+    technique.name: technique for technique in (ShareKMeans, PruneDepth, Distill)
 }

@@ -232,17 +232,24 @@ class Calibration:
             return {}
         with self._filled(parts), observer, torch.inference_mode():
             for index, batch in enumerate(self.batches):
-                behind = contextlib.suppress(NothingLeft)
-                with observer.batch(batch.mask), self._passed(index), behind:
+                passed: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+                if self._blocks:
+                    passed = self._passed(self.states[index].float())
+                with observer.batch(batch.mask), passed, contextlib.suppress(NothingLeft):
                     self._model(*batch.args, **batch.kwargs)
         return observer.inputs()
 
+    def finish(self, batch: CalibrationBatch, state: Tensor) -> Any:
+        """What the model answers to a batch whose last block has made a state."""
+        with self._filled([""]), self._passed(state), torch.inference_mode():
+            return self._model(*batch.args, **batch.kwargs)
+
     @contextlib.contextmanager
-    def _passed(self, index: int) -> Iterator[None]:
-        """Make blocks return the waiting state of a batch."""
+    def _passed(self, state: Tensor) -> Iterator[None]:
+        """Make blocks return a state, whatever they are given."""
         modules = [self._model.get_submodule(name) for name in self._blocks]
         for module in modules:
-            module.forward = lambda *_, **__: self._wrapped(self.states[index].float())
+            module.forward = lambda *_, **__: self._wrapped(state)
         try:
             yield
         finally:
