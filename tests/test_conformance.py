@@ -40,6 +40,7 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
 # The same for techniques that reshape: settings, and the models that they are for.
 SHAPINGS: dict[str, tuple[ShapingTechnique, set[str]]] = {
     "prune_depth": (tauten.PruneDepth(count=1), {"llama", "gpt2", "bert", "cnn", "attention"}),
+    "share_layers": (tauten.ShareLayers(count=1), {"llama", "gpt2", "bert", "cnn", "attention"}),
 }
 TUNINGS = {"tune_scales", "distill"}  # they train whole models; tested in files of their own
 

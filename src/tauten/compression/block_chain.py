@@ -1,7 +1,8 @@
 """What a model predicts when its blocks are left out or stand in for each other."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from tauten.models.dataflow import equal_outputs
 from tauten.models.structure import find_structure
 from tauten.solvers.distillation import output_loss
 
-Plan = Sequence[tuple[int, int]]  # a place in the model, and the block that computes there
+Plan = Sequence[tuple[int, nn.Module]]  # places in the model, and the block that computes there
 
 
 class BlockChain:
@@ -45,7 +46,7 @@ class BlockChain:
         with torch.inference_mode():
             self._targets = [model(*batch.args, **batch.kwargs) for batch in batches]
             if chained:
-                last = self.states([(i, i) for i in range(len(self.blocks))])[-1]
+                last = self.states(self.plan)[-1]
                 found = [
                     self._calibration.finish(*pair) for pair in zip(batches, last, strict=True)
                 ]
@@ -55,6 +56,11 @@ class BlockChain:
                 f"{technique}: the blocks of {type(model).__name__} hand more than one hidden "
                 "state on, so none can be left out"
             )
+
+    @property
+    def plan(self) -> list[tuple[int, nn.Module]]:
+        """The model as it is."""
+        return list(enumerate(self.blocks))
 
     def states(self, plan: Plan) -> list[list[Tensor]]:
         """The hidden states of all batches before each step of a plan, and after the last."""
@@ -69,10 +75,7 @@ class BlockChain:
         with torch.inference_mode():
             for place, block in plan:
                 calls = self._calibration.calls[self.names[place]]
-                states = [
-                    call.run(self.blocks[block], state)
-                    for call, state in zip(calls, states, strict=True)
-                ]
+                states = [call.run(block, s) for call, s in zip(calls, states, strict=True)]
         return states
 
     def loss(self, plan: Plan, states: Sequence[Tensor]) -> float:
@@ -94,3 +97,36 @@ class BlockChain:
                 output = self._calibration.finish(batch, state)
                 losses.append(float(output_loss(output, target, batch.mask)))
         return sum(losses) / len(losses)
+
+
+def check_choice(technique: str, knobs: Mapping[str, Any]) -> None:
+    """Raise InputError for knobs that say how many blocks to choose, and how, out of range."""
+    fraction, count = knobs["fraction"], knobs["count"]
+    if not 0 < fraction < 1:
+        raise InputError(f"{technique}: fraction={fraction}: expected between 0 and 1")
+    if not isinstance(count, int) or count < 0:
+        raise InputError(f"{technique}: count={count}: expected 0 or a positive integer")
+    for knob in ("candidates", "batches"):
+        if not isinstance(knobs[knob], int) or knobs[knob] < 1:
+            raise InputError(f"{technique}: {knob}={knobs[knob]}: expected a positive integer")
+
+
+def chosen_count(technique: str, fraction: float, count: int, blocks: int) -> int:
+    """How many blocks to choose.
+
+    Args:
+        fraction: Of the blocks, where the count is 0.
+        count: Of blocks.
+        blocks: How many there are.
+    Raises:
+        NotApplicableError: The fraction is less than one block.
+        InputError: No block would be left alone.
+    """
+    chosen = count or round(fraction * blocks)
+    if not chosen:
+        raise NotApplicableError(
+            f"{technique}: fraction={fraction} of {blocks} blocks is less than one"
+        )
+    if chosen >= blocks:
+        raise InputError(f"{technique}: {chosen} of {blocks} blocks would leave none; choose fewer")
+    return chosen

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from tauten.compression.block_chain import BlockChain
-from tauten.core.errors import InputError, NotApplicableError
+from tauten.compression.block_chain import BlockChain, check_choice, chosen_count
+from tauten.core.errors import NotApplicableError
 from tauten.core.progress import track
 from tauten.core.technique import ShapingTechnique
 
@@ -44,37 +44,18 @@ class PruneDepth(ShapingTechnique):
     batches: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1:
-            raise InputError(f"prune_depth: fraction={self.fraction}: expected between 0 and 1")
-        if not isinstance(self.count, int) or self.count < 0:
-            raise InputError(f"prune_depth: count={self.count}: expected 0 or a positive integer")
-        for knob in ("candidates", "batches"):
-            value = getattr(self, knob)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"prune_depth: {knob}={value}: expected a positive integer")
+        check_choice(self.name, self.knobs())
 
     def reshape(self, model: nn.Module, batches: Sequence[Any]) -> None:
         chain = BlockChain(model, batches[: self.batches], self.name)
         kept = list(range(len(chain.blocks)))
-        count = self._count(len(kept))
+        count = chosen_count(self.name, self.fraction, self.count, len(kept))
         for _ in track(range(count), "removing blocks", count):
             kept.remove(self._least_needed(chain, kept))
         keep_blocks(model, chain.names, kept)
 
-    def _count(self, blocks: int) -> int:
-        count = self.count or round(self.fraction * blocks)
-        if not count:
-            raise NotApplicableError(
-                f"prune_depth: fraction={self.fraction} of {blocks} blocks is less than one"
-            )
-        if count >= blocks:
-            raise InputError(
-                f"prune_depth: {count} of {blocks} blocks would leave none; remove fewer"
-            )
-        return count
-
     def _least_needed(self, chain: BlockChain, kept: list[int]) -> int:
-        plan = [(block, block) for block in kept]
+        plan = [chain.plan[place] for place in kept]
         states = chain.states(plan)
         angles = {
             step: block_influence(states[step], states[step + 1])
