@@ -136,6 +136,18 @@ def test_caches_and_layer_types_follow_the_layers_that_stay(tmp_path: Path) -> N
     assert torch.equal(cached, tauten.load(out).generate(ids, **options))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_pruned_folders_load_with_transformers_alone(tmp_path: Path, kind: str) -> None:
+    build, example = MODELS[kind]
+    build().save_pretrained(tmp_path / "in")
+    given: dict[str, Any] = {"technique": tauten.PruneDepth(count=1), "data": [example()]}
+    written = tauten.compress(tmp_path / "in", **given, out=tmp_path / "out")
+    plain = type(build()).from_pretrained(tmp_path / "out")  # type: ignore[attr-defined]
+    assert plain.config.num_hidden_layers == 2
+    with torch.no_grad():
+        assert torch.equal(main_output(plain(example())), main_output(written(example())))
+
+
 @pytest.mark.parametrize(
     "knobs",
     [{"fraction": 0.0}, {"fraction": 1.0}, {"count": -1}, {"candidates": 0}, {"batches": 0}],

@@ -168,6 +168,15 @@ def test_report_says_what_was_removed(folder: Path) -> None:
     assert "removed 1 of the 3 in model.layers (0)" in (out / "report.html").read_text()
 
 
+def test_a_model_in_training_is_measured_as_it_will_be_used() -> None:
+    """Its batch norms don't learn from calibration data."""
+    model = tiny_cnn().train()
+    before = fingerprint_tensors(model.state_dict())
+    images = torch.randn(8, 1, 12, 12, generator=torch.manual_seed(1))
+    apply(model, Recipe.of(tauten.PruneDepth(count=1)), data=[images])
+    assert fingerprint_tensors(model.state_dict()) == before and model.training
+
+
 def test_tuning_before_packing_trains_a_copy_of_the_dense_model() -> None:
     model, example = tiny_mlp(), torch.ones(2, 10)
     before = fingerprint_tensors(model.state_dict())

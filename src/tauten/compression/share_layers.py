@@ -1,6 +1,7 @@
 """Let whole blocks use the weights of others that compute nearly the same."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,7 @@ def output_distance(
     done = [w - g if w.shape == g.shape else w for w, g in zip(wanted, given, strict=True)]
     lost = [f - w for f, w in zip(found, wanted, strict=True)]
     smallest = torch.finfo(torch.float32).tiny  # a block that does nothing at all
-    return (_energy(lost) / max(_energy(done), smallest)) ** 0.5
+    return math.sqrt(_energy(lost) / max(_energy(done), smallest))
 
 
 def _energy(tensors: Sequence[Tensor]) -> float:
