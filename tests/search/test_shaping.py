@@ -231,6 +231,13 @@ def test_native_decoder_serves_a_model_with_fewer_layers(
     assert torch.equal(native, type(loaded).generate(loaded, IDS + 1, **options))
 
 
+def test_where_a_step_stands_decides_when_it_trains() -> None:
+    first, last = Halve(), Halve()
+    recipe = Recipe.of(FirstOut(), first, tauten.RTN(8), last)
+    assert recipe.shaping == (FirstOut(), first) and recipe.tunings == (last,)
+    assert Recipe.of(first).shaping == (first,) and not Recipe.of(first).tunings
+
+
 def test_senseless_recipes_are_refused() -> None:
     with pytest.raises(InputError, match=r"step 2 \(first_out\) comes after step 1 \(rtn\)"):
         Recipe.of(tauten.RTN(8), FirstOut())
