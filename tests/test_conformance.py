@@ -12,7 +12,7 @@ from tauten.api import TECHNIQUES
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.core.recipe import Recipe
-from tauten.core.technique import WeightTechnique
+from tauten.core.technique import ShapingTechnique, WeightTechnique
 from tauten.data.tensors import main_output
 from tauten.models.packing import packed_modules
 from tauten.models.source import fingerprint_tensors, open_source
@@ -38,12 +38,17 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
 }
 
 
+# The same for techniques that reshape: settings, and the models that they are for.
+SHAPINGS: dict[str, tuple[ShapingTechnique, set[str]]] = {
+    "prune_depth": (tauten.PruneDepth(count=1), {"llama", "gpt2", "bert", "cnn", "attention"}),
+    "share_layers": (tauten.ShareLayers(count=1), {"llama", "gpt2", "bert", "cnn", "attention"}),
+}
 # They train packed blocks or whole models; tested in files of their own.
 TUNINGS = {"tune_blocks", "tune_scales", "distill"}
 
 
 def test_every_technique_has_a_row() -> None:
-    assert set(TABLE) | TUNINGS == set(TECHNIQUES)
+    assert set(TABLE) | set(SHAPINGS) | TUNINGS == set(TECHNIQUES)
 
 
 @pytest.fixture(params=TABLE)
@@ -153,3 +158,44 @@ def test_tied_weights_stay_tied(technique: WeightTechnique) -> None:
 def test_nothing_to_pack_is_an_error(technique: WeightTechnique) -> None:
     with pytest.raises(InputError, match="changed nothing"):
         tauten.quantize(nn.LayerNorm(8), technique=technique)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, row in SHAPINGS.items() for kind in sorted(row[1])]
+)
+def test_reshaped_model_is_smaller_and_saved_and_loaded_bit_equal(
+    tmp_path, name: str, kind: str
+) -> None:
+    (build, example), recipe = MODELS[kind], Recipe.of(SHAPINGS[name][0])
+    assert Recipe.from_yaml(recipe.to_yaml(), TECHNIQUES) == recipe
+    model = build()
+    before = fingerprint_tensors(model.state_dict())
+    written = tauten.compress(
+        model, technique=SHAPINGS[name][0], data=[example()], out=tmp_path / "out"
+    )
+    assert fingerprint_tensors(model.state_dict()) == before
+    assert not packed_modules_of(written), "dense layers come out"
+    assert count(written) < count(model)
+    loaded = tauten.load(tmp_path / "out", model=build())
+    in_memory = tauten.compress(model, technique=SHAPINGS[name][0], data=[example()])
+    assert torch.equal(run(loaded, example()), run(written, example()))
+    assert torch.equal(run(in_memory, example()), run(written, example()))
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+def test_reshaped_folder_is_packed_and_loaded_bit_equal(tmp_path, name: str) -> None:
+    build, example = MODELS["llama"]
+    build().save_pretrained(tmp_path / "in")
+    recipe = Recipe.of(SHAPINGS[name][0], tauten.RTN(8, 32))
+    given = (open_source(tmp_path / "in"), recipe, render_html)
+    written = run_recipe(*given, tmp_path / "out", data=[example()]).model
+    assert written is not None and packed_modules_of(written)
+    assert torch.equal(run(tauten.load(tmp_path / "out"), example()), run(written, example()))
+
+
+def packed_modules_of(model: nn.Module) -> list[str]:
+    return [name for name, _ in packed_modules(model)]
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
-from tauten.compression import Distill, ShareKMeans
+from tauten.compression import Distill, PruneDepth, ShareKMeans, ShareLayers
 from tauten.core.errors import (
     BusyError,
     CorruptError,
@@ -50,9 +50,11 @@ __all__ = [
     "Int8",
     "KQuant",
     "NotApplicableError",
+    "PruneDepth",
     "Recipe",
     "Result",
     "ShareKMeans",
+    "ShareLayers",
     "SmoothQuant",
     "StaticInt8",
     "Step",

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.data.tensors import main_output
+from tauten.models.config_changes import changed_config, merged
 from tauten.models.outline import outline
 from tauten.models.source import shared_copy
-from tauten.models.surgery import Surgery, changed_config, describe, merged, operate, summary
+from tauten.models.surgery import Surgery, describe, operate, summary
 
 
 def remove_layer(model: Any) -> None:

@@ -168,6 +168,15 @@ def test_report_says_what_was_removed(folder: Path) -> None:
     assert "removed 1 of the 3 in model.layers (0)" in (out / "report.html").read_text()
 
 
+def test_a_model_in_training_is_measured_as_it_will_be_used() -> None:
+    """Its batch norms don't learn from calibration data."""
+    model = tiny_cnn().train()
+    before = fingerprint_tensors(model.state_dict())
+    images = torch.randn(8, 1, 12, 12, generator=torch.manual_seed(1))
+    apply(model, Recipe.of(tauten.PruneDepth(count=1)), data=[images])
+    assert fingerprint_tensors(model.state_dict()) == before and model.training
+
+
 def test_tuning_before_packing_trains_a_copy_of_the_dense_model() -> None:
     model, example = tiny_mlp(), torch.ones(2, 10)
     before = fingerprint_tensors(model.state_dict())
@@ -220,6 +229,13 @@ def test_native_decoder_serves_a_model_with_fewer_layers(
     native = loaded.generate(IDS + 1, **options)
     assert calls
     assert torch.equal(native, type(loaded).generate(loaded, IDS + 1, **options))
+
+
+def test_where_a_step_stands_decides_when_it_trains() -> None:
+    first, last = Halve(), Halve()
+    recipe = Recipe.of(FirstOut(), first, tauten.RTN(8), last)
+    assert recipe.shaping == (FirstOut(), first) and recipe.tunings == (last,)
+    assert Recipe.of(first).shaping == (first,) and not Recipe.of(first).tunings
 
 
 def test_senseless_recipes_are_refused() -> None:

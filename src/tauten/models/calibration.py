@@ -252,6 +252,11 @@ class Calibration:
                     self._model(*batch.args, **batch.kwargs)
         return observer.inputs()
 
+    def finish(self, batch: CalibrationBatch, state: Tensor) -> Any:
+        """What the model answers to a batch whose last block has made a state."""
+        with self._filled([""]), self._chain.returning(state), torch.inference_mode():
+            return self._model(*batch.args, **batch.kwargs)
+
 
 def _first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
     """The beginning of a batch of tokens; any other batch, or one padded there, as it is."""

@@ -1,12 +1,11 @@
 """What a file must tell of a model besides the values of its tensors."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
+from tauten.models.config_changes import config_of
 from tauten.models.loader import tensor_slots
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -66,15 +65,6 @@ def outline(model: nn.Module) -> Outline:
         config=config_of(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-
-
-def config_of(model: nn.Module) -> dict[str, Any]:
-    """A transformers model's configuration as JSON holds it; empty for others."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        return {}
-    facts: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return facts
 
 
 def _sizes(name: str, module: nn.Module) -> dict[str, Size]:

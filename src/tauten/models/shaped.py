@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.files import write_json
+from tauten.models.config_changes import changed_config, config_of, merged
 from tauten.models.loader import place, tensor_slots
-from tauten.models.outline import config_of, outline
+from tauten.models.outline import outline
 from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source
-from tauten.models.surgery import Surgery, changed_config, merged, operate
+from tauten.models.surgery import Surgery, operate
 
 CONFIG = "config.json"
 

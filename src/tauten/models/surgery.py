@@ -3,15 +3,14 @@
 So a technique may reshape a model as it likes, and a file of the result still needs no code.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from tauten.core.errors import CorruptError, InputError
+from tauten.models.config_changes import changed_config, set_config
 from tauten.models.loader import place, tensor_slots
 from tauten.models.outline import CONTAINERS, Outline, outline
 
@@ -114,7 +113,7 @@ def operate(model: nn.Module, surgery: Surgery) -> nn.Module:
             "pass a model shaped like the one that was reshaped"
         ) from error
     if surgery.config:
-        _set_config(model.config, surgery.config)  # type: ignore[arg-type]
+        set_config(model.config, surgery.config)  # type: ignore[arg-type]
     for slot in tensor_slots(model):
         if not slot.empty.is_meta:
             place(slot, torch.empty_like(slot.empty, device="meta"))
@@ -137,30 +136,6 @@ def summary(before: Outline, after: Outline, surgery: Surgery) -> str:
     if before.parameters != after.parameters:
         parts.append(f"{before.parameters:,} -> {after.parameters:,} parameters")
     return "; ".join(parts) or "trained in the shape it had"
-
-
-def changed_config(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of one configuration that another has otherwise, also of those inside."""
-    changed: dict[str, Any] = {}
-    for key, value in after.items():
-        old = before.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            if inner := changed_config(old, value):
-                changed[key] = inner
-        elif key not in before or old != value:
-            changed[key] = value
-    return changed
-
-
-def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with changes as `changed_config` finds them."""
-    result = dict(config)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            value = merged(old, value)
-        result[key] = value
-    return result
 
 
 def _former_names(before: Outline, after: Outline) -> dict[str, str]:
@@ -293,12 +268,3 @@ def _store_of(module: nn.Module, key: str) -> dict[str, Tensor | None]:
 def _empty(size: list[int], dtype: torch.dtype, is_parameter: bool) -> Tensor:
     tensor = torch.empty(size, dtype=dtype, device="meta")
     return nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
-
-
-def _set_config(config: PreTrainedConfig, changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        inner = getattr(config, key, None)
-        if isinstance(inner, PreTrainedConfig):
-            _set_config(inner, value)
-        else:
-            setattr(config, key, merged({key: inner}, {key: value})[key])

@@ -63,7 +63,7 @@ def choose_recipe(
 
 def _best(bits: int, group_size: int | None = None) -> WeightTechnique:
     """What loses least for its bytes, those of integer groups of 64, with data or without."""
-    grouped = {} if group_size is None else {"group_size": group_size}
+    grouped: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
     if bits == 1:
         return Binary(**grouped)
     if group_size is None or (group_size and not KQuant.superblock % group_size):

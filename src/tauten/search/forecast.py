@@ -43,6 +43,7 @@ def forecast(
     trials: int,
     tokens: int,
     goal: Goal | None = None,
+    in_memory: bool = False,
 ) -> Forecast:
     """Estimate memory, disk and time.
 
@@ -53,6 +54,7 @@ def forecast(
         trials: Recipes that may be tried, 0 where nothing is evaluated.
         tokens: Tokens (or rows) of one evaluation.
         goal: Of the run; without a limit on memory, what the machine has free is the limit.
+        in_memory: A step changes the model as a whole, so blocks can't be loaded one at a time.
     Raises:
         GoalError: Even one block at a time needs more than the limit, or a model that is to be
             timed can't be in memory whole.
@@ -66,7 +68,7 @@ def forecast(
     whole = working + 4 * weights * 2  # float32 original and candidate, at their worst
     streamed = working + 4 * (outer + 2 * block) if tokens else working + 6 * largest + 2 * block
     limit = memory_limit_bytes or available_memory_bytes()
-    can_stream = source.reader is not None and bool(structure.blocks)
+    can_stream = source.reader is not None and bool(structure.blocks) and not in_memory
     if source.reader is None:
         whole, streamed = whole - 4 * weights + source.size_bytes, whole
     stream = can_stream and (whole > limit or not tokens)

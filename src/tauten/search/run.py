@@ -187,7 +187,7 @@ def run_recipe(
             trainer.run(recipe.tunings, packed)
         packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
-    needs = forecast(source, skeleton, structure, 0, 0)
+    needs = forecast(source, skeleton, structure, 0, 0, in_memory=bool(recipe.shaping))
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:

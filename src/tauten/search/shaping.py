@@ -72,7 +72,7 @@ def shape_stored(
 
 def shape_in_memory(source: Source, techniques: Sequence[Technique], trainer: Trainer) -> nn.Module:
     """Take the steps on a copy of a model in memory, which shares what they leave alone."""
-    model = source.skeleton()
+    model = source.skeleton().eval()  # before it is run: batch norms would learn from the data
     for technique in techniques:
         model, _, _ = _take_step(technique, model, trainer)
     return model
