@@ -179,11 +179,11 @@ def run_recipe(
     calibration, training = _read(reader, skeleton, recipe, data)
     trainer = Trainer(teacher or source, calibration, training)
     if out is None and source.reader is None:
-        model = shape_in_memory(source, recipe.shaping, trainer)
-        calibrated = calibration_for(recipe, calibration)
-        walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
-        packed = walk.run().eval()
         with progress_bars():
+            model = shape_in_memory(source, recipe.shaping, trainer)
+            calibrated = calibration_for(recipe, calibration)
+            walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
+            packed = walk.run().eval()
             trainer.run(recipe.tunings, packed)
         packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
@@ -191,7 +191,8 @@ def run_recipe(
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
-        run["data"] = _digest(training if isinstance(training, Sequence) else calibration)
+        fixed = isinstance(training, Sequence)  # else each pass may give other crops or flips
+        run["data"] = _digest(training) if fixed else "read anew in each pass"
     if teacher is not None:
         run["teacher"] = teacher.fingerprint
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
