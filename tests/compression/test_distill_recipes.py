@@ -135,6 +135,15 @@ def test_a_run_cut_short_ends_with_the_same_bytes(
     assert torch.equal(loaded(ids).logits, tauten.load(tmp_path / "resumed")(ids).logits)
 
 
+def test_a_teacher_with_other_tokens_is_refused(tmp_path: Path, texts: list[str]) -> None:
+    student, teacher, data = saved_llamas(tmp_path, texts)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["square"])
+    tokenizer.save_pretrained(teacher)
+    with pytest.raises(InputError, match="reads text into other tokens"):
+        tauten.compress(student, technique="distill", teacher=teacher, data=data)
+
+
 def test_bad_calls_are_refused() -> None:
     teacher = strong(tiny_cnn())
     with pytest.raises(InputError, match="distill needs data"):
