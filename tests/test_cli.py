@@ -79,6 +79,8 @@ def test_compress_takes_a_technique_its_knobs_and_data(
         (("--technique", "nonsense"), "technique 'nonsense': compress has"),
         (("--knob", "bits"), "--knob bits: expected name=value"),
         (("--knob", "colour=red"), "has no knob 'colour'"),
+        (("--knob", "max_error=1.5e1"), "max_error=15.0"),
+        (("--knob", "max_error=2e0"), "max_error=2.0"),
         (("--teacher", llama_folder), "imitates no model"),
     ):
         done = tauten("compress", llama_folder, *wrong, "-o", "other")

@@ -1,5 +1,6 @@
 """What the command line does with the API's answers: gather facts, print them."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,13 @@ def _knob(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise InputError(f"--knob {text}: expected name=value, such as max_error=0.02")
     try:
-        return name, yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"--knob {text}: the value can't be read ({error})") from error
+    if isinstance(read, str):
+        with contextlib.suppress(ValueError):
+            read = float(read)  # to YAML 1e-4 is text
+    return name, read
 
 
 def print_artifact(folder: Path, console: Console) -> None:

@@ -106,3 +106,5 @@ def test_relative_error_of_the_mean_is_one_and_of_equality_none() -> None:
     torch.testing.assert_close(relative_error(mean, wanted), torch.tensor(1.0))
     constant = torch.ones(4, 3)
     assert relative_error(constant, constant) == 0
+    one = torch.tensor([[3.0, 4.0]])
+    torch.testing.assert_close(relative_error(one + 5, one), torch.tensor(2.0))

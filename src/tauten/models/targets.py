@@ -1,5 +1,6 @@
 """What a teacher says to each batch, computed once and kept on disk."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,14 @@ class Targets:
 
     Args:
         folder: Made if absent; of one teacher and one list of batches.
-        max_bytes: Most disk; what comes after that is computed anew each time.
+        max_bytes: Most disk, and never more than half of what is free; what comes after that is
+            computed anew each time.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES):
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._max_bytes = folder, max_bytes
+        self._folder = folder
+        self._max_bytes = min(max_bytes, shutil.disk_usage(folder).free // 2)
         self._bytes = sum(file.stat().st_size for file in folder.iterdir())
 
     def get(self, index: int | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -37,11 +37,12 @@ def all_weights(model: nn.Module, keep_zeros: bool = False) -> Iterator[Trained]
     floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     dtypes = {name: parameter.dtype for name, parameter in floating.items()}
     trained: Trained = dict(floating)
+    kept = []
     for parameter in floating.values():
         parameter.data = parameter.detach().to(torch.float32, copy=True)
         parameter.requires_grad_(True)
         if keep_zeros and parameter.dim() > 1:
-            parameter.register_hook(lambda slope, weight=parameter: slope * (weight != 0))
+            kept.append(parameter.register_hook(lambda g, weight=parameter: g * (weight != 0)))
     for name, norm in norms:
         norm.train()
         for key, buffer in norm._buffers.items():
@@ -50,8 +51,10 @@ def all_weights(model: nn.Module, keep_zeros: bool = False) -> Iterator[Trained]
     try:
         yield trained
     finally:
+        for hook in kept:
+            hook.remove()
         for name, parameter in floating.items():
-            parameter.grad = parameter._backward_hooks = None
+            parameter.grad = None
             parameter.requires_grad_(False).data = parameter.detach().to(dtypes[name])
         model.eval()
 

@@ -144,14 +144,7 @@ class Training:
                 self._step(schedule.learning_rate(progress))
                 position = position.after(elapsed_s, loss)
                 show(position.step if schedule.steps else elapsed_s, f"loss {position.loss:.4f}")
-        _log.info(
-            "%s: loss %.4f at first, %.4f at last; %d steps in %.0f s",
-            self._what,
-            position.first_loss,
-            position.loss,
-            position.step,
-            position.elapsed_s,
-        )
+        self._tell(position)
 
     def _slopes(self, loss: Tensor) -> float:
         """Compute and shorten the gradients; the loss, NaN if they aren't finite."""
@@ -164,6 +157,16 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
+
+    def _tell(self, position: Position) -> None:
+        _log.info(
+            "%s: loss %.4f at first, %.4f at last; %d steps in %.0f s",
+            self._what,
+            position.first_loss,
+            position.loss,
+            position.step,
+            position.elapsed_s,
+        )
 
     def _go_back(self, position: Position, loss: float) -> Position:
         """The last position whose loss was finite, with its tensors."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from tauten.core.errors import BusyError, InputError, TautenError
+from tauten.core.errors import BusyError, TautenError
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result, Trial
@@ -33,7 +33,7 @@ from tauten.search.ladder import ladder
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
 from tauten.search.shaping import shape_in_memory
-from tauten.search.trainer import Trainer, trained_by
+from tauten.search.trainer import Trainer, check_teacher, trained_by
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
 
 PARTIAL = ".partial"
@@ -164,10 +164,8 @@ def run_recipe(
         data: For techniques that look at it, all of it; None for none.
         teacher: What techniques that train imitate; None for the model itself.
     """
-    if teacher is not None and not trained_by(recipe):
-        raise InputError(
-            f"teacher: {recipe} imitates no model; leave it out, or add a distillation"
-        )
+    if teacher is not None:
+        check_teacher(source, teacher, recipe)
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     reason = "nothing was measured on data, so no drop is claimed"
@@ -179,11 +177,11 @@ def run_recipe(
     calibration, training = _read(reader, skeleton, recipe, data)
     trainer = Trainer(teacher or source, calibration, training)
     if out is None and source.reader is None:
-        model = shape_in_memory(source, recipe.shaping, trainer)
-        calibrated = calibration_for(recipe, calibration)
-        walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
-        packed = walk.run().eval()
         with progress_bars():
+            model = shape_in_memory(source, recipe.shaping, trainer)
+            calibrated = calibration_for(recipe, calibration)
+            walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
+            packed = walk.run().eval()
             trainer.run(recipe.tunings, packed)
         packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
@@ -191,7 +189,8 @@ def run_recipe(
     announce(needs)
     run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
-        run["data"] = _digest(training if isinstance(training, Sequence) else calibration)
+        fixed = isinstance(training, Sequence)  # else each pass may give other crops or flips
+        run["data"] = _digest(training) if fixed else "read anew in each pass"
     if teacher is not None:
         run["teacher"] = teacher.fingerprint
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it

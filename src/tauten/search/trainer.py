@@ -51,3 +51,19 @@ def trained_by(recipe: Recipe) -> list[TuningTechnique]:
     """All techniques of a recipe that train, wherever they stand in it."""
     techniques = (step.technique for step in recipe.steps)
     return [t for t in techniques if isinstance(t, TuningTechnique)]
+
+
+def check_teacher(student: Source, teacher: Source, recipe: Recipe) -> None:
+    """Raise InputError for a teacher that nothing learns from, or that reads text otherwise."""
+    if not trained_by(recipe):
+        raise InputError(
+            f"teacher: {recipe} imitates no model; leave it out, or add a distillation"
+        )
+    if student.tokenizer is None or teacher.tokenizer is None:
+        return
+    ours, theirs = student.tokenizer().get_vocab(), teacher.tokenizer().get_vocab()
+    if ours != theirs:
+        raise InputError(
+            f"teacher: {teacher.name} reads text into other tokens than {student.name}; "
+            "pass a teacher with the same vocabulary"
+        )

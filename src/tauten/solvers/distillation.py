@@ -103,7 +103,8 @@ def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
         wanted: Of the same shape.
     """
     wanted = wanted.float()
-    spread = (wanted - wanted.mean(0)).square().sum()
+    mean = wanted.mean(0) if len(wanted) > 1 else 0.0  # of one row the variance isn't known
+    spread = (wanted - mean).square().sum()
     lost = (found.float() - wanted).square().sum()
     return lost / spread.clamp(min=torch.finfo(torch.float32).tiny)
 
