@@ -3,11 +3,28 @@ row for each.
 """
 
 from tauten.compression.distill import Distill
+from tauten.compression.prune_magnitude import PruneMagnitude
+from tauten.compression.prune_sparsegpt import PruneSparseGPT
+from tauten.compression.prune_wanda import PruneWanda
 from tauten.compression.share_kmeans import ShareKMeans
 from tauten.core.technique import Technique
 
-__all__ = ["TECHNIQUES", "Distill", "ShareKMeans"]
+__all__ = [
+    "TECHNIQUES",
+    "Distill",
+    "PruneMagnitude",
+    "PruneSparseGPT",
+    "PruneWanda",
+    "ShareKMeans",
+]
 
 TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique for technique in (ShareKMeans, Distill)
+    technique.name: technique
+    for technique in (
+        ShareKMeans,
+        PruneMagnitude,
+        PruneWanda,
+        PruneSparseGPT,
+        Distill,
+    )
 }
