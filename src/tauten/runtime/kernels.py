@@ -237,7 +237,7 @@ def _multiply(
         y = product.codebook_linear(x, weight.codes, *book, bias, weight.bits, rows)
     else:
         assert isinstance(weight, CodebookWeight), "the ops serve no other weight"
-        entries = weight.entries if weight.interleaved else weight.codebook
+        entries = weight.entries if weight.interleaved else weight.by_row(weight.codebook)
         y = product.codebook_linear_float(x, weight.codes, entries, bias, weight.bits, rows)
     return y
 
