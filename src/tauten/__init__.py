@@ -7,6 +7,7 @@ from tauten.compression import (
     PruneSparseGPT,
     PruneWanda,
     ShareKMeans,
+    ShareRows,
 )
 from tauten.core.errors import (
     BusyError,
@@ -59,6 +60,7 @@ __all__ = [
     "Recipe",
     "Result",
     "ShareKMeans",
+    "ShareRows",
     "SmoothQuant",
     "StaticInt8",
     "Step",

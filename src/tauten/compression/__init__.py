@@ -7,6 +7,7 @@ from tauten.compression.prune_magnitude import PruneMagnitude
 from tauten.compression.prune_sparsegpt import PruneSparseGPT
 from tauten.compression.prune_wanda import PruneWanda
 from tauten.compression.share_kmeans import ShareKMeans
+from tauten.compression.share_rows import ShareRows
 from tauten.core.technique import Technique
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "PruneSparseGPT",
     "PruneWanda",
     "ShareKMeans",
+    "ShareRows",
 ]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique
     for technique in (
         ShareKMeans,
+        ShareRows,
         PruneMagnitude,
         PruneWanda,
         PruneSparseGPT,
