@@ -61,6 +61,7 @@ PRUNERS = {  # zero half of the weights; with 16 bits those that are kept stay f
     "Wanda": (OURS, "prune_wanda"),
     "SparseGPT of the paper": (OURS, "prune_sparsegpt of the paper"),
     "SparseGPT": (OURS, "prune_sparsegpt"),
+    "SparseGPT, corrected": (OURS, "prune_sparsegpt, corrected"),
     "llm-compressor Wanda": ("llm_compressor", "wanda"),
     "llm-compressor SparseGPT": ("llm_compressor", "sparsegpt"),
     "llm-compressor SparseGPT, then GPTQ": ("llm_compressor", "sparsegpt, gptq"),

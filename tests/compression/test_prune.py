@@ -7,8 +7,9 @@ import torch
 from layer_inputs import layer_inputs
 from torch import Tensor
 
-from tauten import GPTQ, InputError, PruneMagnitude, PruneSparseGPT, PruneWanda
+from tauten import GPTQ, InputError, PruneMagnitude, PruneSparseGPT, PruneWanda, compress
 from tauten.core.errors import NotApplicableError
+from tauten.core.inputs import LayerInputs
 from tauten.core.technique import WeightTechnique
 from tauten.solvers.second_order import output_error
 
@@ -125,8 +126,50 @@ def test_bad_knobs_are_refused(pruner, knobs: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"bits": 9}, {"group_size": -1}, {"zero": "some"}, {"damping": 0.0}, {"rounds": -1}]
+    "knobs",
+    [
+        {"bits": 9},
+        {"group_size": -1},
+        {"zero": "some"},
+        {"damping": 0.0},
+        {"rounds": -1},
+        {"correction": 2.0},
+    ],
 )
 def test_bad_knobs_of_sparsegpt_are_refused(knobs: dict[str, object]) -> None:
     with pytest.raises(InputError, match="prune_sparsegpt: " + next(iter(knobs))):
         PruneSparseGPT(**knobs)  # type: ignore[arg-type]
+
+
+def test_correction_makes_up_for_moved_inputs() -> None:
+    generator = torch.Generator().manual_seed(5)
+    original = torch.randn(4000, 32, generator=generator) @ torch.randn(32, 32, generator=generator)
+    moved = original * 0.9 + 0.2 * torch.randn(4000, 32, generator=generator)
+    weight = torch.randn(16, 32, generator=generator)
+    shift = (original - moved).t() @ moved / 4000
+    inputs = LayerInputs(moved.t() @ moved / 4000, 4000, shift)
+
+    def lost(correction: float) -> float:
+        found = PruneSparseGPT(0.2, correction=correction).encode(weight, inputs).dequantize()
+        return float((moved @ found.t() - original @ weight.t()).norm())
+
+    assert lost(1.0) < 0.9 * lost(0.0)
+
+
+def test_a_model_is_pruned_on_its_data_and_says_what_it_costs(caplog) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 32))
+    x = torch.randn(256, 64) @ torch.randn(64, 64) / 8
+    techniques = (PruneMagnitude(), PruneWanda(), PruneSparseGPT())
+    with torch.no_grad():
+        errors = [(compress(model, technique=t, data=[x])(x) - model(x)).norm() for t in techniques]
+    assert errors[2] < 0.9 * errors[1] < 0.9 * errors[0]
+    assert "prune_wanda: pruned layers take fewer bytes" in caplog.text
+
+
+def test_pruning_that_saves_no_byte_leaves_the_layer() -> None:
+    model = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
+    packed = compress(model, technique=PruneMagnitude(0.5))
+    assert sum(t.nbytes for t in packed.state_dict().values()) <= 0.57 * model.weight.nbytes
+    with pytest.raises(InputError, match="packing would not make it smaller"):
+        compress(model, technique=PruneMagnitude(0.05))

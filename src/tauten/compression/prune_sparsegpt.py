@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
-from tauten.core.knobs import check_damping, check_group_size, check_sparsity
+from tauten.core.knobs import check_damping, check_group_size, check_rounds, check_sparsity
 from tauten.core.technique import CalibratedTechnique
 from tauten.formats.integer import ZERO_KINDS, round_to_grid
 from tauten.formats.sparse import SparseWeight
@@ -22,7 +22,14 @@ from tauten.solvers.pruning import (
     pack_floats,
     refit_kept,
 )
-from tauten.solvers.second_order import Curvature, curvature, damped, descend, sweep
+from tauten.solvers.second_order import (
+    Curvature,
+    corrected_target,
+    curvature,
+    damped,
+    descend,
+    sweep,
+)
 
 MASK_BLOCK = 128  # columns whose mask is decided together, as in the paper
 Pruned = tuple[Tensor, Tensor, Grid | None]  # mask, (out, in) values, their grid with `bits`
@@ -50,6 +57,8 @@ class PruneSparseGPT(CalibratedTechnique):
         damping: Added to the diagonal of the second moment, relative to its mean.
         rounds: How often the mask is decided at each of 4 penalties; more finds slightly better
             ones, in proportion slower.
+        correction: As for `gptq`: how far the layer also makes up for those pruned before it, 0 to
+            1; needs many tokens.
 
     Source: Frantar and Alistarh 2023, arXiv:2301.00774; the masks of `rounds` by ADMM, see
     `solvers.pruning.alternate_mask`.
@@ -66,6 +75,7 @@ class PruneSparseGPT(CalibratedTechnique):
     zero: str = "integer"
     damping: float = 0.01
     rounds: int = 5
+    correction: float = 0.0
 
     def __post_init__(self) -> None:
         check_sparsity(self.name, self.sparsity, self.pattern)
@@ -76,8 +86,13 @@ class PruneSparseGPT(CalibratedTechnique):
             expected = f"expected one of {', '.join(ZERO_KINDS)}"
             raise InputError(f"{self.name}: zero={self.zero!r}: {expected}")
         check_damping(self.name, self.damping)
-        if not isinstance(self.rounds, int) or self.rounds < 0:
-            raise InputError(f"{self.name}: rounds={self.rounds}: expected 0 or a positive integer")
+        check_rounds(self.name, self.rounds)
+        if not 0 <= self.correction <= 1:
+            raise InputError(f"{self.name}: correction={self.correction}: expected 0 to 1")
+
+    @property
+    def needs_shift(self) -> bool:
+        return self.correction > 0
 
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
@@ -90,6 +105,8 @@ class PruneSparseGPT(CalibratedTechnique):
             return self._packed((mask, matrix, self._grid(matrix, mask.float())), weight)
         curve = curvature(inputs.moment, self.damping, by_importance=False)
         moment = damped(inputs.moment, curve.damping)
+        if inputs.shift is not None and self.correction:
+            matrix = corrected_target(matrix, inputs.shift, curve, self.correction)
         prune = self._alternate if self.rounds else self._sweep
         return self._packed(prune(matrix, moment, curve), weight)
 
