@@ -21,7 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,22 @@ CONTENDERS = {  # name: file of `quantizers` and the method that it is asked for
     "AutoRound, 20 iterations": ("auto_round", "20"),
     "llm-compressor AWQ": ("llm_compressor", "awq"),
 }
+PRUNERS = {  # zero half of the weights; with 16 bits those that are kept stay floating
+    "magnitude": (OURS, "prune_magnitude"),
+    "Wanda": (OURS, "prune_wanda"),
+    "SparseGPT of the paper": (OURS, "prune_sparsegpt of the paper"),
+    "SparseGPT": (OURS, "prune_sparsegpt"),
+    "SparseGPT, corrected": (OURS, "prune_sparsegpt, corrected"),
+    "llm-compressor Wanda": ("llm_compressor", "wanda"),
+    "llm-compressor SparseGPT": ("llm_compressor", "sparsegpt"),
+    "llm-compressor SparseGPT, then GPTQ": ("llm_compressor", "sparsegpt, gptq"),
+}
+SHARERS = {  # a codebook a row
+    "k-means, no data": (OURS, "share_kmeans, no data"),
+    "k-means, weighted by inputs": (OURS, "share_kmeans"),
+    "codebook": (OURS, "codebook"),
+}
+ALL = CONTENDERS | PRUNERS | SHARERS
 ON_DEMAND = ("AutoRound, 20 iterations", "llm-compressor AWQ")
 BUSY = 0.9  # of a thread's time that it computed; below, others took the processor
 
@@ -99,7 +115,7 @@ def quantize(run: Run, model: Path, folder: Path) -> Path:
     if (out / "facts.json").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
-    file, method = CONTENDERS[run.contender]
+    file, method = ALL[run.contender]
     python = _python(folder, file)
     if not python.exists():
         raise SystemExit(f"error: {python} isn't there; run with --install first")
@@ -151,7 +167,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for kind in sorted(kinds):
         chosen = [r for r in rows if (r["model"], -r["bits"], r["group_size"]) == kind]
         good = sorted((r for r in chosen if "error" not in r), key=lambda row: row["kl_mean"])
-        peers = (row for row in good if CONTENDERS[row["contender"]][0] != OURS)
+        peers = (row for row in good if ALL[row["contender"]][0] != OURS)
         best = next(peers, None)
         table = Table(title=f"{kind[0]}, {-kind[1]} bits g{kind[2]}", caption=caption(good))
         table.add_column("contender", no_wrap=True)
@@ -244,12 +260,22 @@ def main() -> None:
     if options.install:
         prepared(options.folder, options.finetune)
         return install(options.folder)
+    sizes = itertools.product(options.contenders, options.bits, options.group_sizes)
+    collect(sizes, options)
+
+
+def collect(wanted: Iterable[tuple[str, int, int]], options: argparse.Namespace) -> None:
+    """Show the rows of a JSON file, after those that it lacks were measured.
+
+    Args:
+        wanted: Contender, bits and group size of each.
+        options: With `folder`, `finetune` and `out`.
+    """
     name = f"{MODEL} finetuned {options.finetune}" if options.finetune else MODEL
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     rows = [row for row in rows if "error" not in row]  # these are tried again
     done = {Run(*(row[key] for key in Run.__dataclass_fields__)) for row in rows}
-    wanted = itertools.product([name], options.contenders, options.bits, options.group_sizes)
-    missing = [run for run in (Run(*row) for row in wanted) if run not in done]
+    missing = [run for run in (Run(name, *row) for row in wanted) if run not in done]
     for row in measure(missing, options) if missing else ():
         rows.append(row)
         written = {"setting": setting(options), "rows": rows}

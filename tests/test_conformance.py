@@ -35,6 +35,10 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
     "adaround": (tauten.AdaRound(8, 32, iterations=20), 0.02),
     "autoround": (tauten.AutoRound(8, 32, iterations=20), 0.02),
     "share_kmeans": (tauten.ShareKMeans(0.01), 0.04),
+    "share_rows": (tauten.ShareRows(share=0.25), 1.2),
+    "prune_magnitude": (tauten.PruneMagnitude(0.5), 0.8),
+    "prune_wanda": (tauten.PruneWanda(0.5), 0.8),
+    "prune_sparsegpt": (tauten.PruneSparseGPT(0.4, bits=8, group_size=32), 0.6),
 }
 
 

@@ -84,8 +84,19 @@ def integer_bytes(rows: int, columns: int, bits: int, group_size: int) -> int:
 
     Favours containers that leave gaps, as compressed-tensors does with 3 bits (10 codes in 32).
     """
+    return rows * -(-columns * bits // 8) + _grid_bytes(rows, columns, bits, group_size)
+
+
+def pruned_bytes(weight: Tensor, bits: int, group_size: int) -> int:
+    """A bit a weight for the mask, and the kept ones in 16 bits or as codes of fewer."""
+    rows, columns = weight.shape
+    kept = rows * -(-columns // 8) + -(-int(weight.count_nonzero()) * bits // 8)
+    return kept if bits == 16 else kept + _grid_bytes(rows, columns, bits, group_size)
+
+
+def _grid_bytes(rows: int, columns: int, bits: int, group_size: int) -> int:
     groups = -(-columns // group_size)
-    return rows * -(-columns * bits // 8) + rows * groups * 2 + -(-rows * groups * bits // 8)
+    return rows * groups * 2 + -(-rows * groups * bits // 8)
 
 
 def peak_rss_bytes() -> int:

@@ -27,6 +27,20 @@ METHODS: dict[str, Callable[[int, int], tuple[Technique, ...]]] = {
         tauten.TuneScales(),
     ),
     "kquant, no data": lambda bits, group_size: (_equal_bytes(bits, group_size),),
+    "prune_magnitude": lambda bits, group_size: (tauten.PruneMagnitude(),),
+    "prune_wanda": lambda bits, group_size: (tauten.PruneWanda(),),
+    "prune_sparsegpt of the paper": lambda bits, group_size: (
+        tauten.PruneSparseGPT(bits=bits % 16, group_size=group_size, rounds=0),
+    ),
+    "prune_sparsegpt": lambda bits, group_size: (
+        tauten.PruneSparseGPT(bits=bits % 16, group_size=group_size),
+    ),
+    "prune_sparsegpt, corrected": lambda bits, group_size: (
+        tauten.PruneSparseGPT(bits=bits % 16, group_size=group_size, correction=0.5),
+    ),
+    "share_kmeans": lambda bits, group_size: (tauten.ShareKMeans(bits=bits, book_rows=1),),
+    "share_kmeans, no data": lambda bits, group_size: (tauten.ShareKMeans(bits=bits, book_rows=1),),
+    "codebook": lambda bits, group_size: (tauten.Codebook(bits),),
 }
 
 

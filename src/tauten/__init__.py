@@ -1,7 +1,16 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
-from tauten.compression import Distill, PruneDepth, ShareKMeans, ShareLayers
+from tauten.compression import (
+    Distill,
+    PruneDepth,
+    PruneMagnitude,
+    PruneSparseGPT,
+    PruneWanda,
+    ShareKMeans,
+    ShareLayers,
+    ShareRows,
+)
 from tauten.core.errors import (
     BusyError,
     CorruptError,
@@ -51,10 +60,14 @@ __all__ = [
     "KQuant",
     "NotApplicableError",
     "PruneDepth",
+    "PruneMagnitude",
+    "PruneSparseGPT",
+    "PruneWanda",
     "Recipe",
     "Result",
     "ShareKMeans",
     "ShareLayers",
+    "ShareRows",
     "SmoothQuant",
     "StaticInt8",
     "Step",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tauten.api import TECHNIQUES, compression_recipe, quantization_technique
-from tauten.compression import ShareKMeans
+from tauten.compression import PruneMagnitude, PruneSparseGPT, ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
@@ -41,6 +41,9 @@ BENCH_FORMATS: dict[str, WeightTechnique] = {
         for activation in ("int8", "float")
     },
     **{f"codebook {bits} bits, float": ShareKMeans(bits=bits) for bits in (4, 3, 2)},
+    "half pruned, 16 bits, float": PruneMagnitude(),
+    "2:4 pruned, 16 bits, float": PruneMagnitude(pattern="2:4"),
+    "half pruned, 4 bits, group 64, float": PruneSparseGPT(bits=4),
 }
 
 

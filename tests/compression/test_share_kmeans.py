@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from layer_inputs import layer_inputs
 
 from tauten.compression import ShareKMeans, share_kmeans
 from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.inputs import LayerInputs
+from tauten.formats.codebook import CodebookWeight
 from tauten.quantization import RTN
 
 
@@ -86,7 +89,46 @@ def test_a_bound_that_256_values_cannot_keep_is_refused() -> None:
         ShareKMeans(1e-6).encode(weight_of("normal"))
 
 
-@pytest.mark.parametrize("knobs", [{"max_error": 0}, {"max_error": 1}, {"bits": 9}, {"bits": 2.0}])
+@pytest.mark.parametrize(
+    "knobs", [{"max_error": 0}, {"max_error": 1}, {"bits": 9}, {"bits": 2.0}, {"book_rows": -1}]
+)
 def test_a_knob_out_of_range_is_refused_by_name(knobs: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"share_kmeans: {next(iter(knobs))}="):
         ShareKMeans(**knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("book_rows", [1, 3, 16, 40, 100])
+def test_smaller_groups_are_nearer_and_take_a_book_each(book_rows: int) -> None:
+    weight = weight_of("normal") * torch.logspace(-1, 0, len(weight_of("normal")))[:, None]
+    technique = ShareKMeans(bits=3, book_rows=book_rows)
+    packed, books = technique.encode(weight), -(-len(weight) // book_rows)
+    assert packed.codebook.shape == (books, 8)
+    assert packed.size_bytes == packed.codes.nbytes + books * 8 * 2
+    for start in range(0, len(weight), book_rows):
+        alone = ShareKMeans(bits=3).encode(weight[start : start + book_rows])
+        assert torch.equal(packed.dequantize()[start : start + book_rows], alone.dequantize())
+    if books > 1:
+        assert relative_error(weight, technique) < relative_error(weight, ShareKMeans(bits=3))
+
+
+def test_books_a_row_keep_the_bound_with_fewer_values() -> None:
+    weight = weight_of("normal") * torch.logspace(-2, 0, len(weight_of("normal")))[:, None]
+    by_row = ShareKMeans(0.05, book_rows=1)
+    assert relative_error(weight, by_row) <= 0.05
+    assert by_row.encode(weight).bits < ShareKMeans(0.05).encode(weight).bits
+
+
+@pytest.mark.parametrize("book_rows", [0, 1])
+def test_strong_inputs_count_more(book_rows: int) -> None:
+    inputs = layer_inputs(64, 1)
+    strength = inputs.moment.diagonal()
+    weight = weight_of("normal") / strength.sqrt()  # as many rows of networks are
+
+    def lost(packed: CodebookWeight) -> float:
+        return float(((packed.dequantize() - weight).square() * strength).sum())
+
+    technique = ShareKMeans(bits=3, book_rows=book_rows)
+    assert lost(technique.encode(weight, inputs)) < 0.95 * lost(technique.encode(weight))
+    nothing = LayerInputs(torch.zeros_like(inputs.moment), 10)
+    same = technique.encode(weight, nothing).dequantize()
+    assert torch.equal(same, technique.encode(weight).dequantize())

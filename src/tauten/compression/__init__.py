@@ -1,16 +1,39 @@
-"""Compression: fewer distinct weights, smaller shapes, smaller students.
-
-One file a technique; this registry has a row for each.
+"""Compression: fewer distinct weights, smaller students. One file a technique; this registry has a
+row for each.
 """
 
 from tauten.compression.distill import Distill
 from tauten.compression.prune_depth import PruneDepth
+from tauten.compression.prune_magnitude import PruneMagnitude
+from tauten.compression.prune_sparsegpt import PruneSparseGPT
+from tauten.compression.prune_wanda import PruneWanda
 from tauten.compression.share_kmeans import ShareKMeans
 from tauten.compression.share_layers import ShareLayers
+from tauten.compression.share_rows import ShareRows
 from tauten.core.technique import Technique
 
-__all__ = ["TECHNIQUES", "Distill", "PruneDepth", "ShareKMeans", "ShareLayers"]
+__all__ = [
+    "TECHNIQUES",
+    "Distill",
+    "PruneDepth",
+    "PruneMagnitude",
+    "PruneSparseGPT",
+    "PruneWanda",
+    "ShareKMeans",
+    "ShareLayers",
+    "ShareRows",
+]
 
 TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique for technique in (ShareKMeans, ShareLayers, PruneDepth, Distill)
+    technique.name: technique
+    for technique in (
+        ShareKMeans,
+        ShareRows,
+        ShareLayers,
+        PruneMagnitude,
+        PruneWanda,
+        PruneSparseGPT,
+        PruneDepth,
+        Distill,
+    )
 }

@@ -31,3 +31,13 @@ def check_rounds(technique: str, rounds: int) -> None:
     """Refuse anything but 0 and positive integers."""
     if not isinstance(rounds, int) or rounds < 0:
         raise InputError(f"{technique}: rounds={rounds}: expected 0 or a positive integer")
+
+
+def check_sparsity(technique: str, sparsity: float, pattern: str) -> None:
+    """Raise InputError unless a part of the weights is zeroed, in a known pattern."""
+    if pattern not in ("unstructured", "2:4"):
+        raise InputError(f"{technique}: pattern={pattern!r}: expected unstructured or 2:4")
+    if not 0 < sparsity < 1:
+        raise InputError(f"{technique}: sparsity={sparsity}: expected above 0, below 1")
+    if pattern == "2:4" and sparsity != 0.5:
+        raise InputError(f"{technique}: sparsity={sparsity}: pattern 2:4 is 0.5, leave it at that")

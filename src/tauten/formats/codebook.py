@@ -18,11 +18,12 @@ from tauten.formats.packed import PackedWeight, take_rows
 
 
 class CodebookWeight(Interleavable, PackedWeight):
-    """weight = codebook[book of its row, code].
+    """weight = codebook[row // book_rows, code].
 
     Buffers:
         codes: (out, packed_bytes(in, bits)) uint8, laid out by `bits.pack`.
-        codebook: (books, 2**bits) float16 or float32; one book for all rows, or one a row.
+        codebook: (books, 2**bits) float16 or float32; each for `book_rows` rows, the last perhaps
+            for fewer.
         table: Only while interleaved: entries of the codebooks rounded to int8, (blocks, 4, 4, 16)
             for rows 0, 4, 8, 12 of a block, then rows 1, 5, 9, 13 and so on.
         step: Only while interleaved: (blocks, 1, 16) float32, what a unit of `table` stands for.
@@ -37,9 +38,12 @@ class CodebookWeight(Interleavable, PackedWeight):
     step: Tensor | None
     entries: Tensor | None
 
-    def __init__(self, shape: tuple[int, ...], bits: int, tensors: dict[str, Tensor]):
+    def __init__(
+        self, shape: tuple[int, ...], bits: int, tensors: dict[str, Tensor], book_rows: int = 0
+    ):
         super().__init__()
         self.shape, self.bits = tuple(shape), bits
+        self.book_rows = book_rows or (1 if len(tensors["codebook"]) > 1 else self.shape[0])
         self.register_buffer("codes", tensors["codes"])
         self.register_buffer("codebook", tensors["codebook"])
         self.register_buffer("table", None, persistent=False)
@@ -48,20 +52,48 @@ class CodebookWeight(Interleavable, PackedWeight):
 
     @classmethod
     def from_codes(
-        cls, shape: tuple[int, ...], bits: int, codes: Tensor, codebook: Tensor
+        cls,
+        shape: tuple[int, ...],
+        bits: int,
+        codes: Tensor,
+        codebook: Tensor,
+        book_rows: int = 0,
     ) -> "CodebookWeight":
-        """Pack codes (out, in) uint8 that index a codebook (1 or out, 2**bits) floating."""
+        """Pack codes that index codebooks.
+
+        Args:
+            shape: Of the weight, (out, in, ...).
+            bits: Of a code, 1 to 8.
+            codes: (out, in) uint8.
+            codebook: (books, 2**bits) floating.
+            book_rows: Rows that share a book; 0 for one book for all of them, or one a row.
+        Raises:
+            InputError: `bits` is out of range, or books don't fit the rows.
+        """
         if bits not in range(1, 9):
             raise InputError(f"bits={bits}: expected an integer from 1 to 8")
-        return cls(shape, bits, {"codes": pack(codes, bits), "codebook": codebook})
+        packed = cls(shape, bits, {"codes": pack(codes, bits), "codebook": codebook}, book_rows)
+        if not packed._fits():
+            got = f"{len(codebook)} codebooks of {packed.book_rows} rows"
+            raise InputError(f"{got}: expected as many as {shape[0]} rows need")
+        return packed
+
+    def _fits(self) -> bool:
+        return self.book_rows > 0 and len(self.codebook) == -(-self.shape[0] // self.book_rows)
+
+    def by_row(self, books: Tensor) -> Tensor:
+        """What stands once a book, (books, n), once for all rows (1, n) or once a row (out, n)."""
+        if len(books) in (1, self.out_features):
+            return books
+        return books.repeat_interleave(self.book_rows, 0)[: self.out_features]
 
     def integer_codes(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(rows, in) uint8 codes."""
         return take_codes(self.codes, rows, self.bits, (self.out_features, self.in_features))
 
     def rounded_codebook(self) -> tuple[Tensor, Tensor]:
-        """Entries as int8 (books, 2**bits) and their step (books, 1) float32: entry * step."""
-        values = self.codebook.float()
+        """Entries / step as int8, and step (float32), `by_row`: (.., 2**bits) and (.., 1)."""
+        values = self.by_row(self.codebook).float()
         step = values.abs().amax(1, keepdim=True) / 127
         inverse = torch.where(step >= torch.finfo(torch.float32).tiny, 1 / step, 0.0)
         return (values * inverse).round().to(torch.int8), step
@@ -79,7 +111,7 @@ class CodebookWeight(Interleavable, PackedWeight):
         }
 
     def _float_entries(self) -> Tensor:
-        book = self.codebook.float()
+        book = self.by_row(self.codebook).float()
         if len(book) == 1:
             return torch.nn.functional.pad(book[0], (0, 16 - book.shape[1]))
         return interleave_rows(book)
@@ -93,35 +125,42 @@ class CodebookWeight(Interleavable, PackedWeight):
         codes = self.integer_codes(rows).int()
         if self.codebook.shape[0] == 1:
             return self.codebook[0].to(dtype)[codes]
-        return take_rows(self.codebook, rows).to(dtype).gather(1, codes.long())
+        return take_rows(self.by_row(self.codebook), rows).to(dtype).gather(1, codes.long())
 
     def narrow(self, dim: int, start: int, length: int) -> "CodebookWeight":
         shape, rows, columns = self._narrowed(dim, start, length)
         codes = self.integer_codes(rows)[:, columns].clone()
-        books = self.codebook if len(self.codebook) == 1 else self.codebook[rows]
+        books = self.by_row(self.codebook)
+        books = books if len(books) == 1 else books[rows]
         return CodebookWeight.from_codes(shape, self.bits, codes, books.clone())
 
     def code_layouts(self) -> dict[str, tuple[int, int]]:
         return {"codes": (self.bits, self.in_features)}
 
     def spec(self) -> dict[str, Any]:
+        books = len(self.codebook)
+        shared = {} if books in (1, self.shape[0]) else {"book_rows": self.book_rows}
         return {
             "kind": self.kind,
             "shape": list(self.shape),
             "bits": self.bits,
-            "books": self.codebook.shape[0],
+            "books": books,
             "codebook_dtype": str(self.codebook.dtype).removeprefix("torch."),
+            **shared,
         }
 
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "CodebookWeight":
         shape, bits, books = tuple(spec["shape"]), spec["bits"], spec["books"]
-        if bits not in range(1, 9) or books not in (1, shape[0]):
-            raise ValueError("bits or books is out of range")
+        if bits not in range(1, 9):
+            raise ValueError("bits is out of range")
         if spec["codebook_dtype"] not in ("float16", "float32"):
             raise ValueError("codebook_dtype is unknown")
         columns = int(torch.Size(shape[1:]).numel())
         codes = torch.empty(shape[0], packed_bytes(columns, bits), dtype=torch.uint8, device="meta")
         dtype = getattr(torch, spec["codebook_dtype"])
         codebook = torch.empty(books, 2**bits, dtype=dtype, device="meta")
-        return cls(shape, bits, {"codes": codes, "codebook": codebook})
+        packed = cls(shape, bits, {"codes": codes, "codebook": codebook}, spec.get("book_rows", 0))
+        if not packed._fits():
+            raise ValueError("books don't fit the rows")
+        return packed

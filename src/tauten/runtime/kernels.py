@@ -40,8 +40,8 @@ def linear(
         weight: (out, in) packed.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
-            and the entries of a codebook. A sparse weight keeps x under either. `static` rounds x
-            to -127 to 127 times `step`, whatever the weight.
+            and the entries of a codebook. A sparse weight and one of shared rows keep x under
+            either. `static` rounds x to -127 to 127 times `step`, whatever the weight.
         step: () floating, for `static`.
     Returns:
         (..., out) in the dtype of x.
@@ -237,7 +237,7 @@ def _multiply(
         y = product.codebook_linear(x, weight.codes, *book, bias, weight.bits, rows)
     else:
         assert isinstance(weight, CodebookWeight), "the ops serve no other weight"
-        entries = weight.entries if weight.interleaved else weight.codebook
+        entries = weight.entries if weight.interleaved else weight.by_row(weight.codebook)
         y = product.codebook_linear_float(x, weight.codes, entries, bias, weight.bits, rows)
     return y
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
+from tauten.formats.shared_rows import SharedRowsWeight
 
 _CONVOLUTIONS = {
     1: torch.nn.functional.conv1d,
@@ -28,10 +29,14 @@ def linear(
         weight: (out, in) packed.
         bias: (out,) or None.
         activation: `float` keeps x; `int8` rounds each token (and group of columns) to 8 bits,
-            and the entries of a codebook. A sparse weight keeps x under either.
+            and the entries of a codebook. A sparse weight and one of shared rows keep x under
+            either.
     Returns:
         (..., out) in the dtype of x.
     """
+    if isinstance(weight, SharedRowsWeight):
+        y = weight.spread(torch.nn.functional.linear(x, weight.shared.to(x.dtype)))
+        return y if bias is None else y + bias.to(x.dtype)
     if activation == "int8" and isinstance(weight, IntegerWeight):
         per_token = weight.bits == 8 and weight.zero_kind == "none" and weight.groups == 1
         on_cpu = x.device.type == "cpu"  # on a GPU `_int_mm` refuses few tokens
@@ -79,6 +84,10 @@ def conv(
         x, padding = pad(x, settings), 0
     bias = None if bias is None else bias.to(x.dtype)
     convolve = _CONVOLUTIONS[len(stride)]
+    if isinstance(weight, SharedRowsWeight) and settings["groups"] == 1:
+        kernels = weight.shared.to(x.dtype).view(-1, *weight.shape[1:])
+        y = weight.spread(convolve(x, kernels, None, stride, padding, dilation), 1)
+        return y if bias is None else y + bias.view(-1, *(1 for _ in stride))
     matrix = weight.dequantize(x.dtype)
     return convolve(x, matrix, bias, stride, padding, dilation, settings["groups"])
 

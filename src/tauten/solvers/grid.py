@@ -33,7 +33,7 @@ def fit_grid(
             or `float` (zero is any value, as in GGUF's Q4_1).
         clip: `minmax` spans every value; `mse` also tries narrower spans, then least squares for
             the codes of the best, and keeps what has the least squared error in each group.
-        importance: (in,) weight of each column's squared error; None for equal ones.
+        importance: (in,) or (out, in) weight of each squared error; None for equal ones.
     Returns:
         scale (out, groups), and the zero as `IntegerWeight.encode` takes it.
     """
@@ -75,11 +75,11 @@ def regress_grid(
         scale: (out, groups), as is `zero`: the grid that the codes were chosen on. Stays where
             no scale of its sign serves; an integer zero stays always.
         zero: As `IntegerWeight.encode` takes it.
-        importance: (in,) weight of each column's squared error; None for equal ones.
+        importance: (in,) or (out, in) weight of each squared error; None for equal ones.
     """
     free = zero is not None and zero.is_floating_point()
-    weight = torch.ones(matrix.shape[1]) if importance is None else importance
-    weight, cells = grouped(weight[None], size), grouped(matrix.float(), size)
+    weight = torch.ones(1, matrix.shape[1]) if importance is None else torch.atleast_2d(importance)
+    weight, cells = grouped(weight, size), grouped(matrix.float(), size)
     from_zero = torch.zeros_like(scale) if free else zero
     values = grid_values(codes.float(), bits, size, torch.ones_like(scale), from_zero)
     steps, total = grouped(values, size), weight.sum(-1)
