@@ -1,7 +1,13 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
-from tauten.compression import Distill, ShareKMeans
+from tauten.compression import (
+    Distill,
+    PruneChannels,
+    PruneHeads,
+    PruneWidth,
+    ShareKMeans,
+)
 from tauten.core.errors import (
     BusyError,
     CorruptError,
@@ -47,6 +53,9 @@ __all__ = [
     "Int8",
     "KQuant",
     "NotApplicableError",
+    "PruneChannels",
+    "PruneHeads",
+    "PruneWidth",
     "Recipe",
     "Result",
     "ShareKMeans",

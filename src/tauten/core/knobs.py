@@ -31,3 +31,15 @@ def check_rounds(technique: str, rounds: int) -> None:
     """Refuse anything but 0 and positive integers."""
     if not isinstance(rounds, int) or rounds < 0:
         raise InputError(f"{technique}: rounds={rounds}: expected 0 or a positive integer")
+
+
+def check_fraction(technique: str, fraction: float) -> None:
+    """Refuse what leaves nothing to remove or nothing to keep."""
+    if not 0 < fraction < 1:
+        raise InputError(f"{technique}: fraction={fraction}: expected between 0 and 1")
+
+
+def check_multiple(technique: str, multiple: int) -> None:
+    """Refuse anything but positive integers."""
+    if not isinstance(multiple, int) or multiple < 1:
+        raise InputError(f"{technique}: multiple={multiple}: expected a positive integer")
