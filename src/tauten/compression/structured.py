@@ -184,7 +184,9 @@ def _takes_constant(layer: Any, name: str, norms: Mapping[str, str]) -> bool:
 def _matrix(layer: Any) -> Tensor:
     """(out, in * positions) float32; a grouped convolution's with zeros where it doesn't read."""
     weight = matrix_of(layer, layer.weight.detach()).float()
-    return torch.block_diag(*weight.flatten(1).chunk(getattr(layer, "groups", 1)))
+    parts = weight.flatten(1).chunk(getattr(layer, "groups", 1))
+    whole: Tensor = torch.block_diag(*parts)
+    return whole
 
 
 def _readers(removals: Sequence[tuple[ChannelGroup, int]]) -> list[str]:

@@ -7,18 +7,15 @@ and outputs of the model.
 
 import math
 import operator
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from tauten.core.errors import InputError
 from tauten.models.batchnorm import NORMS
 from tauten.models.channel_groups import CONVOLUTIONS, LAYERS, ChannelGroup, Member, is_depthwise
+from tauten.models.tracing import traced_parts
 
 VECTORS = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
 CHANNELWISE_MODULES = (
@@ -31,19 +28,17 @@ POOLING_MODULES = (  # they join positions of an image, behind its channels
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d),
     *(nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d),
 )
-CHANNELWISE = set(  # functions and methods alike
-    "relu relu_ relu6 leaky_relu elu gelu silu mish softplus tanh sigmoid hardswish hardsigmoid "
-    "hardtanh dropout dropout2d clamp contiguous clone detach "
-    "add add_ iadd sub sub_ isub mul mul_ imul div truediv itruediv neg".split()
-)
-POOLING = set(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d interpolate".split()
-)
-TORCH = str(Path(torch.__file__).parent)
-UNTRACEABLE = (  # what code does with the stand-ins for tensors that tracing passes through it
-    *(TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError),
-)
+CHANNELWISE = {  # functions and methods alike
+    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "tanh"),
+    *("sigmoid", "hardswish", "hardsigmoid", "hardtanh", "dropout", "dropout2d", "clamp"),
+    *("contiguous", "clone", "detach", "neg", "add", "add_", "iadd", "sub", "sub_", "isub"),
+    *("mul", "mul_", "imul", "div", "truediv", "itruediv"),
+}
+POOLING = {
+    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    *("adaptive_max_pool2d", "interpolate"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def channel_graph(model: nn.Module) -> ChannelGraph:
     norms: dict[str, str] = {}
     owners = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
     tied = {key for key in owners if owners.count(key) > 1}
-    for prefix, part, graph in _graphs(model, "", failures):
+    for prefix, part, graph in traced_parts(model, "", failures):
         builder = _Builder(part, prefix, tied)
         for node in graph.nodes:
             builder.visit(node)
@@ -102,48 +97,6 @@ def channel_graph(model: nn.Module) -> ChannelGraph:
             "prune_width and prune_heads, which know transformers by their layers"
         )
     return ChannelGraph(tuple(groups), norms)
-
-
-def _graphs(
-    module: nn.Module, prefix: str, failures: list[str]
-) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """Graphs of the largest parts of a module that can be traced, with their names."""
-    if type(module).__module__.startswith("torch.nn") and not list(module.children()):
-        return
-    tracer = _Tracer()
-    if not isinstance(module, nn.ModuleList | nn.ModuleDict):  # these have no forward
-        try:
-            graph = tracer.trace(module)
-        except UNTRACEABLE as error:
-            failures.append(_where(error, prefix, tracer.inside))
-        else:
-            yield prefix, module, graph
-            return
-    for name, child in module.named_children():
-        yield from _graphs(child, f"{prefix}{name}.", failures)
-
-
-class _Tracer(fx.Tracer):
-    """Knows the module in which tracing fails."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside = ""
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        outer, self.inside = self.inside, self.path_of_module(m)
-        output = super().call_module(m, forward, args, kwargs)
-        self.inside = outer
-        return output
-
-
-def _where(error: Exception, prefix: str, inside: str) -> str:
-    """The module, file and line at which tracing failed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((TORCH, __file__))]
-    frame = own[-1] if own else frames[-1]
-    name = f"{prefix}{inside}".rstrip(".") or "the model itself"
-    return f"{name}, {frame.filename}:{frame.lineno} ({type(error).__name__}: {error})"
 
 
 class _Builder:
@@ -228,9 +181,7 @@ class _Builder:
             self._unknown(node)
         return self._made(node, name, module)
 
-    def _vector(
-        self, node: fx.Node, name: str, module: Any, x: Channels | None
-    ) -> Channels | None:
+    def _vector(self, node: fx.Node, name: str, module: Any, x: Channels | None) -> Channels | None:
         """A norm, or another module with a number a channel."""
         tensors = [t for t in (*module.parameters(), *module.buffers()) if t.dim() == 1]
         size = len(tensors[0]) if tensors else 1
@@ -238,11 +189,17 @@ class _Builder:
             return x
         if not self._attach(name, "both", size, x):
             return self._unknown(node)
-        before = node.all_input_nodes[0]
-        if isinstance(module, NORMS) and before.op == "call_module" and len(before.users) == 1:
-            if isinstance(self._root.get_submodule(str(before.target)), LAYERS):
-                self.norms[f"{self._prefix}{before.target}"] = name
+        self._note_norm(node, name, module)
         return x
+
+    def _note_norm(self, node: fx.Node, name: str, module: nn.Module) -> None:
+        """Remember a batch norm that alone takes a layer's outputs."""
+        before = node.all_input_nodes[0]
+        alone = before.op == "call_module" and len(before.users) == 1
+        if isinstance(module, NORMS) and alone:
+            layer = self._root.get_submodule(str(before.target))
+            if type(layer) in LAYERS:
+                self.norms[f"{self._prefix}{before.target}"] = name
 
     def _depthwise(self, node: fx.Node, name: str, x: Channels | None) -> Channels | None:
         module: Any = self._root.get_submodule(str(node.target))
@@ -326,10 +283,11 @@ class _Builder:
         inputs = [self._values.get(before) for before in node.all_input_nodes]
         return [x for x in inputs if x is not SCALAR]
 
-    def _unknown(self, node: fx.Node) -> None:
-        """Channels that go in must keep their number."""
+    def _unknown(self, node: fx.Node) -> Channels | None:
+        """Channels that go in must keep their number; what comes out isn't known."""
         for x in self._tensors(node):
             self._frozen |= set(x.groups if x else ())
+        return None
 
     def _refuse(self, name: str) -> None:
         """A module that is called twice: also what its first call read and made stays."""

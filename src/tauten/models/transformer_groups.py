@@ -68,7 +68,8 @@ class Attention:
 
 def feed_forwards(model: nn.Module) -> list[ChannelGroup]:
     """The hidden features of every feed-forward network, in the order of the model."""
-    found, taken = [], set()
+    found: list[ChannelGroup] = []
+    taken: set[str] = set()
     for parent, (makers, reader) in _matches(model, FEED_FORWARDS):
         names = [*makers, reader]
         sizes = {width(model.get_submodule(parent + name), "out") for name in makers}

@@ -109,7 +109,8 @@ class _Sweep:
         columns = self._columns
         blocks = self._inverse[columns[:, :, None], columns[:, None, :]]  # (channels, span, span)
         weights = self._weight[:, columns].permute(1, 2, 0)  # (channels, span, out)
-        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2)) / self._energy
+        lost: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        return lost / self._energy
 
     def remove(self, channel: int) -> None:
         """Remove one; columns that are left take over what they can."""

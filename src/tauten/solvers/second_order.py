@@ -80,6 +80,7 @@ def damped_cholesky(moment: Tensor, damping: float) -> Tensor:
         NotApplicableError: No damping helps.
     """
     while damping <= MOST_DAMPING:
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(damped(moment, damping))
         if not failed and bool(lower.isfinite().all()):
             return lower
