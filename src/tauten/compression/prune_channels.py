@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from tauten.compression.structured import kept_channels, prune_groups
-from tauten.core.errors import NotApplicableError
+from tauten.compression.structured import Pruning, kept_channels, observed, prune_groups
+from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.knobs import check_damping, check_fraction, check_multiple
 from tauten.core.technique import ShapingTechnique
 from tauten.models.calibration import CalibrationBatch
-from tauten.models.channel_graph import channel_graph
+from tauten.models.channel_graph import ChannelGraph, channel_graph
+from tauten.models.multiply_adds import MultiplyAdds
+from tauten.solvers.channel_importance import allocate
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,11 @@ class PruneChannels(ShapingTechnique):
     et al. 2023, arXiv:2302.04089), here over all readers of a channel, convolutions too.
 
     Attributes:
-        fraction: Of each group's channels that go, above 0 and below 1. Multiply-adds between two
-            narrowed layers fall by its square: 0.5 leaves about a quarter of them.
+        fraction: Of the channels that go, above 0 and below 1. Multiply-adds between two narrowed
+            layers fall by the square of what stays: 0.5 leaves about a quarter of them.
+        by: `layer` takes the same fraction of each group; `importance`, which needs data, takes
+            channels where least is lost for each multiply-add saved, until no more than
+            (1 - fraction)^2 of the multiply-adds are left.
         multiple: Channels left are a multiple of it, as kernels like them; 1 for exact fractions.
         damping: Added to second moments' diagonals, relative to their means.
     """
@@ -36,6 +41,7 @@ class PruneChannels(ShapingTechnique):
     pillar = "compress"
 
     fraction: float = 0.5
+    by: str = "layer"
     multiple: int = 8
     damping: float = 0.01
 
@@ -43,13 +49,18 @@ class PruneChannels(ShapingTechnique):
         check_fraction(self.name, self.fraction)
         check_multiple(self.name, self.multiple)
         check_damping(self.name, self.damping)
+        if self.by not in ("layer", "importance"):
+            raise InputError(f"prune_channels: by={self.by!r}: expected layer or importance")
 
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
-        return {"fraction": (0.125, 0.25, 0.375, 0.5, 0.625)}
+        return {"fraction": (0.125, 0.25, 0.375, 0.5, 0.625), "by": ("layer", "importance")}
 
     def reshape(self, model: nn.Module, batches: Sequence[CalibrationBatch]) -> None:
         graph = channel_graph(model)
+        if self.by == "importance":
+            self._prune_by_importance(model, graph, batches)
+            return
         removals = []
         for group in graph.groups:
             kept = kept_channels(group.size, self.fraction, self.multiple, group.parts)
@@ -62,3 +73,23 @@ class PruneChannels(ShapingTechnique):
                 f"fraction={self.fraction} and multiple={self.multiple}"
             )
         prune_groups(model, removals, batches, self.damping, graph.norms)
+
+    def _prune_by_importance(
+        self, model: nn.Module, graph: ChannelGraph, batches: Sequence[CalibrationBatch]
+    ) -> None:
+        if not batches:
+            raise InputError("prune_channels: by=importance needs data; pass some, or by=layer")
+        steps = [self.multiple * group.parts for group in graph.groups]
+        pairs = [(g, step) for g, step in zip(graph.groups, steps, strict=True) if step < g.size]
+        groups = [group for group, _ in pairs]
+        cost = MultiplyAdds(model, batches[0])
+        pruning = Pruning(model, observed(model, groups, batches), self.damping, graph.norms)
+        found = [pruning.removal(g, (g.size - 1) // step * step) for g, step in pairs]
+        counts = allocate(
+            [removal.losses for removal in found],
+            [step for _, step in pairs],
+            lambda removed: cost.left(groups, removed),
+            (1 - self.fraction) ** 2 * cost.total,
+        )
+        orders = [removal.order[:count] for removal, count in zip(found, counts, strict=True)]
+        pruning.remove(list(zip(groups, orders, strict=True)))

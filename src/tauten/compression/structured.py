@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,8 @@ from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.channel_groups import LAYERS, ChannelGroup, Member, cut, masks, width
 from tauten.models.packing import matrix_of
 from tauten.models.structure import find_structure
-from tauten.solvers.channel_importance import Reader, independent_losses, removal_order
+from tauten.solvers.channel_importance import Reader, Removal, removal_order
 from tauten.solvers.compensation import compensated, with_constant
-
-Inputs = Mapping[str, LayerInputs]
 
 
 def prune_groups(
@@ -35,6 +34,7 @@ def prune_groups(
     Args:
         model: Changed in place; no tensor is written into.
         removals: Groups, and how many channels each loses.
+        batches: Calls of the model; may be empty.
         damping: Added to the second moments' diagonals, relative to their means.
         norms: By the name of a layer the batch norm that alone takes its outputs: its mean takes
             the constant that a layer without bias can't.
@@ -45,15 +45,26 @@ def prune_groups(
     blocks = structure.blocks if chained else ()
     calibration = Calibration(batches) if batches else None
     if calibration:
-        readers = _readers(removals)
+        readers = readers_of([group for group, _ in removals])
         calibration.start(model, blocks, lambda _: contextlib.nullcontext(), readers)
     parts = blocks or ("",)
     for part in track(parts, "removing channels", len(parts)):
         own = [r for r, place in zip(removals, places, strict=True) if not blocks or part in place]
-        inputs = calibration.observe(part, _readers(own)) if calibration else {}
-        _prune_part(model, own, inputs, damping, norms or {})
+        readers = readers_of([group for group, _ in own])
+        inputs = calibration.observe(part, readers) if calibration else {}
+        pruning = Pruning(model, inputs, damping, norms or {})
+        pruning.remove([(group, pruning.removal(group, count).order) for group, count in own])
         if calibration:
             calibration.advance(part)
+
+
+def observed(
+    model: nn.Module, groups: Sequence[ChannelGroup], batches: Sequence[CalibrationBatch]
+) -> dict[str, LayerInputs]:
+    """What the layers that read groups see, in the model as it is."""
+    calibration = Calibration(batches)
+    calibration.start(model, (), lambda _: contextlib.nullcontext(), readers_of(groups))
+    return calibration.observe("", readers_of(groups))
 
 
 def kept_channels(size: int, fraction: float, multiple: int, parts: int = 1) -> int:
@@ -62,61 +73,89 @@ def kept_channels(size: int, fraction: float, multiple: int, parts: int = 1) -> 
     return min(size, max(step, round((1 - fraction) * size / step) * step))
 
 
-def _prune_part(
-    model: nn.Module,
-    removals: Sequence[tuple[ChannelGroup, int]],
-    inputs: Inputs,
-    damping: float,
-    norms: Mapping[str, str],
-) -> None:
-    choices = []
-    for group, count in removals:
-        kept = torch.ones(group.size, dtype=torch.bool)
-        kept[_choose(model, group, count, inputs, damping, norms)] = False
-        choices.append((group, kept))
-    for (name, side), features in masks(choices).items():
-        if side == "in" and name in inputs:
-            _compensate(model, name, features, inputs[name], damping, norms)
-    cut(model, choices)
+def readers_of(groups: Sequence[ChannelGroup]) -> list[str]:
+    """Names of the layers that read them."""
+    return list(dict.fromkeys(m.module for group in groups for m in group.on("in")))
 
 
-def _choose(
-    model: nn.Module,
-    group: ChannelGroup,
-    count: int,
-    inputs: Inputs,
-    damping: float,
-    norms: Mapping[str, str],
-) -> Tensor:
-    """(count,) channels to remove."""
-    strength = _strength(model, group)
-    readers = [_reader(model, m, strength, inputs, norms) for m in group.on("in")]
-    if any(reader.moment.dim() == 2 for reader in readers):
-        return removal_order(readers, count, group.parts, damping)
-    order = independent_losses(readers).view(group.parts, -1).argsort(dim=1, stable=True)
-    starts = torch.arange(group.parts)[:, None] * (group.size // group.parts)
-    return (order[:, : count // group.parts] + starts).flatten()
+@dataclass(frozen=True)
+class Pruning:
+    """Choice, compensation and surgery on one part of a model.
 
+    Attributes:
+        model: Changed in place by `remove`; no tensor is written into.
+        inputs: What layers see, by name; those of grouped convolutions, or all, may be missing.
+        damping: As for `prune_groups`.
+        norms: As for `prune_groups`.
+    """
 
-def _reader(
-    model: nn.Module, member: Member, strength: Tensor, inputs: Inputs, norms: Mapping[str, str]
-) -> Reader:
-    """A layer that reads a group; without data its inputs are as strong as `strength` says."""
-    layer: Any = model.get_submodule(member.module)
-    weight = _matrix(layer)
-    positions = weight.shape[1] // width(layer, "in")  # of a convolution's kernel
-    features = torch.arange(len(strength) * member.span).view(len(strength), -1) + member.start
-    columns = (features[:, :, None] * positions + torch.arange(positions)).flatten(1)
-    found = inputs.get(member.module)
-    if found is None:
+    model: nn.Module
+    inputs: Mapping[str, LayerInputs]
+    damping: float
+    norms: Mapping[str, str]
+
+    def removal(self, group: ChannelGroup, count: int) -> Removal:
+        """The channels of a group that are missed least."""
+        strength = _strength(self.model, group)
+        readers = [self._reader(member, strength) for member in group.on("in")]
+        return removal_order(readers, count, group.parts, self.damping)
+
+    def remove(self, channels: Sequence[tuple[ChannelGroup, Tensor]]) -> None:
+        """Remove channels of groups, all at once."""
+        choices = []
+        for group, removed in channels:
+            kept = torch.ones(group.size, dtype=torch.bool)
+            kept[removed] = False
+            choices.append((group, kept))
+        for (name, side), features in masks(choices).items():
+            if side == "in" and name in self.inputs:
+                self._compensate(name, features)
+        cut(self.model, choices)
+
+    def _reader(self, member: Member, strength: Tensor) -> Reader:
+        """A layer that reads a group; if unseen its inputs are as strong as `strength` says."""
+        layer: Any = self.model.get_submodule(member.module)
+        positions = _matrix(layer).shape[1] // width(layer, "in")  # of a convolution's kernel
+        features = torch.arange(len(strength) * member.span).view(len(strength), -1) + member.start
+        columns = (features[:, :, None] * positions + torch.arange(positions)).flatten(1)
+        if member.module in self.inputs:
+            return Reader(*self._fitted(member.module), columns)
+        weight = _matrix(layer)
         diagonal = torch.ones(weight.shape[1])
         diagonal[columns] = strength[:, None]
         return Reader(weight, diagonal, columns)
-    if _takes_constant(layer, member.module, norms):
-        assert found.mean is not None
+
+    def _fitted(self, name: str) -> tuple[Tensor, Tensor]:
+        """A layer's weight and second moment, with a column for the constant if it takes one."""
+        weight, seen = _matrix(self.model.get_submodule(name)), self.inputs[name]
+        if not self._takes_constant(name):
+            return weight, seen.moment
+        assert seen.mean is not None
         weight = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)
-        return Reader(weight, with_constant(found.moment, found.mean), columns)
-    return Reader(weight, found.moment, columns)
+        return weight, with_constant(seen.moment, seen.mean)
+
+    def _compensate(self, name: str, features: Sequence[int]) -> None:
+        """Give a layer the weight that fits its outputs best without some of its inputs."""
+        layer: Any = self.model.get_submodule(name)
+        weight, moment = self._fitted(name)
+        constant = self._takes_constant(name)
+        kept = torch.ones(width(layer, "in"), dtype=torch.bool)
+        kept[list(features)] = False
+        kept = kept.repeat_interleave((weight.shape[1] - constant) // len(kept))
+        if constant:
+            kept = torch.cat([kept, torch.ones(1, dtype=torch.bool)])
+        new = compensated(weight, moment, kept, self.damping)
+        matrix = matrix_of(layer, new[:, : new.shape[1] - constant])
+        layer.weight = frozen(matrix.reshape(layer.weight.shape).to(layer.weight.dtype))
+        if constant and layer.bias is not None:
+            layer.bias = frozen((layer.bias + new[:, -1]).to(layer.bias.dtype))
+        elif constant:
+            norm: Any = self.model.get_submodule(self.norms[name])
+            norm.running_mean = norm.running_mean - new[:, -1]
+
+    def _takes_constant(self, name: str) -> bool:
+        layer: Any = self.model.get_submodule(name)
+        return layer.bias is not None or name in self.norms
 
 
 def _strength(model: nn.Module, group: ChannelGroup) -> Tensor:
@@ -146,48 +185,9 @@ def _strength(model: nn.Module, group: ChannelGroup) -> Tensor:
     return normed if normed.any() else total
 
 
-def _compensate(
-    model: nn.Module,
-    name: str,
-    features: Sequence[int],
-    inputs: LayerInputs,
-    damping: float,
-    norms: Mapping[str, str],
-) -> None:
-    """Give a layer the weight that fits its outputs best without some of its inputs."""
-    layer: Any = model.get_submodule(name)
-    weight, moment = _matrix(layer), inputs.moment
-    kept = torch.ones(width(layer, "in"), dtype=torch.bool)
-    kept[list(features)] = False
-    kept = kept.repeat_interleave(weight.shape[1] // len(kept))
-    constant = _takes_constant(layer, name, norms)
-    if constant:
-        assert inputs.mean is not None
-        moment = with_constant(moment, inputs.mean)
-        weight = torch.cat([weight, weight.new_zeros(len(weight), 1)], 1)
-        kept = torch.cat([kept, torch.ones(1, dtype=torch.bool)])
-    new = compensated(weight, moment, kept, damping)
-    change = new[:, -1]
-    new = matrix_of(layer, new[:, :-1] if constant else new).reshape(layer.weight.shape)
-    layer.weight = frozen(new.to(layer.weight.dtype))
-    if constant and layer.bias is not None:
-        layer.bias = frozen((layer.bias + change).to(layer.bias.dtype))
-    elif constant:
-        norm: Any = model.get_submodule(norms[name])
-        norm.running_mean = norm.running_mean - change
-
-
-def _takes_constant(layer: Any, name: str, norms: Mapping[str, str]) -> bool:
-    return layer.bias is not None or name in norms
-
-
 def _matrix(layer: Any) -> Tensor:
     """(out, in * positions) float32; a grouped convolution's with zeros where it doesn't read."""
     weight = matrix_of(layer, layer.weight.detach()).float()
     parts = weight.flatten(1).chunk(getattr(layer, "groups", 1))
     whole: Tensor = torch.block_diag(*parts)
     return whole
-
-
-def _readers(removals: Sequence[tuple[ChannelGroup, int]]) -> list[str]:
-    return list(dict.fromkeys(m.module for group, _ in removals for m in group.on("in")))
