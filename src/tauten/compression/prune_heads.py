@@ -11,7 +11,7 @@ from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.knobs import check_damping, check_fraction
 from tauten.core.technique import ShapingTechnique
 from tauten.models.calibration import CalibrationBatch
-from tauten.models.transformer_groups import Attention, attentions, set_heads, update_configs
+from tauten.models.transformer_groups import Attention, attentions, set_heads, update_sizes
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PruneHeads(ShapingTechnique):
             old, heads, old_kv, kv_heads = sizes.pop()
             counts = {"num_attention_heads": (old, heads)}
             counts["num_key_value_heads"] = old_kv, kv_heads
-            update_configs(model, "head_dim", counts)
+            update_sizes(model, counts, "head_dim")
 
     def _left(self, attention: Attention) -> tuple[int, int]:
         """Heads, and key heads, that are left."""

@@ -11,7 +11,7 @@ from tauten.core.errors import NotApplicableError
 from tauten.core.knobs import check_damping, check_fraction, check_multiple
 from tauten.core.technique import ShapingTechnique
 from tauten.models.calibration import CalibrationBatch
-from tauten.models.transformer_groups import feed_forwards, update_configs
+from tauten.models.transformer_groups import feed_forwards, update_sizes
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ class PruneWidth(ShapingTechnique):
         prune_groups(model, [r for r in removals if r[1]], batches, self.damping)
         sizes = {(group.size, kept[group]) for group in groups}
         if len(sizes) == 1:
-            update_configs(model, "intermediate_size", {"intermediate_size": sizes.pop()})
+            update_sizes(model, {"intermediate_size": sizes.pop()}, "intermediate_size")

@@ -117,22 +117,21 @@ def set_heads(model: nn.Module, attention: Attention, heads: int, kv_heads: int)
             setattr(module, name, new)
 
 
-def update_configs(model: nn.Module, needed: str, changes: dict[str, tuple[int, int]]) -> None:
-    """Write new sizes into the configs of a transformers model that can express them.
+def update_sizes(model: nn.Module, changes: dict[str, tuple[int, int]], needed: str) -> None:
+    """Write new sizes into the configs of a transformers model, and wherever modules copied them.
 
     Args:
         model: Changed in place, in all its layers alike.
-        needed: A field without which a config can't express the change.
         changes: By field the old and the new number.
+        needed: A field without which a config can't express the change; it is then left alone.
     """
     modules: Sequence[Any] = list(model.modules())
     configs = {id(m.config): m.config for m in modules if hasattr(m, "config")}
-    for config in configs.values():
-        if getattr(config, needed, None) is None:
-            continue
+    able = [c for c in configs.values() if getattr(c, needed, None) is not None]
+    for holder in (*able, *modules):
         for name, (old, new) in changes.items():
-            if getattr(config, name, None) == old:
-                setattr(config, name, new)
+            if vars(holder).get(name) == old:
+                setattr(holder, name, new)
 
 
 def _matches(model: nn.Module, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]:
