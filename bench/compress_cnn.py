@@ -4,13 +4,12 @@ Needs the data of Debian's package dataset-fashion-mnist; see bench/cnn.py.
 
     python bench/compress_cnn.py --data fashion/usr/share/datasets/fashion-mnist
 
-The network is trained once, for some minutes, and its weights are kept; then half of all channels
-are pruned, the rest learns for an epoch to answer as the original does, and int8 comes on top.
-Calls are timed in turns. The limits are those of issue 5.
+The network is trained once, for some minutes, and its weights are kept. Then half of all channels
+are pruned, what is left learns to answer as the original does, without labels, and int8 comes on
+top. Calls are timed in turns. The limits are those of issue 5.
 """
 
 import argparse
-import copy
 import json
 import os
 from pathlib import Path
@@ -27,13 +26,12 @@ import tauten
 from tauten.evaluation.latency import compare_latency
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.multiply_adds import MultiplyAdds
-from tauten.models.source import shared_copy
 
 BATCHES = (1, 32)
 LIMIT_POINTS = 1.0
 LIMIT_MULTIPLY_ADDS = 4.0  # fewer by this
 LIMIT_SPEED = {"pruned, healed": 2.0, "pruned, healed, int8": 3.0}
-CALIBRATION_IMAGES = 512
+CALIBRATION_BATCHES = 8  # of 128 images
 
 
 def network(width: int) -> nn.Module:
@@ -45,61 +43,45 @@ def network(width: int) -> nn.Module:
     return nn.Sequential(stem, nn.Sequential(*blocks), *end)
 
 
-def train(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    epochs: int,
-    rate: float,
-    teacher: nn.Module | None = None,
-    batch: int = 128,
-) -> None:
-    """Towards the labels, or the answers of a teacher."""
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int = 128) -> None:
+    """As in bench/cnn.py, in bfloat16."""
     steps = epochs * (len(images) // batch)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     model.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(batch)[: len(images) // batch]:
             x = images[rows]
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x, x.flip(-1))
-            target = labels[rows]
             with torch.autocast("cpu", torch.bfloat16):
-                if teacher is not None:
-                    with torch.no_grad():
-                        target = teacher(x).float().softmax(1)
-                loss = nn.functional.cross_entropy(model(x).float(), target)
+                answers = model(x)
+            loss = nn.functional.cross_entropy(answers.float(), labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    model.eval().requires_grad_(False)
 
 
 def trained(options: argparse.Namespace) -> nn.Module:
     """The network with weights from a file; trained and written there if there is none."""
     model = network(options.width)
     if not options.weights.is_file():
-        train(model, *read_images(options.data, "train"), options.epochs, 4e-3)
+        train(model, *read_images(options.data, "train"), options.epochs)
         safetensors.torch.save_file(model.state_dict(), options.weights)
     model.load_state_dict(safetensors.torch.load_file(options.weights))
-    return model.eval().requires_grad_(False)
+    return model.eval()
 
 
 def compressed(original: nn.Module, options: argparse.Namespace) -> dict[str, nn.Module]:
     """The models to compare, by name."""
-    images, labels = read_images(options.data, "train")
-    seen = images[:CALIBRATION_IMAGES].split(128)
-    pruned = shared_copy(original)
-    batches = [CalibrationBatch((x,), {}) for x in seen]
-    tauten.PruneChannels(0.5, options.by).reshape(pruned, batches)
-    healed = copy.deepcopy(pruned)
-    with torch.enable_grad():
-        train(healed, images, labels, options.heal_epochs, 2e-3, original)
-    data = list(images[:1024].split(128))
-    packed = tauten.quantize(healed, technique=tauten.StaticInt8(), data=data)
+    images, _ = read_images(options.data, "train")
+    batches = list(images.split(128))
+    few = batches[:CALIBRATION_BATCHES]
+    prune = tauten.PruneChannels(0.5, options.by)
+    pruned = tauten.compress(original, technique=prune, data=few)
+    distill = tauten.Distill(steps=options.heal_epochs * len(images) // 64, learning_rate=2e-3)
+    healed = tauten.compress(pruned, technique=distill, teacher=original, data=batches)
+    packed = tauten.quantize(healed, technique=tauten.StaticInt8(), data=few)
     models = {"float32": original, "pruned": pruned, "pruned, healed": healed}
     return models | {"pruned, healed, int8": packed}
 

@@ -9,7 +9,7 @@ from tauten.compression.prune_width import PruneWidth
 from tauten.compression.share_kmeans import ShareKMeans
 from tauten.core.technique import Technique
 
-__all__ = ["Distill", "PruneChannels", "PruneHeads", "PruneWidth", "ShareKMeans", "TECHNIQUES"]
+__all__ = ["TECHNIQUES", "Distill", "PruneChannels", "PruneHeads", "PruneWidth", "ShareKMeans"]
 
 TECHNIQUES: dict[str, type[Technique]] = {
     technique.name: technique

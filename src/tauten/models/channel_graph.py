@@ -5,6 +5,7 @@ that meet an operation whose way with them isn't known keep their number, and so
 and outputs of the model.
 """
 
+import logging
 import math
 import operator
 from dataclasses import dataclass, replace
@@ -15,30 +16,16 @@ from torch import fx, nn
 from tauten.core.errors import InputError
 from tauten.models.batchnorm import NORMS
 from tauten.models.channel_groups import CONVOLUTIONS, LAYERS, ChannelGroup, Member, is_depthwise
+from tauten.models.channelwise import (
+    CHANNELWISE,
+    CHANNELWISE_MODULES,
+    POOLING,
+    POOLING_MODULES,
+    VECTORS,
+)
 from tauten.models.tracing import traced_parts
 
-VECTORS = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
-CHANNELWISE_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh),
-    *(nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
-)
-POOLING_MODULES = (  # they join positions of an image, behind its channels
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d),
-    *(nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d),
-)
-CHANNELWISE = {  # functions and methods alike
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "tanh"),
-    *("sigmoid", "hardswish", "hardsigmoid", "hardtanh", "dropout", "dropout2d", "clamp"),
-    *("contiguous", "clone", "detach", "neg", "add", "add_", "iadd", "sub", "sub_", "isub"),
-    *("mul", "mul_", "imul", "div", "truediv", "itruediv"),
-}
-POOLING = {
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("adaptive_max_pool2d", "interpolate"),
-}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +83,8 @@ def channel_graph(model: nn.Module) -> ChannelGraph:
             f"together: {failures[0]}. Write that without control flow on tensors, or use "
             "prune_width and prune_heads, which know transformers by their layers"
         )
+    if failures:
+        _log.warning("channels are known only in parts: %s can't be traced", failures[0])
     return ChannelGraph(tuple(groups), norms)
 
 
