@@ -142,6 +142,8 @@ def test_widths_are_multiples() -> None:
 def test_what_cannot_be_narrowed_is_refused() -> None:
     with pytest.raises(NotApplicableError, match="multiple=32"):
         pruned(tiny_mlp(), PruneChannels(0.5, multiple=32))
+    with pytest.raises(NotApplicableError, match=r"\[20\] channels.*multiple=32"):
+        pruned(tiny_mlp(), PruneChannels(0.5, "importance", 32), torch.randn(2, 10))
     with pytest.raises(NotApplicableError, match="no channels to prune"):
         pruned(nn.Sequential(nn.Linear(3, 3)), PruneChannels())
 

@@ -33,7 +33,8 @@ class PruneChannels(ShapingTechnique):
         by: `layer` takes the same fraction of each group; `importance`, which needs data, takes
             channels where least is lost for each multiply-add saved, until no more than
             (1 - fraction)^2 of the multiply-adds are left.
-        multiple: Channels left are a multiple of it, as kernels like them; 1 for exact fractions.
+        multiple: Channels left by `layer`, and those taken by `importance`, are a multiple of it:
+            kernels like 8; 1 for exact fractions.
         damping: Added to second moments' diagonals, relative to their means.
     """
 
@@ -66,12 +67,7 @@ class PruneChannels(ShapingTechnique):
             kept = kept_channels(group.size, self.fraction, self.multiple, group.parts)
             if kept < group.size:
                 removals.append((group, group.size - kept))
-        if not removals:
-            sizes = sorted({group.size for group in graph.groups})
-            raise NotApplicableError(
-                f"no channels to prune: groups of {sizes or 'no'} channels stay as they are with "
-                f"fraction={self.fraction} and multiple={self.multiple}"
-            )
+        self._check_some(removals, graph)
         prune_groups(model, removals, batches, self.damping, graph.norms)
 
     def _prune_by_importance(
@@ -81,6 +77,7 @@ class PruneChannels(ShapingTechnique):
             raise InputError("prune_channels: by=importance needs data; pass some, or by=layer")
         steps = [self.multiple * group.parts for group in graph.groups]
         pairs = [(g, step) for g, step in zip(graph.groups, steps, strict=True) if step < g.size]
+        self._check_some(pairs, graph)
         groups = [group for group, _ in pairs]
         cost = MultiplyAdds(model, batches[0])
         pruning = Pruning(model, observed(model, groups, batches), self.damping, graph.norms)
@@ -93,3 +90,11 @@ class PruneChannels(ShapingTechnique):
         )
         orders = [removal.order[:count] for removal, count in zip(found, counts, strict=True)]
         pruning.remove(list(zip(groups, orders, strict=True)))
+
+    def _check_some(self, found: Sequence[Any], graph: ChannelGraph) -> None:
+        if not found:
+            sizes = sorted({group.size for group in graph.groups})
+            raise NotApplicableError(
+                f"no channels to prune: groups of {sizes or 'no'} channels stay as they are with "
+                f"fraction={self.fraction} and multiple={self.multiple}"
+            )
