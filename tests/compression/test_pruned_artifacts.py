@@ -32,6 +32,14 @@ def test_networks_round_trip(tmp_path: Path, more: tuple[tauten.StaticInt8, ...]
     assert len(loaded[1][0].conv1.weight) == 8
 
 
+def test_models_in_training_do_not_learn_from_calibration_data() -> None:
+    model = tiny_cnn().train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    made = tauten.compress(model, technique=PruneChannels(0.5, multiple=4), data=[IMAGES])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert model.training and not made.training
+
+
 @pytest.mark.parametrize("technique", [PruneWidth(0.5, 16), PruneHeads(0.5)], ids=str)
 def test_llamas_load_with_transformers_alone(tmp_path: Path, technique: ShapingTechnique) -> None:
     tiny_llama().save_pretrained(tmp_path / "in")

@@ -185,7 +185,7 @@ class _Builder:
         """Remember a batch norm that alone takes a layer's outputs."""
         before = node.all_input_nodes[0]
         alone = before.op == "call_module" and len(before.users) == 1
-        if isinstance(module, NORMS) and alone:
+        if isinstance(module, NORMS) and module.running_mean is not None and alone:
             layer = self._root.get_submodule(str(before.target))
             if type(layer) in LAYERS:
                 self.norms[f"{self._prefix}{before.target}"] = name
