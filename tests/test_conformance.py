@@ -45,6 +45,9 @@ TABLE: dict[str, tuple[WeightTechnique, float]] = {
 # The same for techniques that reshape: settings, and the models that they are for.
 SHAPINGS: dict[str, tuple[ShapingTechnique, set[str]]] = {
     "prune_depth": (tauten.PruneDepth(count=1), {"llama", "gpt2", "bert", "cnn", "attention"}),
+    "prune_channels": (tauten.PruneChannels(0.5, multiple=1), {"cnn"}),
+    "prune_width": (tauten.PruneWidth(0.5, multiple=1), {"llama", "bert"}),
+    "prune_heads": (tauten.PruneHeads(0.5), {"llama", "bert"}),
     "share_layers": (tauten.ShareLayers(count=1), {"llama", "gpt2", "bert", "cnn", "attention"}),
 }
 # They train packed blocks or whole models; tested in files of their own.

@@ -41,3 +41,15 @@ def check_sparsity(technique: str, sparsity: float, pattern: str) -> None:
         raise InputError(f"{technique}: sparsity={sparsity}: expected above 0, below 1")
     if pattern == "2:4" and sparsity != 0.5:
         raise InputError(f"{technique}: sparsity={sparsity}: pattern 2:4 is 0.5, leave it at that")
+
+
+def check_fraction(technique: str, fraction: float) -> None:
+    """Refuse what leaves nothing to remove or nothing to keep."""
+    if not 0 < fraction < 1:
+        raise InputError(f"{technique}: fraction={fraction}: expected between 0 and 1")
+
+
+def check_multiple(technique: str, multiple: int) -> None:
+    """Refuse anything but positive integers."""
+    if not isinstance(multiple, int) or multiple < 1:
+        raise InputError(f"{technique}: multiple={multiple}: expected a positive integer")

@@ -99,7 +99,7 @@ def _take_step(
         )
     if isinstance(technique, TuningTechnique):
         model = copy.deepcopy(model)  # it may share tensors with the original
-    before = outline(model)
+    before = outline(model.eval())  # batch norms would learn from calibration data
     if isinstance(technique, ShapingTechnique):
         technique.reshape(model, trainer.calibration)
     else:

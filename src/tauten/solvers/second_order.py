@@ -70,6 +70,24 @@ def damped(moment: Tensor, damping: float) -> Tensor:
     return copy
 
 
+def damped_cholesky(moment: Tensor, damping: float) -> Tensor:
+    """Lower Cholesky factor of H with as much damping as it takes.
+
+    Args:
+        moment: As for `curvature`.
+        damping: As for `curvature`.
+    Raises:
+        NotApplicableError: No damping helps.
+    """
+    while damping <= MOST_DAMPING:
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(damped(moment, damping))
+        if not failed and bool(lower.isfinite().all()):
+            return lower
+        damping *= 10
+    raise NotApplicableError("the second moment of a layer's inputs can't be factorized")
+
+
 def sweep(
     weight: Tensor,
     curve: Curvature,
