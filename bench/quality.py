@@ -53,6 +53,7 @@ CONTENDERS = {  # name: file of `quantizers` and the method that it is asked for
     "llm-compressor GPTQ": ("llm_compressor", "gptq"),
     "llm-compressor GPTQ, MSE": ("llm_compressor", "gptq mse"),
     "AutoRound, 200 iterations": ("auto_round", "200"),
+    "AutoRound, 50 iterations": ("auto_round", "50"),
     "AutoRound, 20 iterations": ("auto_round", "20"),
     "llm-compressor AWQ": ("llm_compressor", "awq"),
 }
@@ -72,7 +73,7 @@ SHARERS = {  # a codebook a row
     "codebook": (OURS, "codebook"),
 }
 ALL = CONTENDERS | PRUNERS | SHARERS
-ON_DEMAND = ("AutoRound, 20 iterations", "llm-compressor AWQ")
+ON_DEMAND = ("AutoRound, 50 iterations", "AutoRound, 20 iterations", "llm-compressor AWQ")
 BUSY = 0.9  # of a thread's time that it computed; below, others took the processor
 
 
