@@ -11,6 +11,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import encoder
+import healing
 import pruning
 import sharing
 import torch
@@ -18,6 +20,8 @@ import torch
 SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pruning": pruning.show,
     "sharing": sharing.show,
+    "healing": healing.show,
+    "encoder": encoder.show,
 }
 
 

@@ -18,7 +18,7 @@ def names(recipe: Recipe) -> list[str]:
     return [step.technique.name for step in recipe.steps]
 
 
-def choose(model: Any = None, bits: int | None = 3, has_data: bool = True, **options: Any) -> Any:
+def choose(model: Any = None, bits: int | None = 2, has_data: bool = True, **options: Any) -> Any:
     source = open_source(model or tiny_llama())
     return choose_recipe(source, bits, None, "*", has_data, **options)
 
@@ -29,7 +29,7 @@ def test_bits_data_and_kind_of_model_decide() -> None:
     assert names(choose(bits=1, has_data=False)) == ["binary"]
     assert names(choose(bits=1)) == ["binary", "tune_scales"]
     assert names(choose()) == ["kquant", "tune_scales"]
-    assert names(choose(bits=5)) == ["kquant"]
+    assert names(choose(bits=3)) == ["kquant"]
     assert names(choose(tiny_mlp())) == ["kquant"], "only language models are tuned"
 
 
@@ -58,11 +58,11 @@ def test_quantize_applies_the_choice_and_the_log_says_which(
     model = tiny_llama()
     data = [torch.randint(0, 256, (4, 20), generator=torch.Generator().manual_seed(0))]
     with caplog.at_level(logging.INFO, "tauten"):
-        packed = tauten.quantize(model, bits=3, data=data)
+        packed = tauten.quantize(model, bits=2, data=data)
     assert "quantizing by kquant" in caplog.text and "tune_scales" in caplog.text
     weights = [module.packed for _, module in packed_modules(packed)]
-    assert weights and all(weight.bits == 3 for weight in weights)
-    plain = tauten.quantize(model, bits=3, technique="gptq", data=data)
+    assert weights and all(weight.bits == 2 for weight in weights)
+    plain = tauten.quantize(model, bits=2, technique="kquant", data=data)
     assert not torch.equal(packed.model.norm.weight, plain.model.norm.weight)
 
 
