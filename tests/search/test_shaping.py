@@ -113,6 +113,20 @@ def test_what_a_configuration_can_say_loads_with_transformers_alone(
     assert (out / "tokenizer.json").is_file()
 
 
+def test_marks_that_reading_left_on_a_model_say_nothing_of_its_shape(folder: Path) -> None:
+    source, out = open_source(folder), folder.with_name("out")
+    build = source.skeleton
+
+    def marked() -> nn.Module:
+        model: Any = build()
+        model.was_quantized = True
+        return model
+
+    source.skeleton = marked
+    run_recipe(source, Recipe.of(FirstOut()), render_html, out, load=False)
+    assert manifest(out)["structure"] == []
+
+
 def test_what_no_configuration_can_say_stands_in_the_manifest(folder: Path) -> None:
     out = folder.with_name("out")
     recipe = Recipe.of(FirstOut(), Uneven())

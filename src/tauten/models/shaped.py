@@ -96,8 +96,11 @@ def with_plain_config(original: Source, reshaped: Source) -> Source:
         original.save_companions(folder)
         if not (folder / CONFIG).is_file():
             return reshaped
-        model = reshaped.skeleton()
-        changes = changed_config(config_of(original.skeleton()), config_of(model))
+        # Both from the file: what a GGUF was read into has marks of that besides.
+        plain = huggingface.skeleton_builder(huggingface.read_config(folder), folder)
+        file_source = dataclasses.replace(original, skeleton=plain, structure=())
+        model = reshaped_source(file_source, reshaped.structure).skeleton()
+        changes = changed_config(config_of(plain()), config_of(model))
         _patch(folder / CONFIG, changes)
         try:
             build = huggingface.skeleton_builder(huggingface.read_config(folder), folder)
