@@ -34,7 +34,7 @@ def main() -> None:
         "--folder", type=Path, default=Path("bench/results/work/quality"), help="models and peers"
     )
     parser.add_argument(
-        "--finetune", type=int, default=0, metavar="STEPS", help="on a copy trained so long"
+        "--rescaled", action="store_true", help="on a copy off the lattice of its file"
     )
     parser.add_argument("--results", type=Path, default=Path("bench/results"), help="JSON files")
     parser.add_argument("--only", nargs="+", default=[], help="contenders; by default all")

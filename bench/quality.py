@@ -7,7 +7,7 @@ divergence of the predictions from the original's, KL(original || quantized) at 
 Differences to the best peer are paired by window. A row that is in the JSON file isn't run again.
 
 The weights of SmolLM2 come from a Q4_1 file and lie on its lattice, which flatters whoever finds
-it at 4 bits: `--finetune 300` runs the rows on a copy that was moved off it by training.
+it: `--rescaled` runs the rows on a copy that computes the same off that lattice.
 
     python bench/quality.py --install    # environments and model, once
     python bench/quality.py              # minutes a row; AWQ takes more than half an hour, see -h
@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 import transformers
-from finetune import finetuned, lattice_distance
 from judge import Judge
 from originals import original
+from rescale import lattice_distance, rescaled
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -136,7 +136,7 @@ def quantize(run: Run, model: Path, folder: Path) -> Path:
 
 def measure(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each run, from quantizing to judging."""
-    model = prepared(options.folder, options.finetune)
+    model = prepared(options.folder, options.rescaled)
     judge = Judge(model, load_file(options.folder / "texts/tokens.safetensors")["evaluation"])
     distance = lattice_distance(model)
     for run in runs:
@@ -154,12 +154,12 @@ def measure(runs: list[Run], options: argparse.Namespace) -> Iterator[dict[str, 
         shutil.rmtree(out)
 
 
-def prepared(folder: Path, steps: int) -> Path:
+def prepared(folder: Path, off_lattice: bool) -> Path:
     """The model to quantize, with the texts for it."""
     model = original(MODEL, folder / "models")
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    file = tokens(folder / "texts", tokenizer)
-    return finetuned(model, load_file(file)["training"], steps) if steps else model
+    tokens(folder / "texts", tokenizer)
+    return rescaled(model) if off_lattice else model
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -246,7 +246,7 @@ def arguments() -> argparse.Namespace:
         help=f"only when named: {'; '.join(ON_DEMAND)}",
     )
     parser.add_argument(
-        "--finetune", type=int, default=0, metavar="STEPS", help="on a copy trained so long"
+        "--rescaled", action="store_true", help="on a copy off the lattice of its file"
     )
     parser.add_argument("--out", type=Path, default=Path("bench/results/quality.json"))
     options = parser.parse_args()
@@ -259,7 +259,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     if options.install:
-        prepared(options.folder, options.finetune)
+        prepared(options.folder, options.rescaled)
         return install(options.folder)
     sizes = itertools.product(options.contenders, options.bits, options.group_sizes)
     collect(sizes, options)
@@ -270,9 +270,9 @@ def collect(wanted: Iterable[tuple[str, int, int]], options: argparse.Namespace)
 
     Args:
         wanted: Contender, bits and group size of each.
-        options: With `folder`, `finetune` and `out`.
+        options: With `folder`, `rescaled` and `out`.
     """
-    name = f"{MODEL} finetuned {options.finetune}" if options.finetune else MODEL
+    name = f"{MODEL} rescaled" if options.rescaled else MODEL
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     rows = [row for row in rows if "error" not in row]  # these are tried again
     done = {Run(*(row[key] for key in Run.__dataclass_fields__)) for row in rows}
