@@ -1,5 +1,6 @@
 """The calls that users make. They check arguments and hand over; nothing is decided here."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -20,6 +21,7 @@ from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe, run_search
 
+_log = logging.getLogger(__name__)
 ModelLike = str | os.PathLike[str] | nn.Module | Source
 TECHNIQUES: dict[str, type[Technique]] = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
 
@@ -82,8 +84,9 @@ def quantization_technique(name: str, bits: int | None, group_size: int | None) 
 def compress(
     model: ModelLike,
     *,
-    technique: str | Technique | Recipe = "share_kmeans",
+    technique: str | Technique | Recipe | None = None,
     data: Any = None,
+    goal: Goal | None = None,
     teacher: ModelLike | None = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
@@ -92,11 +95,15 @@ def compress(
 ) -> nn.Module:
     """Make a model smaller; by default fewer distinct weights, within a 1% error of every tensor.
 
+    With a goal it is `optimize` over the techniques of compression: sharing, pruning, and smaller
+    architectures that are then healed. The log says how the result compares with the goal.
+
     Args:
         model: As for `quantize`.
         technique: Name or instance, such as `tauten.ShareKMeans(max_error=0.02)`, or a recipe of
-            several.
-        data: Text or tensor batches as for `optimize`, all of which may be looked at.
+            several; by default `share_kmeans`.
+        data: Text or tensor batches as for `optimize`; without a goal all may be looked at.
+        goal: What the result must keep, measured on the data; takes the place of a technique.
         teacher: For techniques that train: the model to imitate, of the same kinds of inputs and
             outputs. By default the model as it is given.
         where: Pattern of the layers to compress.
@@ -108,11 +115,35 @@ def compress(
     Raises:
         InputError: An argument or the model doesn't serve; nothing is written.
     """
+    if goal is not None:
+        if technique is not None or teacher is not None or knobs or where != "*":
+            raise InputError("a goal chooses techniques: give either, and no knobs beside a goal")
+        if data is None:
+            raise InputError("a goal is measured on data: pass data=...")
+        return _compressed_to(model, data, goal, out, entropy_coding)
     path = _checked_out(out, entropy_coding)
-    recipe = compression_recipe(technique, where, knobs)
+    recipe = compression_recipe(technique or "share_kmeans", where, knobs)
     recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
     original = None if teacher is None else open_source(teacher)
     return _apply(open_source(model), recipe, path, data, original)
+
+
+def _compressed_to(
+    model: ModelLike,
+    data: Any,
+    goal: Goal,
+    out: str | os.PathLike[str] | None,
+    entropy_coding: bool,
+) -> nn.Module:
+    result = optimize(
+        model, data, goal, pillars=("compress",), out=out, entropy_coding=entropy_coding
+    )
+    _log.info("compressed by %s: %s", result.recipe, result.reason)
+    if result.model is not None:
+        return result.model
+    if out is None:
+        raise InputError("the model doesn't fit memory whole: pass out=FOLDER")
+    return load(out)
 
 
 def compression_recipe(

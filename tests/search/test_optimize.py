@@ -149,7 +149,9 @@ def labelled_images(count: int = 200) -> list[tuple[torch.Tensor, torch.Tensor]]
     return [(images[i : i + 50], labels[i : i + 50]) for i in range(0, count, 50)]
 
 
-def test_classifier_by_accuracy() -> None:
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    """A network that has learned what `labelled_images` show."""
     data, model = labelled_images(), tiny_cnn().train()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(25):
@@ -157,11 +159,40 @@ def test_classifier_by_accuracy() -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-    result = tauten.optimize(model.eval(), data, tauten.Goal(max_drop=0.2))
+    return model.eval()
+
+
+def test_classifier_by_accuracy(classifier: nn.Module) -> None:
+    data = labelled_images()
+    result = tauten.optimize(classifier, data, tauten.Goal(max_drop=0.2))
     assert result.test.metric == "accuracy" and result.test.original > 0.8
     assert result.certified
     with torch.no_grad():
         assert result.model(data[0][0]).shape == (50, 4)
+
+
+def test_compression_alone_also_tries_pruning_and_narrower_networks(
+    classifier: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, goal = labelled_images(), tauten.Goal(max_drop=0.2)
+    result = tauten.optimize(classifier, data, goal, pillars=("compress",))
+    tried = {step.technique.name for trial in result.trials for step in trial.recipe.steps}
+    assert tried == {"share_kmeans", "prune_sparsegpt", "prune_channels", "distill"}
+    failed = [trial.error for trial in result.trials if trial.measurement is None]
+    assert len(failed) == 1 and "no channels to prune" in failed[0], "16 less a quarter is 8 or 16"
+    with caplog.at_level("INFO", "tauten"):
+        small = tauten.compress(classifier, data=data, goal=goal)
+    assert f"compressed by {result.recipe}: {result.reason}" in caplog.text
+    with torch.no_grad():
+        assert torch.equal(small(data[0][0]), result.model(data[0][0]))
+
+
+def test_a_goal_beside_a_technique_or_without_data_is_refused(classifier: nn.Module) -> None:
+    goal = tauten.Goal(max_drop=0.2)
+    with pytest.raises(InputError, match="either"):
+        tauten.compress(classifier, technique="prune_channels", data=labelled_images(), goal=goal)
+    with pytest.raises(InputError, match="data"):
+        tauten.compress(classifier, goal=goal)
 
 
 def test_unlabelled_data_is_measured_by_similarity() -> None:

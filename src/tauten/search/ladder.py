@@ -1,10 +1,21 @@
 """Recipes from the gentlest to the boldest: what the loop tries, in this order."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from tauten.compression import ShareKMeans
+from torch import nn
+
+from tauten.compression import (
+    Distill,
+    PruneChannels,
+    PruneDepth,
+    PruneSparseGPT,
+    PruneWidth,
+    ShareKMeans,
+)
 from tauten.core.recipe import Recipe, Step
-from tauten.core.technique import WeightTechnique
+from tauten.core.technique import Technique, WeightTechnique
+from tauten.evaluation.task import is_language_model
 from tauten.models.structure import Structure
 from tauten.quantization import RTN, Int8
 
@@ -21,12 +32,60 @@ QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     (RTN(3, 32), RTN(4, 32)),
     (RTN(2, 32), RTN(3, 32)),
 )
-COMPRESSION = (
+SHARING: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     (ShareKMeans(bits=8), ShareKMeans(bits=8)),
     (ShareKMeans(bits=5), ShareKMeans(bits=8)),
     (ShareKMeans(bits=4), ShareKMeans(bits=6)),
 )
-BY_PILLAR = {"quantize": QUANTIZATION, "compress": COMPRESSION}
+PRUNING: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
+    (PruneSparseGPT(0.5), ShareKMeans(bits=8)),
+    (PruneSparseGPT(0.5, bits=4), ShareKMeans(bits=8)),
+)
+BY_PILLAR = {"quantize": QUANTIZATION, "compress": SHARING}
+HEALING = Distill(steps=64)
+HEALING_NARROWED = Distill(steps=256, learning_rate=2e-3)  # networks that train in fewer examples
+HEALING_ENCODER = Distill("hidden", steps=64)
+# Smaller models of plain layers, by what they are; their trials take minutes, as they are trained.
+SMALLER: dict[str, tuple[tuple[Technique, ...], ...]] = {
+    "decoder": (
+        (PruneWidth(0.25), HEALING),
+        (PruneDepth(0.1), HEALING),
+        (PruneDepth(0.25), HEALING),
+    ),
+    "encoder": ((PruneDepth(0.25), HEALING_ENCODER), (PruneDepth(0.5), HEALING_ENCODER)),
+    "convolutions": (
+        (PruneChannels(0.25), HEALING_NARROWED),
+        (PruneChannels(0.5), HEALING_NARROWED),
+    ),
+    "other": (),
+}
+
+
+def ladders(model: nn.Module, structure: Structure, pillars: Sequence[str]) -> list[list[Recipe]]:
+    """What a run over some pillars tries, a ladder after the other.
+
+    Pruning and smaller architectures take minutes a trial; they are tried where compression is
+    all that is asked for.
+
+    Args:
+        model: A skeleton.
+        structure: Of the model.
+        pillars: Some of `quantize` and `compress`.
+    """
+    found = [ladder(structure, pillar) for pillar in pillars]
+    if tuple(pillars) == ("compress",):
+        found.append(_in_and_outside(structure, PRUNING))
+        found.append([Recipe.of(*techniques) for techniques in SMALLER[_kind(model, structure)]])
+    return found
+
+
+def _kind(model: nn.Module, structure: Structure) -> str:
+    if is_language_model(model):
+        return "decoder"
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return "convolutions"
+    is_encoder = hasattr(model, "config") and len(structure.blocks) > 1
+    return "encoder" if is_encoder else "other"
 
 
 def ladder(structure: Structure, pillar: str) -> list[Recipe]:
@@ -36,9 +95,15 @@ def ladder(structure: Structure, pillar: str) -> list[Recipe]:
         structure: Tells which layers lie inside blocks.
         pillar: `quantize` or `compress`.
     """
+    return _in_and_outside(structure, BY_PILLAR[pillar])
+
+
+def _in_and_outside(
+    structure: Structure, pairs: Sequence[tuple[WeightTechnique, WeightTechnique]]
+) -> list[Recipe]:
     inside = block_pattern(structure)
     recipes = []
-    for in_blocks, outside in BY_PILLAR[pillar]:
+    for in_blocks, outside in pairs:
         if not inside or in_blocks == outside:
             recipe = Recipe.of(in_blocks)
         else:

@@ -29,7 +29,7 @@ from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
 from tauten.search.forecast import Forecast, forecast
-from tauten.search.ladder import ladder
+from tauten.search.ladder import ladders
 from tauten.search.loop import ORIGINAL, Search
 from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
 from tauten.search.shaping import shape_in_memory
@@ -56,11 +56,11 @@ def run_search(
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     task = make_task(source, skeleton, data, metric, seed, max_tokens)
-    ladders = [
-        [replace(recipe, entropy_coding=entropy_coding) for recipe in ladder(structure, pillar)]
-        for pillar in pillars
+    to_try = [
+        [replace(recipe, entropy_coding=entropy_coding) for recipe in recipes]
+        for recipes in ladders(skeleton, structure, pillars)
     ]
-    recipes = [recipe for recipes in ladders for recipe in recipes]
+    recipes = [recipe for recipes in to_try for recipe in recipes]
     tokens = task.tokens.get("development", task.documents["development"])
     needs = forecast(source, skeleton, structure, len(recipes), tokens, goal)
     announce(needs)
@@ -77,7 +77,7 @@ def run_search(
         calibration = calibration_batches(task.splits.calibration, skeleton)
         workspace = Workspace(folder, source, structure, run, calibration)
         search = Search(workspace, task, goal, needs.stream)
-        chosen = search.run(ladders)
+        chosen = search.run(to_try)
         if chosen is None:
             reasons = sorted({trial.error for trial in search.trials})
             raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
