@@ -45,9 +45,9 @@ def test_too_little_time_or_memory_gives_a_cheaper_one(monkeypatch: pytest.Monke
     monkeypatch.setattr("tauten.search.choice.operations_per_s", lambda: 1e12)
     weights = sum(p.numel() for p in tiny_llama().parameters())
     pass_s = 2 * weights * 32768 / 1e12
-    assert names(choose(max_time_s=7.9 * pass_s)) == ["rtn"]
-    assert names(choose(max_time_s=8.1 * pass_s)) == ["kquant"]
-    assert names(choose(max_time_s=13.1 * pass_s)) == ["kquant", "tune_scales"]
+    assert names(choose(max_time_s=2.9 * pass_s)) == ["rtn"]
+    assert names(choose(max_time_s=3.1 * pass_s)) == ["kquant"]
+    assert names(choose(max_time_s=7.1 * pass_s)) == ["kquant", "tune_scales"]
     monkeypatch.setattr("tauten.search.choice.available_memory_bytes", lambda: 15 * weights)
     assert names(choose()) == ["kquant"]
 

@@ -16,7 +16,7 @@ from tauten.search.forecast import available_memory_bytes, operations_per_s
 MOST_TUNED_BITS = 2
 TRAINING_BYTES = 16  # a weight, measured: original, dequantized, its gradient, codes, logits
 # Passes over the calibration tokens, in products with every weight, measured on SmolLM2-135M.
-GPTQ_PASSES, TUNING_PASSES = 8, 5
+CALIBRATION_PASSES, TUNING_PASSES = 3, 4
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +49,7 @@ def choose_recipe(
     weights = sum(p.numel() for p in model.parameters())
     pass_s = 2 * weights * CALIBRATION_TOKENS / operations_per_s()
     allowed_s = float("inf") if max_time_s is None else max_time_s
-    if GPTQ_PASSES * pass_s > allowed_s:
+    if CALIBRATION_PASSES * pass_s > allowed_s:
         return _say("calibration would take too long", Step(RTN(**knobs), where))
     step = Step(_best(**knobs), where)
     if knobs["bits"] > MOST_TUNED_BITS:
@@ -58,7 +58,7 @@ def choose_recipe(
         return _say("data is at hand; only language models are tuned", step)
     if TRAINING_BYTES * weights > available_memory_bytes():
         return _say("data is at hand, but memory for tuning isn't", step)
-    if (GPTQ_PASSES + TUNING_PASSES) * pass_s > allowed_s:
+    if (CALIBRATION_PASSES + TUNING_PASSES) * pass_s > allowed_s:
         return _say("data is at hand, but tuning would take too long", step)
     return _say("data, memory and time are at hand", step, Step(TuneScales()))
 
