@@ -1,13 +1,16 @@
 """Tiny language models of every family that the native decoder knows, with packed weights."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
+from tauten.formats.packed import PackedWeight
 from tauten.models.decoding import decoder_for
 from tauten.models.packing import packed_layer, replace_modules
 from tauten.runtime.decoder import Decoder
@@ -56,23 +59,45 @@ def random_packed(matrix: Tensor, bits: int, group_size: int, zero_kind: str) ->
     return IntegerWeight.from_codes((rows, columns), bits, group_size, codes, scale.half(), zero)
 
 
+def random_codebook(matrix: Tensor, bits: int, book_rows: int) -> CodebookWeight:
+    """As `random_packed`; `book_rows` is 0 for one book."""
+    rows, columns = matrix.shape
+    books = torch.randn(-(-rows // (book_rows or rows)), 2**bits) / columns**0.5
+    codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+    return CodebookWeight.from_codes((rows, columns), bits, codes, books.half(), book_rows)
+
+
 def packed_model(
-    family: str = "llama", bits: int = 4, activation: str = "float", group_size: int = 32
+    family: str = "llama",
+    bits: int = 4,
+    activation: str = "float",
+    group_size: int = 32,
+    kinds: Sequence[str | int] = ("none", "integer", "float"),
 ) -> Any:
+    """A model of integer weights and codebooks.
+
+    `kinds` are dealt out to its layers in turn: of an integer weight's zero, or the rows of a
+    codebook (0 for one book).
+    """
     torch.manual_seed(bits)
     name, options = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **options})
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    zeros = itertools.cycle(("none", "integer", "float"))
-    new, of_weight = {}, {}
+    kind_of_next = itertools.cycle(kinds)
+    new: dict[nn.Module, nn.Module] = {}
+    of_weight: dict[int, PackedWeight] = {}
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.normal_(module.bias)
         if isinstance(module, nn.Linear | nn.Embedding):
             weight = module.weight
             if id(weight) not in of_weight:
-                packed = random_packed(weight.detach(), bits, group_size, next(zeros))
-                of_weight[id(weight)] = packed
+                kind = next(kind_of_next)
+                of_weight[id(weight)] = (
+                    random_codebook(weight, bits, kind)
+                    if isinstance(kind, int)
+                    else random_packed(weight, bits, group_size, kind)
+                )
             new[module] = packed_layer(module, of_weight[id(weight)], activation)
         elif "RMSNorm" in type(module).__name__:
             nn.init.uniform_(module.weight, 0.5, 1.5)

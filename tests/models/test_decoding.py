@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from packed_decoders import SIZES, packed_model, random_packed
+from packed_decoders import SIZES, packed_model, random_codebook, random_packed
 from torch import nn
 
 from tauten.models.decoding import decoder_for
@@ -51,6 +51,12 @@ def change_groups(model: Any) -> None:
     head.packed = random_packed(head.weight, 4, 48, "none")
 
 
+def change_to_wide_book(model: Any) -> None:
+    """No kernel looks into books of 5 bits."""
+    head = model.lm_head
+    head.packed = random_codebook(head.weight, 5, 1)
+
+
 def change_heads(model: Any) -> None:
     attention = model.model.layers[1].self_attn
     attention.k_proj.packed = random_packed(torch.empty(12, 72), 4, 32, "none")
@@ -66,6 +72,7 @@ def change_heads(model: Any) -> None:
         change_module,
         change_linear,
         change_groups,
+        change_to_wide_book,
         change_heads,
     ],
     ids=lambda change: change.__name__,

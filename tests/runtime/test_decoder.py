@@ -47,38 +47,61 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_float_logits_and_tokens_equal_the_eager_model(instruction_set: str, family: str) -> None:
-    for bits, group_size in ((8, 0), (4, 32), (3, 64)):
-        model = packed_model(family, bits, "float", group_size)
-        decoder = built(model)
-        for length in (1, 2, 17):
-            ids = torch.arange(length) * 7 % SIZES["vocab_size"]
-            decoder.reset()
-            expected = eager_logits(model, ids)
-            assert relative_error(decoder.prefill(ids), expected[-1]) < 1e-5
-            assert continued(decoder, ids, 20) == greedy(model, ids, 20)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_int8_follows_the_eager_model(instruction_set: str, family: str) -> None:
+def assert_follows_in_int8(model: Any) -> None:
     """A last digit can flip the rounding of an activation, in the eager model too.
 
     So logits are less close than in float, and the greedy token is one that the eager model, after
     the same text, scores as high as the best within that noise.
     """
+    decoder = built(model)
+    for length in (1, 2, 17):
+        ids = torch.arange(length) * 5
+        decoder.reset()
+        found = decoder.prefill(ids)
+        text = torch.cat([ids, torch.tensor(continued(decoder, ids, 20))])
+        expected = eager_logits(model, text)[length - 1 : -1]
+        assert relative_error(found, expected[0]) < 1e-2
+        chosen = expected.gather(1, text[length:, None])[:, 0]
+        assert (expected.amax(1) - chosen <= 2e-2 * expected.std(1)).all()
+
+
+def assert_equals_in_float(model: Any) -> None:
+    decoder = built(model)
+    for length in (1, 2, 17):
+        ids = torch.arange(length) * 7 % SIZES["vocab_size"]
+        decoder.reset()
+        expected = eager_logits(model, ids)
+        assert relative_error(decoder.prefill(ids), expected[-1]) < 1e-5
+        assert continued(decoder, ids, 20) == greedy(model, ids, 20)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_logits_and_tokens_equal_the_eager_model(instruction_set: str, family: str) -> None:
+    for bits, group_size in ((8, 0), (4, 32), (3, 64)):
+        assert_equals_in_float(packed_model(family, bits, "float", group_size))
+
+
+# `kinds` as in packed_model: one book a tensor, a row or some rows, alone and beside integers.
+@pytest.mark.parametrize(
+    ("bits", "family", "group_size", "kinds"),
+    [
+        (4, "qwen3", 0, (0,)),
+        (4, "llama", 0, (1,)),
+        (3, "qwen3", 32, (5, "integer", 0, 1, "none")),
+        (2, "qwen2", 0, (1, "none", 0)),
+    ],
+)
+def test_codebooks_follow_the_eager_model(
+    instruction_set: str, bits: int, family: str, group_size: int, kinds: tuple[str | int, ...]
+) -> None:
+    assert_equals_in_float(packed_model(family, bits, "float", group_size, kinds))
+    assert_follows_in_int8(packed_model(family, bits, "int8", group_size, kinds))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_int8_follows_the_eager_model(instruction_set: str, family: str) -> None:
     for bits in (8, 4, 3):
-        model = packed_model(family, bits, "int8")
-        decoder = built(model)
-        for length in (1, 2, 17):
-            ids = torch.arange(length) * 5
-            decoder.reset()
-            found = decoder.prefill(ids)
-            text = torch.cat([ids, torch.tensor(continued(decoder, ids, 20))])
-            expected = eager_logits(model, text)[length - 1 : -1]
-            assert relative_error(found, expected[0]) < 1e-2
-            chosen = expected.gather(1, text[length:, None])[:, 0]
-            assert (expected.amax(1) - chosen <= 2e-2 * expected.std(1)).all()
+        assert_follows_in_int8(packed_model(family, bits, "int8"))
 
 
 def test_chunks_continue_the_cache(instruction_set: str) -> None:

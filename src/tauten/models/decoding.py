@@ -12,11 +12,10 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from tauten.core.errors import InputError
-from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
 from tauten.runtime import kernels
 from tauten.runtime.decoder import Decoder
-from tauten.runtime.decoder_layout import DecoderShape, LayerWeights, Linear
+from tauten.runtime.decoder_layout import DecoderShape, DecoderWeight, LayerWeights, Linear
 from tauten.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
 
 ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -29,8 +28,8 @@ def decoder_for(model: nn.Module) -> Decoder | None:
     """A native decoder with a model's own weights, None where only transformers computes it.
 
     It needs one of `ARCHITECTURES`, built of that architecture's own modules in float32, with all
-    linear layers and the embedding packed in integers that the native library serves, full
-    attention, rotary frequencies that don't depend on the length, and no hooks.
+    linear layers and the embedding packed in integers or codebooks that the native library serves,
+    full attention, rotary frequencies that don't depend on the length, and no hooks.
 
     Args:
         model: As loaded by tauten; its weights are interleaved in place.
@@ -63,8 +62,8 @@ def _obstacle(model: nn.Module) -> str | None:
     if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in parameters):
         return "parameters aren't float32 on the CPU"
     packed = [m for m in modules.values() if isinstance(m, PackedModule)]
-    if not all(isinstance(m.packed, IntegerWeight) for m in packed):
-        return "not all packed weights are integers"
+    if not all(isinstance(m.packed, DecoderWeight) for m in packed):
+        return "not all packed weights are integers or codebooks"
     if any(m.activation == "static" for m in packed):
         return "activations are rounded by a fixed step"
     if any(m.dtype_like.dtype != torch.float32 for m in packed):

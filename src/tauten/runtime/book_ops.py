@@ -24,10 +24,9 @@ def _codebook_linear_float(
     """x (..., in) floating, the interleaved tensors of a CodebookWeight -> (..., rows) as x."""
     native, columns = ops.loaded(), ops.check_tokens(x)
     ops.check_sizes(bits, ops.MAX_BOOK_BITS, 0, rows, columns)
-    blocks, chunks, shared = -(-rows // ROWS), -(-columns // COLUMNS), entries.dim() == 1
+    blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     ops.check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    shape = (2**ops.MAX_BOOK_BITS,) if shared else (blocks, 2**bits, ROWS)
-    ops.check("entries", entries, shape, (torch.float32,))
+    shared = check_entries(entries, bits, rows)
     if bias is not None:
         ops.check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
@@ -56,3 +55,11 @@ def _fake_codebook_linear_float(
     x: Tensor, codes: Tensor, entries: Tensor, bias: Tensor | None, bits: int, rows: int
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
+
+
+def check_entries(entries: Tensor, bits: int, rows: int) -> bool:
+    """Raise InputError unless these are a CodebookWeight's `entries`; whether rows share them."""
+    shared = entries.dim() == 1
+    shape = (2**ops.MAX_BOOK_BITS,) if shared else (-(-rows // ROWS), 2**bits, ROWS)
+    ops.check("entries", entries, shape, (torch.float32,))
+    return shared

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
-from tauten.formats.integer import IntegerWeight
 from tauten.runtime import library
 from tauten.runtime.decoder_layout import (
     Binder,
     CacheStruct,
     DecoderShape,
+    DecoderWeight,
     LayerStruct,
     LayerWeights,
     Linear,
@@ -47,7 +47,7 @@ class Decoder:
     def __init__(
         self,
         layers: Sequence[LayerWeights],
-        embedding: IntegerWeight,
+        embedding: DecoderWeight,
         norm: Tensor,
         head: Linear,
         shape: DecoderShape,

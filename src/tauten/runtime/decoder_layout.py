@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.formats.interleaved import COLUMNS
-from tauten.runtime import kernels, ops
+from tauten.runtime import book_ops, kernels, ops
 
+DecoderWeight = IntegerWeight | CodebookWeight  # what a decoder multiplies by
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
@@ -18,9 +20,9 @@ class MatrixStruct(ctypes.Structure):
     """`tauten::Matrix`."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("codes", "scale", "zero", "bias")),
+        *((name, _POINTER) for name in ("codes", "scale", "zero", "book", "entries", "bias")),
         *((name, _LONG) for name in ("out", "in_", "group_chunks")),
-        *((name, _INT) for name in ("zero_kind", "half", "bits", "int8")),
+        *((name, _INT) for name in ("zero_kind", "half", "bits", "shared_entries", "int8")),
     )
 
 
@@ -59,7 +61,7 @@ class CacheStruct(ctypes.Structure):
 class Linear:
     """A packed product: (out, in) weight, (out,) bias or None, `float` or `int8` activations."""
 
-    weight: IntegerWeight
+    weight: DecoderWeight
     bias: Tensor | None = None
     activation: str = "float"
 
@@ -112,6 +114,32 @@ class DecoderShape:
         ops.check("frequency", self.frequency, (self.head_size // 2,), (torch.float32,))
 
 
+# A weight's part of a MatrixStruct: its tensors, checked, and the numbers that go with them.
+_Parts = tuple[dict[str, Tensor | None], dict[str, int]]
+
+
+def _integer(weight: IntegerWeight) -> _Parts:
+    codes, scale, zero = grid = (weight.codes, weight.scale, weight.zero)
+    size = (weight.out_features, weight.in_features)
+    kind = ops.check_integer(grid, weight.bits, weight.group_size, *size)
+    numbers = {
+        "group_chunks": -(-weight.columns_per_group // COLUMNS),
+        "zero_kind": ZERO_KINDS.index(kind),
+        "half": scale.dtype == torch.float16,
+    }
+    return {"codes": codes, "scale": scale, "zero": zero}, numbers
+
+
+def _codebook(weight: CodebookWeight) -> _Parts:
+    """For either kind of activations: of a row rounded to int8 the step is the scale."""
+    codes, table, step, entries = map(weight.get_buffer, ("codes", "table", "step", "entries"))
+    size = (weight.out_features, weight.in_features)
+    ops.check_codebook((codes, table, step), weight.bits, *size)
+    shared = book_ops.check_entries(entries, weight.bits, weight.out_features)
+    numbers = {"group_chunks": -(-weight.in_features // COLUMNS), "shared_entries": shared}
+    return {"codes": codes, "scale": step, "book": table, "entries": entries}, numbers
+
+
 class Binder:
     """Fills C structures, and keeps the tensors that they point to."""
 
@@ -143,18 +171,16 @@ class Binder:
             raise InputError(f"{name}: activation={linear.activation!r}: expected float or int8")
         if not kernels.prepare(weight):
             raise InputError(f"{name}: the native library doesn't serve {weight.spec()}")
-        grid = (weight.codes, weight.scale, weight.zero)
-        kind = ops.check_integer(grid, weight.bits, weight.group_size, rows, columns)
+        read = _integer if isinstance(weight, IntegerWeight) else _codebook
+        tensors, numbers = read(weight)
         return MatrixStruct(
-            *map(self.address, grid),
-            self.vector(f"{name} bias", linear.bias, rows),
-            rows,
-            columns,
-            -(-weight.columns_per_group // COLUMNS),
-            ZERO_KINDS.index(kind),
-            weight.scale.dtype == torch.float16,
-            weight.bits,
-            linear.activation == "int8",
+            **{part: self.address(tensor) for part, tensor in tensors.items()},
+            bias=self.vector(f"{name} bias", linear.bias, rows),
+            out=rows,
+            in_=columns,
+            bits=weight.bits,
+            int8=linear.activation == "int8",
+            **numbers,
         )
 
     def layer(self, index: int, weights: LayerWeights, sizes: dict[str, int]) -> LayerStruct:

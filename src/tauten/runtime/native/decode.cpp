@@ -19,12 +19,9 @@ int64_t attention_scratch(const Attention& a, int64_t rows) {
 }
 
 Problem problem_of(const Matrix& m) {
-  Problem p{};
-  p.codes = m.codes, p.scale = m.scale, p.zero = m.zero, p.bias = m.bias;
-  p.zero_kind = static_cast<Zero>(m.zero_kind), p.half = m.half, p.bits = m.bits;
-  p.out = m.out, p.in = m.in, p.group_chunks = m.group_chunks;
-  p.blocks = ceil_div(m.out, kBlockRows), p.chunks = ceil_div(m.in, kChunkColumns);
-  p.groups = ceil_div(p.chunks, m.group_chunks);
+  Problem p = weight_problem(m.codes, m.scale, m.zero, m.book, m.zero_kind, m.half, m.bits, m.out,
+                             m.in, m.group_chunks);
+  p.entries = m.entries, p.shared_entries = m.shared_entries, p.bias = m.bias;
   return p;
 }
 

@@ -11,9 +11,11 @@ struct Matrix {
   const uint8_t* codes;  // as in problem.h, like the others
   const void* scale;
   const void* zero;
+  const uint8_t* book;
+  const float* entries;
   const float* bias;
   int64_t out, in, group_chunks;
-  int32_t zero_kind, half, bits, int8;
+  int32_t zero_kind, half, bits, shared_entries, int8;
 };
 
 struct Layer {

@@ -25,11 +25,23 @@ int code_at(const uint8_t* p, int bits, int64_t column) {
   return bits == 8 ? code ^ 0x80 : code;  // 8 bits are stored as two's complement
 }
 
+// A row of entries of its codebook.
+void look_up_row(const Problem& p, const uint8_t* codes, int64_t block, int64_t lane, float* y) {
+  const int64_t stride = p.shared_entries ? 1 : kBlockRows;
+  const float* entries = p.entries;
+  if (!p.shared_entries) entries += block * (kBlockRows << p.bits) + lane;
+  for (int64_t column = 0; column < p.in; ++column) {
+    const uint8_t* chunk = codes + column / kChunkColumns * 64 * p.bits;
+    y[column] = entries[stride * code_at(chunk, p.bits, column % kChunkColumns)];
+  }
+}
+
 }  // namespace
 
 void dequantize_row(const Problem& p, int64_t row, float* y) {
   const int64_t block = row / kBlockRows, lane = row % kBlockRows;
   const uint8_t* codes = p.codes + block * p.chunks * 64 * p.bits + 4 * lane;
+  if (p.entries) return look_up_row(p, codes, block, lane, y);
   const float middle = p.bits > 1 ? static_cast<float>(1 << (p.bits - 1)) : 0.5f;
   for (int64_t group = 0; group < p.groups; ++group) {
     const int64_t index = (block * p.groups + group) * kBlockRows + lane;
