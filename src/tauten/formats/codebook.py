@@ -28,7 +28,7 @@ class CodebookWeight(Interleavable, PackedWeight):
             for rows 0, 4, 8, 12 of a block, then rows 1, 5, 9, 13 and so on.
         step: Only while interleaved: (blocks, 1, 16) float32, what a unit of `table` stands for.
         entries: Only while interleaved: float32 entries, (16,) of one book for all rows, or
-            (blocks, 2**bits, 16).
+            (blocks, 16, 16) of a book a row; books of fewer are repeated.
     """
 
     kind = "codebook"
@@ -112,9 +112,10 @@ class CodebookWeight(Interleavable, PackedWeight):
 
     def _float_entries(self) -> Tensor:
         book = self.by_row(self.codebook).float()
+        book = book.repeat(1, 16 // book.shape[1])
         if len(book) == 1:
-            return torch.nn.functional.pad(book[0], (0, 16 - book.shape[1]))
-        return interleave_rows(book)
+            return book[0]
+        return torch.nn.functional.pad(book, (0, 0, 0, -len(book) % ROWS)).view(-1, ROWS, 16)
 
     def row_tensors(self) -> dict[str, Tensor | None]:
         """The codes as on disk."""

@@ -26,7 +26,7 @@ def _codebook_linear_float(
     ops.check_sizes(bits, ops.MAX_BOOK_BITS, 0, rows, columns)
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     ops.check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    shared = check_entries(entries, bits, rows)
+    shared = check_entries(entries, rows)
     if bias is not None:
         ops.check("bias", bias, (rows,), (bias.dtype,))
         bias = bias.float()
@@ -57,9 +57,10 @@ def _fake_codebook_linear_float(
     return x.new_empty(*x.shape[:-1], rows)
 
 
-def check_entries(entries: Tensor, bits: int, rows: int) -> bool:
+def check_entries(entries: Tensor, rows: int) -> bool:
     """Raise InputError unless these are a CodebookWeight's `entries`; whether rows share them."""
     shared = entries.dim() == 1
-    shape = (2**ops.MAX_BOOK_BITS,) if shared else (-(-rows // ROWS), 2**bits, ROWS)
+    size = 2**ops.MAX_BOOK_BITS
+    shape = (size,) if shared else (-(-rows // ROWS), ROWS, size)
     ops.check("entries", entries, shape, (torch.float32,))
     return shared

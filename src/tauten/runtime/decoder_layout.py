@@ -135,7 +135,7 @@ def _codebook(weight: CodebookWeight) -> _Parts:
     codes, table, step, entries = map(weight.get_buffer, ("codes", "table", "step", "entries"))
     size = (weight.out_features, weight.in_features)
     ops.check_codebook((codes, table, step), weight.bits, *size)
-    shared = book_ops.check_entries(entries, weight.bits, weight.out_features)
+    shared = book_ops.check_entries(entries, weight.out_features)
     numbers = {"group_chunks": -(-weight.in_features // COLUMNS), "shared_entries": shared}
     return {"codes": codes, "scale": step, "book": table, "entries": entries}, numbers
 

@@ -1,6 +1,7 @@
 // Products of integer and codebook weights with activations kept in float32.
 // Part of one instruction set's unit, after its `Simd`.
 #pragma once
+#include "row_books.h"
 #include "weights.h"
 
 namespace tauten {
@@ -62,9 +63,17 @@ struct Entries {
   static constexpr bool kScaled = false;
   static constexpr int kBytes = 64 * Bits;
   struct Block {
-    const float* entries;
-    Block(const Problem& p, int64_t block)
-        : entries(p.entries + (Shared ? 0 : block * (kBlockRows << Bits))) {}
+    float entries[kBookEntries * (Shared ? 1 : kBlockRows)];  // (16,), or (2**Bits, rows)
+    Block(const Problem& p, int64_t block) {
+      if constexpr (Shared) {
+        __builtin_memcpy(entries, p.entries, sizeof entries);
+      } else {
+        const float* books = p.entries + block * kBlockRows * kBookEntries;
+        for (int64_t code = 0; code < 1 << Bits; ++code)
+          for (int64_t row = 0; row < kBlockRows; ++row)
+            entries[code * kBlockRows + row] = books[row * kBookEntries + code];
+      }
+    }
   };
   Simd::Bytes codes[kQuads];
   const float* entries;
@@ -146,7 +155,7 @@ void float_direct(const Problem& p, int64_t begin, int64_t end) {
   if constexpr (Bits <= 4)
     if (p.entries)
       return p.shared_entries ? float_direct_blocks<Entries<Bits, true>>(p, begin, end)
-                              : float_direct_blocks<Entries<Bits, false>>(p, begin, end);
+                              : row_books_direct<Bits>(p, begin, end);
   float_direct_blocks<Levels<Bits>>(p, begin, end);
 }
 

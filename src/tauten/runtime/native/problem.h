@@ -6,6 +6,7 @@ namespace tauten {
 
 constexpr int64_t kBlockRows = 16;     // output rows that are interleaved
 constexpr int64_t kChunkColumns = 32;  // columns unpacked at a time
+constexpr int64_t kBookEntries = 16;   // of a codebook, repeated where it has fewer
 constexpr int64_t kQuads = 8;          // runs of 4 columns in a chunk
 constexpr int64_t kPairBlocks = 2;     // blocks that `float_blocked` takes at a time
 constexpr int64_t kSlabChunks = 32;    // 1024 columns of a pair in float32 fit in a core's L2
@@ -20,7 +21,7 @@ struct Problem {
   const void* scale;     // (blocks, groups, 16) float16 if `half`, else float32
   const void* zero;      // the same shape: uint8 (kInteger), as scale (kFloat), or null
   const uint8_t* book;   // (blocks, 4, 4, 16) int8 or null: see `Booked` in int8_kernels.h
-  const float* entries;  // (16,) of all rows if `shared_entries`, else (blocks, 2**bits, 16); or null
+  const float* entries;  // (16,) of all rows if `shared_entries`, else (blocks, 16 rows, 16); or null
   bool shared_entries;
   Zero zero_kind;
   bool half;

@@ -27,12 +27,11 @@ int code_at(const uint8_t* p, int bits, int64_t column) {
 
 // A row of entries of its codebook.
 void look_up_row(const Problem& p, const uint8_t* codes, int64_t block, int64_t lane, float* y) {
-  const int64_t stride = p.shared_entries ? 1 : kBlockRows;
   const float* entries = p.entries;
-  if (!p.shared_entries) entries += block * (kBlockRows << p.bits) + lane;
+  if (!p.shared_entries) entries += (block * kBlockRows + lane) * kBookEntries;
   for (int64_t column = 0; column < p.in; ++column) {
     const uint8_t* chunk = codes + column / kChunkColumns * 64 * p.bits;
-    y[column] = entries[stride * code_at(chunk, p.bits, column % kChunkColumns)];
+    y[column] = entries[code_at(chunk, p.bits, column % kChunkColumns)];
   }
 }
 

@@ -150,6 +150,14 @@ struct Simd {
   static Ints shift_left(Ints v) {
     return {_mm256_slli_epi32(v.low, Shift), _mm256_slli_epi32(v.high, Shift)};
   }
+  static Ints shift_right(Ints v, const int32_t* counts) {  // zeros come in
+    const __m256i* both = reinterpret_cast<const __m256i*>(counts);
+    return {_mm256_srlv_epi32(v.low, _mm256_loadu_si256(both)),
+            _mm256_srlv_epi32(v.high, _mm256_loadu_si256(both + 1))};
+  }
+  static Ints halves(int32_t low, int32_t high) {  // 8 lanes each
+    return {_mm256_set1_epi32(low), _mm256_set1_epi32(high)};
+  }
   static Ints and_bits(Ints a, Ints b) {
     return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
   }
@@ -249,17 +257,23 @@ struct Simd {
     return _mm256_and_ps(from, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
   }
 
+  // Entries of a table of 16, or of one of 8 that is repeated, by the low bits of each index.
+  template <int Bits>
+  static Floats pick(const float* table, Ints index) {
+    return {pick8<Bits>(table, index.low), pick8<Bits>(table, index.high)};
+  }
+  template <int Bits>
+  static __m256 pick8(const float* table, __m256i index) {
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    if constexpr (Bits < 4) return low;
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return choose8<3>(index, low, high);
+  }
   // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
   template <int Column>
   static Floats entry(const float* table, Bytes codes) {
-    return {entry8<Column>(table, codes.low), entry8<Column>(table, codes.high)};
-  }
-  template <int Column>
-  static __m256 entry8(const float* table, __m256i codes) {
-    const __m256i index = _mm256_srli_epi32(codes, 8 * Column);
-    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
-    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
-    return choose8<8 * Column + 3>(codes, low, high);
+    return pick<4>(table, {_mm256_srli_epi32(codes.low, 8 * Column),
+                           _mm256_srli_epi32(codes.high, 8 * Column)});
   }
   // In each row `high` where a bit of its 4 bytes is set, else `low`.
   template <int Bit>

@@ -74,6 +74,12 @@ struct Simd {
   static Ints shift_left(Ints v) {
     return _mm512_slli_epi32(v, Shift);
   }
+  static Ints shift_right(Ints v, const int32_t* counts) {  // zeros come in
+    return _mm512_srlv_epi32(v, _mm512_loadu_si512(counts));
+  }
+  static Ints halves(int32_t low, int32_t high) {  // 8 lanes each
+    return _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xFF00, high);
+  }
   static Ints and_bits(Ints a, Ints b) { return _mm512_and_si512(a, b); }
   static void store_bytes(int8_t* p, Ints v) {  // the low byte of each
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
@@ -126,10 +132,15 @@ struct Simd {
     return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), kept);
   }
 
+  // Entries of a table of 16, by the low 4 bits of each index.
+  template <int Bits>
+  static Floats pick(const float* table, Ints index) {
+    return _mm512_permutexvar_ps(index, load_floats(table));
+  }
   // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
   template <int Column>
   static Floats entry(const float* table, Bytes codes) {
-    return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 8 * Column), load_floats(table));
+    return pick<4>(table, _mm512_srli_epi32(codes, 8 * Column));
   }
   // In each row `high` where a bit of its 4 bytes is set, else `low`.
   template <int Bit>

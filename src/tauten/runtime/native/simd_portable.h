@@ -94,6 +94,16 @@ struct Simd {
   static Ints shift_left(Ints v) {
     return v << Shift;
   }
+  static Ints shift_right(Ints v, const int32_t* counts) {
+    for (int i = 0; i < kBlockRows; ++i)
+      v[i] = static_cast<int32_t>(static_cast<uint32_t>(v[i]) >> counts[i]);
+    return v;
+  }
+  static Ints halves(int32_t low, int32_t high) {  // 8 lanes each
+    Ints v = splat_int(low);
+    for (int i = kBlockRows / 2; i < kBlockRows; ++i) v[i] = high;
+    return v;
+  }
   static Ints and_bits(Ints a, Ints b) { return a & b; }
   static void store_bytes(int8_t* p, Ints v) {  // the low byte of each
     for (int i = 0; i < kBlockRows; ++i) p[i] = static_cast<int8_t>(v[i]);
@@ -171,12 +181,17 @@ struct Simd {
     return load_floats(lanes);
   }
 
+  // Entries of a table of 16, by the low 4 bits of each index.
+  template <int Bits>
+  static Floats pick(const float* table, Ints index) {
+    float v[kBlockRows];
+    for (int i = 0; i < kBlockRows; ++i) v[i] = table[index[i] & 15];
+    return load_floats(v);
+  }
   // Entries of a table of 16; byte `Column` of each row's 4 is its code, below 16.
   template <int Column>
   static Floats entry(const float* table, Bytes codes) {
-    float v[kBlockRows];
-    for (int i = 0; i < kBlockRows; ++i) v[i] = table[codes[4 * i + Column] & 15];
-    return load_floats(v);
+    return pick<4>(table, reinterpret_cast<Ints>(codes) >> (8 * Column));
   }
   // In each row `high` where a bit of its 4 bytes is set, else `low`.
   template <int Bit>
