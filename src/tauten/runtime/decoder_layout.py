@@ -171,8 +171,8 @@ class Binder:
             raise InputError(f"{name}: activation={linear.activation!r}: expected float or int8")
         if not kernels.prepare(weight):
             raise InputError(f"{name}: the native library doesn't serve {weight.spec()}")
-        read = _integer if isinstance(weight, IntegerWeight) else _codebook
-        tensors, numbers = read(weight)
+        parts = _integer(weight) if isinstance(weight, IntegerWeight) else _codebook(weight)
+        tensors, numbers = parts
         return MatrixStruct(
             **{part: self.address(tensor) for part, tensor in tensors.items()},
             bias=self.vector(f"{name} bias", linear.bias, rows),

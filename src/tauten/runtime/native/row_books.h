@@ -13,7 +13,8 @@ struct PlaneShifts {
   int32_t of[2][16] = {};
   constexpr PlaneShifts() {
     for (int half = 0; half < 2; ++half)
-      for (int i = 0; i < 16; ++i) of[half][i] = 8 * (i % 4) + Width * ((4 * half + i / 4) % (8 / Width));
+      for (int i = 0; i < 16; ++i)
+        of[half][i] = 8 * (i % 4) + Width * ((4 * half + i / 4) % (8 / Width));
   }
 };
 
