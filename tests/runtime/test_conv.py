@@ -237,7 +237,7 @@ def op_arguments() -> list[Any]:
     weight = RTN(4, 32, "integer").encode(torch.randn(24, 8, 3, 3))
     kernels.prepare(weight)
     tensors = [weight.codes, weight.scale, weight.zero, None, torch.randn(24)]
-    geometry = [[3, 3], [1, 1], [1, 1]]
+    geometry = [[3, 3], [1, 1], [1, 1], [0, 1, 1, 2]]
     return [torch.randn(2, 8, 5, 5), *tensors, 4, 32, 24, *geometry, True]
 
 
@@ -250,7 +250,7 @@ CORRUPTIONS: dict[str, tuple[int, Any]] = {
     "x is integer": (0, torch.zeros(2, 8, 5, 5, dtype=torch.int32)),
     "x has other channels": (0, torch.zeros(2, 11, 5, 5)),
     "x is flat": (0, torch.zeros(2, 8, 5)),
-    "x is small": (0, torch.zeros(2, 8, 2, 5)),
+    "x is small": (0, torch.zeros(2, 8, 0, 1)),
     "codes are short": (1, torch.zeros(2, 2, 4, 64, dtype=torch.uint8)),
     "scale is short": (2, torch.zeros(2, 2, 16)),
     "zero is short": (3, torch.zeros(2, 2, 16, dtype=torch.uint8)),
@@ -263,6 +263,8 @@ CORRUPTIONS: dict[str, tuple[int, Any]] = {
     "kernel is flat": (9, [9]),
     "stride is none": (10, [0, 1]),
     "dilation is negative": (11, [1, -1]),
+    "edges are few": (12, [1, 1, 1]),
+    "edge is negative": (12, [1, 1, -1, 1]),
 }
 
 

@@ -108,12 +108,15 @@ def conv(
     unserved = by_table or isinstance(weight, SparseWeight) or groups != 1
     if unserved or _wants_gradient(x, bias) or not _native(x, weight):
         return reference.conv(x, weight, bias, activation, settings)
-    padded = reference.pad(x, settings)
-    geometry = list(weight.shape[2:]), settings["stride"], settings["dilation"]
-    positions = len(x) * math.prod(output_size(padded, *geometry))
-    if activation == "float" and positions > _DENSE_POSITIONS * weight.out_features:
-        return reference.conv(x, weight, bias, activation, settings)
-    return _convolve(padded, weight, bias, activation, geometry, step)
+    steps = (list(weight.shape[2:]), settings["stride"], settings["dilation"])
+    edges = settings["pad_edges"]
+    if activation == "float":
+        positions = len(x) * math.prod(output_size(x.shape[2:], *steps, edges))
+        if positions > _DENSE_POSITIONS * weight.out_features:
+            return reference.conv(x, weight, bias, activation, settings)
+    if settings["padding_mode"] != "zeros":  # the native code knows zeros only
+        x, edges = reference.pad(x, settings), [0] * len(edges)
+    return _convolve(x, weight, bias, activation, (*steps, edges), step)
 
 
 def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -256,7 +259,7 @@ def _convolve(
     weight: PackedWeight,
     bias: Tensor | None,
     activation: str,
-    geometry: tuple[list[int], list[int], list[int]],
+    geometry: tuple[list[int], list[int], list[int], list[int]],
     step: Tensor | None,
 ) -> Tensor:
     tensors: tuple[Tensor | None, ...]
