@@ -101,12 +101,11 @@ def conv(
         return first + conv(x, weight.second, None, activation, settings, step)
     groups = settings["groups"]
     _check_image(x, weight, activation, groups)
-    by_step = groups == 1 and not _wants_gradient(x, bias) and _rounds_by_step(x, weight)
-    if activation == "static" and not by_step:
-        x, activation, step = reference.round_to_step(x, step), "float", None
-    by_table = isinstance(weight, CodebookWeight) and activation == "float"
+    by_table = isinstance(weight, CodebookWeight) and activation != "int8"
     unserved = by_table or isinstance(weight, SparseWeight) or groups != 1
     if unserved or _wants_gradient(x, bias) or not _native(x, weight):
+        if activation == "static":
+            x, activation = reference.round_to_step(x, step), "float"
         return reference.conv(x, weight, bias, activation, settings)
     steps = (list(weight.shape[2:]), settings["stride"], settings["dilation"])
     edges = settings["pad_edges"]
@@ -207,7 +206,8 @@ def _check_activation(activation: str, step: Tensor | None) -> None:
 
 
 def _on_cpu(weight: PackedWeight) -> bool:
-    return all(buffer.device.type == "cpu" for buffer in weight.buffers())
+    # They move together, and the ops look at each: asking all of them takes long for every call.
+    return next(weight.buffers()).device.type == "cpu"
 
 
 def _check_device(x: Tensor, weight: PackedWeight) -> None:

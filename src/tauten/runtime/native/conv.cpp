@@ -19,9 +19,8 @@ struct Geometry {
   int64_t kernel[3], stride[3], dilation[3];
 
   int64_t padded(int d) const { return before[d] + size[d] + after[d]; }
-  int64_t positions(int d) const {
-    return (padded(d) - dilation[d] * (kernel[d] - 1) - 1) / stride[d] + 1;
-  }
+  int64_t span(int d) const { return dilation[d] * (kernel[d] - 1) + 1; }
+  int64_t positions(int d) const { return (padded(d) - span(d)) / stride[d] + 1; }
 };
 
 // A padded image, (samples, channels, depth, height, stride, phase): what lies a stride apart in a
@@ -55,6 +54,21 @@ struct Layout {
   int64_t in_line(int64_t x, int64_t stride) const { return x % stride * phase + x / stride; }
 };
 
+// A line into its place in a padded image. Nothing sees the inputs that a stride leaves out.
+template <class T>
+void pad_line(const T* source, const Geometry& g, const Layout& layout, T* line) {
+  const int64_t stride = g.stride[2], before = g.before[2];
+  if (stride == 1) {
+    std::copy(source, source + g.size[2], line + before);
+    return;
+  }
+  for (int64_t part = 0; part < std::min(stride, g.span(2)); ++part) {
+    int64_t x = (part - before % stride + stride) % stride;
+    T* target = line + layout.in_line(x + before, stride);
+    for (; x < g.size[2]; x += stride) *target++ = source[x];
+  }
+}
+
 // Planes (depth, height, width) into their places in a padded image.
 template <class T>
 void pad(const T* image, int64_t planes, const Geometry& g, const Layout& layout, T* padded,
@@ -62,22 +76,16 @@ void pad(const T* image, int64_t planes, const Geometry& g, const Layout& layout
   const int64_t size = g.size[0] * g.size[1] * g.size[2];
   const int64_t grain = std::max<int64_t>(kThreadValues / layout.plane, 1);
   parallel_for(planes, grain, threads, [&](int, int64_t begin, int64_t end) {
-    T* target = padded + begin * layout.plane;
-    std::fill(target, padded + end * layout.plane, T(0));
-    const T* source = image + begin * size;
-    for (int64_t plane = begin; plane < end; ++plane, target += layout.plane)
+    std::fill(padded + begin * layout.plane, padded + end * layout.plane, T(0));
+    for (int64_t plane = begin; plane < end; ++plane)
       for (int64_t z = 0; z < g.size[0]; ++z)
-        for (int64_t y = 0; y < g.size[1]; ++y, source += g.size[2]) {
-          T* line = target + ((z + g.before[0]) * g.padded(1) + y + g.before[1]) * layout.line;
-          if (g.stride[2] == 1) {
-            std::copy(source, source + g.size[2], line + g.before[2]);
-            continue;
-          }
-          int64_t x = g.before[2] % g.stride[2], at = g.before[2] / g.stride[2];
-          for (int64_t i = 0; i < g.size[2]; ++i) {
-            line[x * layout.phase + at] = source[i];
-            if (++x == g.stride[2]) x = 0, ++at;
-          }
+        for (int64_t y = 0; y < g.size[1]; ++y) {
+          const int64_t row = y + g.before[1];
+          if (row % g.stride[1] >= g.span(1)) continue;
+          const T* source = image + plane * size + (z * g.size[1] + y) * g.size[2];
+          T* target = padded + plane * layout.plane;
+          target += ((z + g.before[0]) * g.padded(1) + row) * layout.line;
+          pad_line(source, g, layout, target);
         }
   });
 }
@@ -134,9 +142,19 @@ void scatter(const Layout& layout, int64_t first, const Problem& p, float* y, in
         const int64_t token = first + tile + t, sample = token / layout.positions;
         targets[t] = y + sample * (p.out - 1) * layout.positions + token;
       }
-      for (int64_t row = 0; row < p.out; ++row)
-        for (int64_t t = 0; t < count; ++t)
-          targets[t][row * layout.positions] = p.y[(tile + t) * p.out + row];
+      const float* source = p.y + tile * p.out;
+      const int64_t token_starts[4] = {0, p.out, 2 * p.out, 3 * p.out};
+      for (int64_t t = 0; t < count;) {
+        const bool neighbours = t + 4 <= count && targets[t + 3] - targets[t] == 3;
+        int64_t row = 0;
+        if (neighbours)
+          for (; row + 4 <= p.out; row += 4)
+            transpose(source + t * p.out + row, token_starts, targets[t] + row * layout.positions,
+                      layout.positions);
+        for (const int64_t end = t + (neighbours ? 4 : 1), first_row = row; t < end; ++t)
+          for (row = first_row; row < p.out; ++row)
+            targets[t][row * layout.positions] = source[t * p.out + row];
+      }
     }
   });
 }
