@@ -107,7 +107,7 @@ def conv(
         if activation == "static":
             x, activation = reference.round_to_step(x, step), "float"
         return reference.conv(x, weight, bias, activation, settings)
-    steps = (list(weight.shape[2:]), settings["stride"], settings["dilation"])
+    steps = list(weight.shape[2:]), settings["stride"], settings["dilation"]
     edges = settings["pad_edges"]
     if activation == "float":
         positions = len(x) * math.prod(output_size(x.shape[2:], *steps, edges))
