@@ -46,6 +46,7 @@ GROUPED: Layers = {
     "groups": (nn.Conv2d, {"kernel_size": 3, "groups": 2}, (2, 6, 9, 8)),
     "depthwise": (nn.Conv1d, {"kernel_size": 3, "groups": 6, "padding": 1}, (6, 9)),
 }
+STEP = torch.tensor(0.02)  # some inputs are beyond 127 of it
 ROWS = 36  # two blocks and a part of one
 
 
@@ -147,6 +148,22 @@ def test_int8_equals_rounded_columns(instruction_set: str, name: str) -> None:
     assert book.packed.interleaved
 
 
+@needs_native
+@pytest.mark.parametrize("name", SERVED)
+def test_static_equals_rounded_input(instruction_set: str, name: str) -> None:
+    """Bytes gathered from an image that was rounded before, in every geometry."""
+    kind, options, size = SERVED[name]
+    torch.manual_seed(0)
+    layer, x = layer_of(kind, options, size), torch.randn(size)
+    rounded = reference.round_to_step(x.double(), STEP)
+    for technique in (Int8(), RTN(4, 32, "integer"), RTN(3, 64, "float")):
+        weight = technique.encode(layer.weight)
+        packed = packed_layer(layer, weight, "static", STEP)
+        expected = double_conv(layer, weight.dequantize(torch.float64), layer.bias, rounded)
+        with torch.inference_mode():
+            assert_close(packed(x), expected)
+
+
 @pytest.mark.parametrize("name", SERVED)
 def test_plain_torch_gives_the_same(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(library, "load", lambda: None)
@@ -170,9 +187,13 @@ def test_many_positions_and_threads() -> None:
     expected = rounded_conv(layer, packed.packed, x)
     torch.set_num_threads(2)
     try:
+        static = packed_layer(layer, packed.packed, "static", STEP)
+        matrix = packed.packed.dequantize(torch.float64)
+        rounded = reference.round_to_step(x.double(), STEP)
         with torch.inference_mode():
             assert_close(packed(x), expected)
             assert_close(packed(x.contiguous(memory_format=torch.channels_last)), expected)
+            assert_close(static(x), double_conv(layer, matrix, layer.bias, rounded))
     finally:
         torch.set_num_threads(1)
 
@@ -190,10 +211,13 @@ def test_dtype_follows_the_input(dtype: torch.dtype) -> None:
 
 
 @needs_native
-def test_non_finite_inputs_reach_only_what_sees_them() -> None:
+@pytest.mark.parametrize("activation", ["int8", "static"])
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_non_finite_inputs_reach_only_what_sees_them(bad: float, activation: str) -> None:
     layer, x = nn.Conv2d(8, 24, 3, padding=1), torch.randn(2, 8, 9, 9)
-    x[0, 3, 4, 4] = float("nan")
-    packed = packed_layer(layer, RTN(4, 32).encode(layer.weight), "int8")
+    x[0, 3, 4, 4] = bad
+    step = STEP if activation == "static" else None
+    packed = packed_layer(layer, RTN(4, 32).encode(layer.weight), activation, step)
     with torch.inference_mode():
         finite = packed(x).isfinite()
     assert not finite[0, :, 3:6, 3:6].any()
@@ -237,7 +261,7 @@ def op_arguments() -> list[Any]:
     weight = RTN(4, 32, "integer").encode(torch.randn(24, 8, 3, 3))
     kernels.prepare(weight)
     tensors = [weight.codes, weight.scale, weight.zero, None, torch.randn(24)]
-    geometry = [[3, 3], [1, 1], [1, 1]]
+    geometry = [[3, 3], [1, 1], [1, 1], [0, 1, 1, 2]]
     return [torch.randn(2, 8, 5, 5), *tensors, 4, 32, 24, *geometry, True]
 
 
@@ -250,7 +274,7 @@ CORRUPTIONS: dict[str, tuple[int, Any]] = {
     "x is integer": (0, torch.zeros(2, 8, 5, 5, dtype=torch.int32)),
     "x has other channels": (0, torch.zeros(2, 11, 5, 5)),
     "x is flat": (0, torch.zeros(2, 8, 5)),
-    "x is small": (0, torch.zeros(2, 8, 2, 5)),
+    "x is small": (0, torch.zeros(2, 8, 0, 1)),
     "codes are short": (1, torch.zeros(2, 2, 4, 64, dtype=torch.uint8)),
     "scale is short": (2, torch.zeros(2, 2, 16)),
     "zero is short": (3, torch.zeros(2, 2, 16, dtype=torch.uint8)),
@@ -263,6 +287,8 @@ CORRUPTIONS: dict[str, tuple[int, Any]] = {
     "kernel is flat": (9, [9]),
     "stride is none": (10, [0, 1]),
     "dilation is negative": (11, [1, -1]),
+    "edges are few": (12, [1, 1, 1]),
+    "edge is negative": (12, [1, 1, -1, 1]),
 }
 
 

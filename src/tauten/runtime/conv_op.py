@@ -4,7 +4,10 @@ Every output position is a token of the product; what it sees of the input is ga
 positions at a time, so that no unfolded copy of the input is made.
 """
 
+import ctypes
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from tauten.runtime import ops
 torch.library.define(
     "tauten::conv",
     "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? table, Tensor? bias, int bits, "
-    "int group_size, int rows, int[] kernel, int[] stride, int[] dilation, bool int8, "
+    "int group_size, int rows, int[] kernel, int[] stride, int[] dilation, int[] edges, bool int8, "
     "Tensor? step=None) -> Tensor",
 )
 
@@ -36,16 +39,22 @@ def _conv(
     kernel: list[int],
     stride: list[int],
     dilation: list[int],
+    edges: list[int],
     int8: bool,
     step: Tensor | None = None,
 ) -> Tensor:
-    """x (batch, in, *size) floating, padded already -> (batch, rows, *positions) as x.
+    """x (batch, in, *size) floating -> (batch, rows, *positions) as x.
+
+    `edges` are the zeros before and after each dimension of x, from the last one on, as
+    `torch.nn.functional.pad` takes them.
 
     The tensors are those of an interleaved IntegerWeight, or of a CodebookWeight: its `step` is
     `scale`, and `table` isn't None. A fixed `step` () is the one that int8 rounds all by.
     """
     native = ops.loaded()
-    size = output_size(x, kernel, stride, dilation)
+    check_image(x, kernel)
+    steps = tuple(kernel), tuple(stride), tuple(dilation), tuple(edges)
+    numbers, size = _geometry(tuple(x.shape[2:]), *steps)
     columns = x.shape[1] * math.prod(kernel)
     kind = "none"
     if table is None:
@@ -57,11 +66,9 @@ def _conv(
         bias = bias.float()
     step = ops.checked_step(step)
     image = x.float().contiguous()
-    starts, offsets = _tables(image, size, kernel, stride, dilation)
     y = torch.empty(len(x), rows, *size)
     status = native.handle.tauten_conv(
-        *(image.data_ptr(), starts.data_ptr(), offsets.data_ptr()),
-        *(starts.numel(), math.prod(size)),
+        *(image.data_ptr(), *x.shape[:2], numbers),
         *(None if part is None else part.data_ptr() for part in (codes, scale, zero, table)),
         *(ZERO_KINDS.index(kind), scale.dtype == torch.float16, bits),
         *(rows, columns, -(-(group_size or columns) // COLUMNS)),
@@ -88,50 +95,61 @@ def _fake_conv(
     kernel: list[int],
     stride: list[int],
     dilation: list[int],
+    edges: list[int],
     int8: bool,
     step: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty(len(x), rows, *output_size(x, kernel, stride, dilation))
+    check_image(x, kernel)
+    return x.new_empty(len(x), rows, *output_size(x.shape[2:], kernel, stride, dilation, edges))
+
+
+def check_image(x: Tensor, kernel: Sequence[int]) -> None:
+    """Raise InputError unless x is floating and has a kernel's dimensions, and two before."""
+    if x.dim() != 2 + len(kernel) or not x.is_floating_point():
+        expected = f"(batch, in, *size) floating with {len(kernel)} sizes"
+        raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected {expected}")
 
 
 def output_size(
-    x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    edges: Sequence[int],
 ) -> tuple[int, ...]:
-    """Positions of a kernel in x (batch, in, *size), a dimension each.
+    """Positions of a kernel in an image of some size with `edges` of padding, a dimension each.
 
     Raises:
-        InputError: x isn't floating, has another number of dimensions, or is below the kernel.
+        InputError: The settings aren't those of one convolution, or the image is too small.
     """
     steps = (*kernel, *stride, *dilation)
     if not len(kernel) == len(stride) == len(dilation) or not steps or min(steps) < 1:
         raise InputError(f"kernel {kernel}, stride {stride}, dilation {dilation}: expected >= 1")
-    if x.dim() != 2 + len(kernel) or not x.is_floating_point():
-        expected = f"(batch, in, *size) floating with {len(kernel)} sizes"
-        raise InputError(f"x of {x.dim()} dimensions and {x.dtype}: expected {expected}")
-    sizes = zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    if len(edges) != 2 * len(kernel) or min(edges) < 0:
+        raise InputError(f"edges {edges}: expected {2 * len(kernel)} numbers from 0 on")
+    ends = zip(edges[-2::-2], edges[::-2], strict=True)
+    padded = [before + n + after for n, (before, after) in zip(size, ends, strict=True)]
+    sizes = zip(padded, kernel, stride, dilation, strict=True)
     found = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in sizes)
     if min(found) < 1:
-        raise InputError(f"x of {tuple(x.shape)} after padding is smaller than the kernel {kernel}")
+        raise InputError(f"an image of {tuple(padded)} is smaller than the kernel {tuple(kernel)}")
     return found
 
 
-def _tables(
-    image: Tensor, size: tuple[int, ...], kernel: list[int], stride: list[int], dilation: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Where in the image each position starts, and how far from there each column's input lies."""
-    steps = image.stride()
-    starts = _grid((len(image), *size), (steps[0], *_products(steps[2:], stride)))
-    offsets = _grid((image.shape[1], *kernel), (steps[1], *_products(steps[2:], dilation)))
-    return starts, offsets
-
-
-def _products(first: tuple[int, ...], second: list[int]) -> list[int]:
-    return [a * b for a, b in zip(first, second, strict=True)]
-
-
-def _grid(counts: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
-    """Flattened sums of multiples of steps: i * steps[0] + j * steps[1] + ..."""
-    total = torch.zeros((), dtype=torch.int64)
-    for count, step in zip(counts, steps, strict=True):
-        total = total[..., None] + torch.arange(count) * step
-    return total.flatten()
+@functools.lru_cache
+def _geometry(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    edges: tuple[int, ...],
+) -> tuple[ctypes.Array[ctypes.c_int64], tuple[int, ...]]:
+    """The numbers of a `Geometry` in conv.cpp, and the size of the output."""
+    positions = output_size(size, kernel, stride, dilation, edges)
+    if len(kernel) > 3:
+        raise InputError(f"kernel {kernel}: expected 1 to 3 dimensions")
+    numbers: list[int] = []
+    rows = (size, edges[-2::-2], edges[::-2], kernel, stride, dilation)
+    for row, absent in zip(rows, (1, 0, 0, 1, 1, 1), strict=True):
+        numbers += [absent] * (3 - len(row)) + list(row)
+    return (ctypes.c_int64 * len(numbers))(*numbers), positions

@@ -101,19 +101,21 @@ def conv(
         return first + conv(x, weight.second, None, activation, settings, step)
     groups = settings["groups"]
     _check_image(x, weight, activation, groups)
-    by_step = groups == 1 and not _wants_gradient(x, bias) and _rounds_by_step(x, weight)
-    if activation == "static" and not by_step:
-        x, activation, step = reference.round_to_step(x, step), "float", None
-    by_table = isinstance(weight, CodebookWeight) and activation == "float"
+    by_table = isinstance(weight, CodebookWeight) and activation != "int8"
     unserved = by_table or isinstance(weight, SparseWeight) or groups != 1
     if unserved or _wants_gradient(x, bias) or not _native(x, weight):
+        if activation == "static":
+            x, activation = reference.round_to_step(x, step), "float"
         return reference.conv(x, weight, bias, activation, settings)
-    padded = reference.pad(x, settings)
-    geometry = list(weight.shape[2:]), settings["stride"], settings["dilation"]
-    positions = len(x) * math.prod(output_size(padded, *geometry))
-    if activation == "float" and positions > _DENSE_POSITIONS * weight.out_features:
-        return reference.conv(x, weight, bias, activation, settings)
-    return _convolve(padded, weight, bias, activation, geometry, step)
+    steps = list(weight.shape[2:]), settings["stride"], settings["dilation"]
+    edges = settings["pad_edges"]
+    if activation == "float":
+        positions = len(x) * math.prod(output_size(x.shape[2:], *steps, edges))
+        if positions > _DENSE_POSITIONS * weight.out_features:
+            return reference.conv(x, weight, bias, activation, settings)
+    if settings["padding_mode"] != "zeros":  # the native code knows zeros only
+        x, edges = reference.pad(x, settings), [0] * len(edges)
+    return _convolve(x, weight, bias, activation, (*steps, edges), step)
 
 
 def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -204,7 +206,8 @@ def _check_activation(activation: str, step: Tensor | None) -> None:
 
 
 def _on_cpu(weight: PackedWeight) -> bool:
-    return all(buffer.device.type == "cpu" for buffer in weight.buffers())
+    # They move together, and the ops look at each: asking all of them takes long for every call.
+    return next(weight.buffers()).device.type == "cpu"
 
 
 def _check_device(x: Tensor, weight: PackedWeight) -> None:
@@ -256,7 +259,7 @@ def _convolve(
     weight: PackedWeight,
     bias: Tensor | None,
     activation: str,
-    geometry: tuple[list[int], list[int], list[int]],
+    geometry: tuple[list[int], list[int], list[int], list[int]],
     step: Tensor | None,
 ) -> Tensor:
     tensors: tuple[Tensor | None, ...]

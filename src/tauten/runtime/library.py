@@ -66,8 +66,7 @@ def load() -> Library | None:
         *(pointer, pointer, pointer, flag, flag, flag),  # bias, y, fixed step; int8, isa, threads
     ]
     handle.tauten_conv.argtypes = [
-        *(pointer, pointer, pointer),  # image, starts, offsets
-        *(number, number),  # tokens, positions
+        *(pointer, number, number, pointer),  # image, samples, channels, geometry
         *handle.tauten_linear.argtypes[2:],
     ]
     handle.tauten_rows.argtypes = [

@@ -4,6 +4,7 @@
 #pragma once
 #include "decode_kernels.h"
 #include "float_kernels.h"
+#include "gather_tokens.h"
 #include "int8_kernels.h"
 #include "sparse_kernels.h"
 
@@ -39,7 +40,7 @@ void any_float_blocked(const Problem& p, int64_t begin, int64_t end, void* scrat
 
 constexpr Kernels kKernels = {
     Simd::kInt8TileTokens, Simd::kTileTokens, Simd::kFloatDirectTokens,
-    quantize, pad, any_int8_direct, any_int8_blocked, any_float_direct, any_float_blocked,
+    round_values, fill_tokens, pad, any_int8_direct, any_int8_blocked, any_float_direct, any_float_blocked,
     sparse_direct, sparse_blocked,
     Simd::kTileTokens, normalize, place, attend, gate,
 };

@@ -13,6 +13,14 @@ constexpr int64_t kSlabChunks = 32;    // 1024 columns of a pair in float32 fit 
 
 enum class Zero : int32_t { kNone, kInteger, kFloat };
 
+// Where the tokens of a convolution lie in an image of int8: column i of token t is
+// image[starts[t] + offsets[i]]. 3 bytes after the image's last may be read.
+struct Seen {
+  const int8_t* image;
+  const int64_t* starts;
+  const int64_t* offsets;
+};
+
 // y = x w^T + bias. Rows are padded to blocks of 16 and columns to chunks of 32; a group is a
 // whole number of chunks, the last one may have fewer.
 struct Problem {
@@ -29,7 +37,8 @@ struct Problem {
   int64_t out, in, blocks, chunks, groups, group_chunks;
 
   // The tokens.
-  const float* x;     // (tokens, in)
+  const float* x;     // (tokens, in), or null with `seen`
+  const Seen* seen;   // int8 by `fixed_step`: tokens that are rounded already; else null
   const float* fixed_step;  // int8: of all tokens; null where each is rounded by its own largest
   const float* bias;  // (out,) or null
   float* y;           // (tokens, out)
@@ -64,6 +73,7 @@ struct Kernels {
   int64_t int8_tile_tokens;     // at most so many in a tile
   int64_t float_tile_tokens;
   int64_t float_direct_tokens;  // up to here `float_direct` is the faster one
+  bool (*round)(const float* x, int64_t count, float step, int8_t* codes);  // are all finite?
   void (*quantize)(const Problem&, int64_t begin, int64_t end);
   void (*pad)(const Problem&, int64_t begin, int64_t end);
   void (*int8_direct)(const Problem&, int64_t begin, int64_t end);
