@@ -122,8 +122,8 @@ def test_the_native_decoder_makes_no_calls(made_up: Any, tmp_path: Path) -> None
     decoded, called = tiny_llama(), tiny_gpt2()
     assert language_guard(decoded, tmp_path / "a").fast([recipe]) == [recipe]
     assert language_guard(called, tmp_path / "b").fast([recipe]) == []
-    codebooks = Recipe.of(tauten.ShareKMeans(bits=4))
-    assert language_guard(decoded, tmp_path / "c").fast([codebooks]) == []
+    codebooks, wider = (Recipe.of(tauten.ShareKMeans(bits=bits)) for bits in (4, 5))
+    assert language_guard(decoded, tmp_path / "c").fast([codebooks, wider]) == [codebooks]
     # One unit that is slower even so: the model isn't decoded natively, and the others' calls count
     made_up(lambda shape, *_: 9.0 if shape == (64, 96) else 1.5, overhead=0.8)
     assert language_guard(decoded, tmp_path / "d").fast([recipe]) == []
