@@ -56,9 +56,9 @@ class WeightTechnique(Technique):
         """What the layer does with activations.
 
         `float` keeps them as they are, `int8` rounds each token's to 8 bits, `static` rounds all
-        to 8 bits by the `activation_step`.
+        to 8 bits by the `activation_step`. It is the knob `activation` where there is one.
         """
-        return "float"
+        return str(getattr(self, "activation", "float"))
 
     @abstractmethod
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> nn.Module:

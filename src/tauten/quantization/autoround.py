@@ -63,10 +63,6 @@ class AutoRound(BlockTechnique):
             raise InputError(f"{got}: expected a positive integer")
         check_activation(self.name, self.activation)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {"bits": (8, 6, 5, 4, 3, 2), "group_size": (32, 64, 128)}

@@ -62,10 +62,6 @@ class AWQ(ScalingTechnique):
             raise InputError(f"awq: rounding={self.rounding!r}: expected nearest or second_order")
         check_activation(self.name, self.activation)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {

@@ -57,10 +57,6 @@ class Codebook(CalibratedTechnique):
         check_damping(self.name, self.damping)
         check_activation(self.name, self.activation)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {"bits": (4, 3, 2)}

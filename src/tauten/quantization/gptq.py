@@ -79,10 +79,6 @@ class GPTQ(BlockTechnique):
         check_activation(self.name, self.activation)
 
     @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
-    @property
     def needs_shift(self) -> bool:
         return self.correction != 0
 

@@ -57,10 +57,6 @@ class HQQ(WeightTechnique):
             raise InputError(f"hqq: rounds={self.rounds}: expected a positive integer")
         check_activation(self.name, self.activation)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {

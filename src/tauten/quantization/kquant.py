@@ -79,10 +79,6 @@ class KQuant(CalibratedTechnique):
         size = (block.group_size, block.columns, block.scale_bits)
         return cls(block.bits, *size, block.zero_kind)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {

@@ -46,10 +46,6 @@ class RTN(WeightTechnique):
 
         check_activation(self.name, self.activation)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {"bits": (8, 6, 5, 4, 3, 2), "group_size": (32, 64, 128), "zero": ("float", "none")}

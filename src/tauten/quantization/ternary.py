@@ -50,10 +50,6 @@ class Ternary(CalibratedTechnique):
         check_damping(self.name, self.damping)
         check_activation(self.name, self.activation)
 
-    @property
-    def activation_dtype(self) -> str:
-        return self.activation
-
     @classmethod
     def space(cls) -> Mapping[str, Sequence[Any]]:
         return {"group_size": (32, 64, 128), "residual": (False, True)}
