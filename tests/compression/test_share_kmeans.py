@@ -3,7 +3,9 @@
 import pytest
 import torch
 from layer_inputs import layer_inputs
+from torch import nn
 
+import tauten
 from tauten.compression import ShareKMeans, share_kmeans
 from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.inputs import LayerInputs
@@ -132,3 +134,16 @@ def test_strong_inputs_count_more(book_rows: int) -> None:
     nothing = LayerInputs(torch.zeros_like(inputs.moment), 10)
     same = technique.encode(weight, nothing).dequantize()
     assert torch.equal(same, technique.encode(weight).dequantize())
+
+
+def test_data_is_looked_at_unless_told_not_to() -> None:
+    torch.manual_seed(0)
+    model, data = nn.Linear(64, 48), [torch.randn(600, 64) * torch.logspace(-1, 1, 64)]
+
+    def shared(technique: ShareKMeans, data: list[torch.Tensor] | None) -> torch.Tensor:
+        found: torch.Tensor = tauten.compress(model, technique=technique, data=data).weight
+        return found
+
+    plain = shared(ShareKMeans(bits=3), None)
+    assert torch.equal(shared(ShareKMeans(bits=3, weighted=False), data), plain)
+    assert not torch.equal(shared(ShareKMeans(bits=3), data), plain)

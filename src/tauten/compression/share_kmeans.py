@@ -21,13 +21,14 @@ SMALL_SAMPLE = 2**14
 class ShareKMeans(CalibratedTechnique):
     """Find the fewest shared values that keep each tensor within an error bound. Needs no data.
 
-    Where a layer's inputs were seen, errors count by how strong the input of their column is, in
-    k-means and in the bound.
+    With data, errors count by how strong the input of their column is, in k-means and in the
+    bound.
 
     Attributes:
         max_error: Largest acceptable |W - W'| / |W| (Frobenius) of one tensor, between 0 and 1.
         bits: 1 to 8 fixes the code's width instead, whatever the error; 0 lets `max_error` choose.
         book_rows: Rows that share a codebook; 0 for one of the whole tensor, 1 for one a row.
+        weighted: Look at data if there is some, which takes passes over it.
 
     Source: trained quantization and weight sharing of Han et al. 2016, arXiv:1510.00149,
     section 3, without retraining; the number of values is chosen by the error, not given. Weights
@@ -41,6 +42,11 @@ class ShareKMeans(CalibratedTechnique):
     max_error: float = 0.01
     bits: int = 0
     book_rows: int = 0
+    weighted: bool = True
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        return self.weighted
 
     def __post_init__(self) -> None:
         if not 0 < self.max_error < 1:

@@ -25,6 +25,11 @@ class Technique(ABC):
     pillar: ClassVar[str]
     caution: ClassVar[str] = ""
 
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether it wants to know what layers see, which takes passes over calibration data."""
+        return False
+
     def knobs(self) -> dict[str, Any]:
         """Its settings, as recipes write them."""
         return asdict(self)
@@ -88,6 +93,10 @@ class CalibratedTechnique(WeightTechnique):
 
     Without data it does what it can, as if all inputs were equally strong and independent.
     """
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        return True
 
     @property
     def needs_shift(self) -> bool:

@@ -10,7 +10,6 @@ from tauten.core.errors import InputError
 from tauten.core.inputs import TOKENS_PER_FEATURE, LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
-from tauten.core.technique import CalibratedTechnique
 from tauten.models.observer import is_observed
 
 TUNED = "its block was tuned by"  # in the reason of a layer, before names of techniques
@@ -94,4 +93,4 @@ def check_reach(
 
 def _is_calibrated(recipe: Recipe, name: str) -> bool:
     found = recipe.step_for(name)
-    return found is not None and isinstance(found[1].technique, CalibratedTechnique)
+    return found is not None and found[1].technique.looks_at_inputs

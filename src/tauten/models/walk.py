@@ -63,7 +63,7 @@ class Walk:
     ):
         self.model, self.structure, self.recipe = model, structure, recipe
         self._tensors, self._store = PartTensors(model, structure, loader), store
-        calibrated = any(isinstance(s.technique, CalibratedTechnique) for s in recipe.steps)
+        calibrated = any(step.technique.looks_at_inputs for step in recipe.steps)
         looks = calibrated or bool(recipe.block_tunings)
         self._calibration = calibration if looks else None
         self._block_steps = None
@@ -207,7 +207,7 @@ class Walk:
     def _is_calibrated(self, name: str) -> bool:
         """Whether a technique looks at the inputs of a layer, or of one tied to it."""
         steps = map(self.recipe.step_for, self._names_of_unit[self._unit_of[name]])
-        return any(s is not None and isinstance(s[1].technique, CalibratedTechnique) for s in steps)
+        return any(step is not None and step[1].technique.looks_at_inputs for step in steps)
 
     def _inputs_of(self, name: str, seen: dict[str, LayerInputs]) -> LayerInputs | None:
         """Inputs of a layer, or of one that its weight is tied to."""
@@ -251,7 +251,7 @@ class Walk:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].where}"
-        reason += self._remark(name, module, inputs, fitted is not None)
+        reason += self._remark(name, module, technique, inputs, fitted is not None)
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
@@ -263,16 +263,20 @@ class Walk:
         return record, layer
 
     def _remark(
-        self, name: str, module: nn.Module, inputs: LayerInputs | None, fitted: bool
+        self,
+        name: str,
+        module: nn.Module,
+        technique: WeightTechnique,
+        inputs: LayerInputs | None,
+        fitted: bool,
     ) -> str:
         """What else the report says of a packed layer."""
-        found, remark = self.recipe.step_for(name), ""
-        technique = None if found is None else found[1].technique
+        remark = ""
         if isinstance(technique, ScalingTechnique):
             scaled = {} if self._block_steps is None else self._block_steps.scaled
             maker = scaled.get(name)
             remark = f"; its columns are scaled against {maker}" if maker else "; not scaled"
-        if isinstance(technique, CalibratedTechnique) and inputs is None:
+        if technique.looks_at_inputs and inputs is None:
             has_data = self._calibration is not None
             return f"{remark}; {unseen_reason(module, has_data, name in self._all_zero)}"
         if isinstance(technique, BlockTechnique) and technique.fits_blocks and not fitted:

@@ -32,14 +32,17 @@ QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     (RTN(3, 32), RTN(4, 32)),
     (RTN(2, 32), RTN(3, 32)),
 )
+_SHARE_8 = ShareKMeans(bits=8, book_rows=16, weighted=False)
 SHARING: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
-    (ShareKMeans(bits=8), ShareKMeans(bits=8)),
-    (ShareKMeans(bits=5), ShareKMeans(bits=8)),
-    (ShareKMeans(bits=4), ShareKMeans(bits=6)),
+    # One book a tensor loses language models to a few large weights; passes over data for each
+    # trial cost more than the weighing of errors gains.
+    (_SHARE_8, _SHARE_8),
+    (ShareKMeans(bits=5, book_rows=1, weighted=False), _SHARE_8),
+    (ShareKMeans(bits=4, book_rows=1, weighted=False), _SHARE_8),
 )
 PRUNING: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
-    (PruneSparseGPT(0.5), ShareKMeans(bits=8)),
-    (PruneSparseGPT(0.5, bits=4), ShareKMeans(bits=8)),
+    (PruneSparseGPT(0.5), _SHARE_8),
+    (PruneSparseGPT(0.5, bits=4), _SHARE_8),
 )
 BY_PILLAR = {"quantize": QUANTIZATION, "compress": SHARING}
 HEALING = Distill(steps=64)
