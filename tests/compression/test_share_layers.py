@@ -17,6 +17,7 @@ from tauten.core.recipe import Recipe
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.low_rank_residual import LowRankResidual
 from tauten.models.source import open_source, shared_copy
+from tauten.models.trainable import scales_and_norms
 from tauten.report.html import render_html
 from tauten.runtime.modules import PackedLinear
 from tauten.search.run import run_recipe
@@ -217,6 +218,32 @@ def test_residuals_are_healed_then_stay_float_beside_a_weight_that_is_packed_onc
     manifest = json.loads((tmp_path / "packed" / "tauten.json").read_text())
     records = {r["name"]: r["reason"] for r in manifest["layers"]}
     assert sum(reason.startswith("kept") for reason in records.values()) == 7 * 2
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_tuned_scales_and_norms_are_those_that_both_places_were_trained_with(rank: int) -> None:
+    original = opinionated_llama()
+    model = tauten.quantize(shared(original, count=1, rank=rank), technique=tauten.RTN(2, 32))
+    before = loss(model, original)
+    with scales_and_norms(model) as trained:
+        assert len({id(tensor) for tensor in trained.values()}) == len(trained)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for tensor in trained.values():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / 10)
+        during = loss(model, original)
+    assert loss(model, original) == pytest.approx(during, rel=1e-4)
+    assert abs(during - before) > 0.01 * before
+    norms = {id(layer.input_layernorm.weight) for layer in model.model.layers}
+    assert len(norms) == (4 if rank else 3)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_shared_layers_are_not_cut_one_by_one(rank: int) -> None:
+    model = shared(opinionated_llama(), count=1, rank=rank)
+    for technique in (tauten.PruneWidth(0.5), tauten.PruneHeads(0.5)):
+        with pytest.raises(NotApplicableError, match="prune before layers are shared"):
+            technique.reshape(model, [BATCH])
 
 
 def test_distance_is_of_directions() -> None:
