@@ -92,7 +92,15 @@ def test_a_bound_that_256_values_cannot_keep_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"max_error": 0}, {"max_error": 1}, {"bits": 9}, {"bits": 2.0}, {"book_rows": -1}]
+    "knobs",
+    [
+        {"max_error": 0},
+        {"max_error": 1},
+        {"bits": 9},
+        {"bits": 2.0},
+        {"book_rows": -1},
+        {"activation": "x"},
+    ],
 )
 def test_a_knob_out_of_range_is_refused_by_name(knobs: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"share_kmeans: {next(iter(knobs))}="):
@@ -147,3 +155,18 @@ def test_data_is_looked_at_unless_told_not_to() -> None:
     plain = shared(ShareKMeans(bits=3), None)
     assert torch.equal(shared(ShareKMeans(bits=3, weighted=False), data), plain)
     assert not torch.equal(shared(ShareKMeans(bits=3), data), plain)
+
+
+@pytest.mark.parametrize("book_rows", [0, 1])
+def test_activations_are_rounded_where_that_is_asked_for(book_rows: int) -> None:
+    layer, x = nn.Linear(64, 48), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    layer.weight = nn.Parameter(weight_of("normal"))
+    outputs = {}
+    for activation in ("float", "int8"):
+        technique = ShareKMeans(bits=4, book_rows=book_rows, activation=activation)
+        packed = tauten.compress(layer, technique=technique)
+        assert packed.activation == activation
+        with torch.no_grad():
+            outputs[activation] = packed(x)
+    lost = (outputs["int8"] - outputs["float"]).norm() / outputs["float"].norm()
+    assert 0 < lost < 0.02

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tauten.core.errors import CorruptError, InputError
 from tauten.data.tensors import main_output
 from tauten.models.config_changes import changed_config, merged
+from tauten.models.low_rank_residual import LowRankResidual
 from tauten.models.outline import outline
 from tauten.models.source import shared_copy
 from tauten.models.surgery import Surgery, describe, operate, summary
@@ -42,6 +43,15 @@ def tie_layers(model: Any) -> None:
         setattr(last.get_submodule(parent), key, parameter)
 
 
+def give_residuals(model: Any) -> None:
+    """A layer with a residual of another's weight, beside a layer that is gone."""
+    remove_layer(model)
+    first, last = (layer.mlp for layer in model.model.layers)
+    last.down_proj.weight = first.down_proj.weight
+    factors = torch.randn(64, 5), torch.randn(5, 96)
+    last.down_proj = LowRankResidual(last.down_proj, *factors)
+
+
 def untie_head(model: Any) -> None:
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() * 2)
 
@@ -70,6 +80,7 @@ CASES = {
     "remove_layer": (tiny_llama, remove_layer),
     "narrow_feed_forward": (tiny_llama, narrow_feed_forward),
     "tie_layers": (tiny_llama, tie_layers),
+    "give_residuals": (tiny_llama, give_residuals),
     "untie_head": (tiny_llama, untie_head),
     "drop_vocabulary": (tiny_llama, drop_vocabulary),
     "reshape_cnn": (tiny_cnn, reshape_cnn),

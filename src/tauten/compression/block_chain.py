@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.inputs import LayerInputs
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.dataflow import equal_outputs
-from tauten.models.structure import find_structure
+from tauten.models.observer import NothingLeft, Observer
+from tauten.models.structure import find_structure, packable_modules
 from tauten.solvers.distillation import output_loss
 
 Plan = Sequence[tuple[int, nn.Module]]  # places in the model, and the block that computes there
@@ -38,7 +40,9 @@ class BlockChain:
             raise InputError(f"{technique} measures what each layer is for: pass data=...")
         self.names = find_structure(model).blocks
         if len(self.names) < 2:
-            raise NotApplicableError(f"{technique}: {type(model).__name__} has no repeated blocks")
+            raise NotApplicableError(
+                f"{technique}: {type(model).__name__} has no repeated blocks that share no tensors"
+            )
         self._batches, self._calibration = batches, Calibration(batches)
         self.blocks = [model.get_submodule(name) for name in self.names]
         self._calibration.start(model, self.names, lambda parts: contextlib.nullcontext(), ())
@@ -77,6 +81,22 @@ class BlockChain:
                 calls = self._calibration.calls[self.names[place]]
                 states = [call.run(block, s) for call, s in zip(calls, states, strict=True)]
         return states
+
+    def observe(self, place: int, states: Sequence[Tensor]) -> dict[str, LayerInputs]:
+        """What the layers of a block see, by their names in it.
+
+        Args:
+            place: Of the block.
+            states: Of all batches, before it.
+        Returns:
+            Layers that no token reaches are missing, and those that aren't one product.
+        """
+        block, calls = self.blocks[place], self._calibration.calls[self.names[place]]
+        with Observer(dict(packable_modules(block))) as observer, torch.no_grad():
+            for call, state, batch in zip(calls, states, self._batches, strict=True):
+                with observer.batch(batch.mask), contextlib.suppress(NothingLeft):
+                    call.run(block, state)
+        return observer.inputs()
 
     def loss(self, plan: Plan, states: Sequence[Tensor]) -> float:
         """How far predictions move from the model's own if the rest of it is a plan.

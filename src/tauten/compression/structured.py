@@ -1,6 +1,7 @@
 """What structured pruning does once it is known how many channels of which groups go."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauten.core.errors import NotApplicableError
 from tauten.core.inputs import LayerInputs
 from tauten.core.progress import track
 from tauten.models.batchnorm import NORMS, frozen
@@ -38,7 +40,10 @@ def prune_groups(
         damping: Added to the second moments' diagonals, relative to their means.
         norms: By the name of a layer the batch norm that alone takes its outputs: its mean takes
             the constant that a layer without bias can't.
+    Raises:
+        NotApplicableError: A layer of a group shares its weight with another.
     """
+    _check_untied(model, [member.module for group, _ in removals for member in group.members])
     structure = find_structure(model)
     places = [{structure.block_of(member.module) for member in g.members} for g, _ in removals]
     chained = all(len(place) == 1 and "" not in place for place in places)
@@ -56,6 +61,17 @@ def prune_groups(
         pruning.remove([(group, pruning.removal(group, count).order) for group, count in own])
         if calibration:
             calibration.advance(part)
+
+
+def _check_untied(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse to cut one of several layers that have a weight in common: each would need its own."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for name in names:
+        if uses[id(model.get_submodule(name).weight)] > 1:
+            raise NotApplicableError(
+                f"{name} shares its weight with another layer, and can't be cut with it; prune "
+                "before layers are shared"
+            )
 
 
 def observed(

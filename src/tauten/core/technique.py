@@ -187,8 +187,9 @@ class ShapingTechnique(Technique):
     """A technique that makes a smaller model of plain layers, before anything is packed.
 
     What may change: which children a `ModuleList` or `Sequential` holds, modules that become
-    `nn.Identity`, the sizes of tensors, plain attributes such as `out_features`, and which names
-    share one tensor. `models.surgery` finds out what did, so that a file can be read back.
+    `nn.Identity`, linear layers that become a `models.low_rank_residual`, the sizes of tensors,
+    plain attributes such as `out_features`, and which names share one tensor. `models.surgery`
+    finds out what did, so that a file can be read back.
     """
 
     @abstractmethod

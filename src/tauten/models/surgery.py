@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tauten.core.errors import CorruptError, InputError
 from tauten.models.config_changes import changed_config, set_config
 from tauten.models.loader import place, tensor_slots
+from tauten.models.low_rank_residual import LowRankResidual
 from tauten.models.outline import CONTAINERS, Outline, outline
 
 
@@ -25,6 +26,7 @@ class Surgery:
         children: By the former name of a `ModuleList` or `Sequential` the former keys of its
             children, in order; they are numbered anew.
         identities: Modules that became `nn.Identity`.
+        residuals: Layers that became the `shared` layer of a `LowRankResidual`, and its rank.
         sizes: New size of each tensor that has another; None for one that is gone.
         attributes: By module its plain attributes that have another value.
         ties: Groups of names that are one tensor now, or one name that is a tensor of its own.
@@ -33,6 +35,7 @@ class Surgery:
 
     children: dict[str, list[str]] = field(default_factory=dict)
     identities: list[str] = field(default_factory=list)
+    residuals: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, list[int] | None] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     ties: list[list[str]] = field(default_factory=list)
@@ -67,22 +70,24 @@ def describe(before: Outline, model: nn.Module) -> Surgery:
         before: Outline of the same model object, taken before.
         model: As it is now.
     Raises:
-        InputError: A module is of another class than before, and no `nn.Identity`.
+        InputError: A module is of another class than before, and none that a file can hold.
     """
     after = outline(model)
     former = _former_names(before, after)
+    residuals = _new_residuals(before, after, former)
     identities = []
     for name, kind in after.kinds.items():
         old = before.kinds.get(former[name])
         if kind is nn.Identity and old is not nn.Identity:
             identities.append(name)
-        elif kind is not old:
+        elif kind is not old and name not in residuals:
             was = "not there" if old is None else f"a {old.__name__}"
             raise InputError(f"{name} is a {kind.__name__} and was {was}: a file can't hold that")
     return Surgery(
         children=_children(before, after, former),
         identities=identities,
-        sizes=_new_sizes(before, after, former),
+        residuals=residuals,
+        sizes=_new_sizes(before, after, former, residuals),
         attributes=_new_attributes(before, after, former, identities),
         ties=_new_ties(before, after, former),
         config=changed_config(before.config, after.config),
@@ -103,6 +108,8 @@ def operate(model: nn.Module, surgery: Surgery) -> nn.Module:
         _keep_children(model, surgery.children)
         for name in surgery.identities:
             model.set_submodule(name, nn.Identity())
+        for name, rank in surgery.residuals.items():
+            model.set_submodule(name, LowRankResidual.empty(model.get_submodule(name), rank))
         for name, values in surgery.attributes.items():
             _set_attributes(model.get_submodule(name), values)
         _resize(model, surgery.sizes)
@@ -129,6 +136,9 @@ def summary(before: Outline, after: Outline, surgery: Surgery) -> str:
         parts.append(f"removed {len(gone)} of the {count} in {name} ({', '.join(gone)})")
     if surgery.identities:
         parts.append(f"passed by {len(surgery.identities)} modules")
+    if surgery.residuals:
+        ranks = ", ".join(map(str, sorted(set(surgery.residuals.values()))))
+        parts.append(f"gave {len(surgery.residuals)} layers a residual of rank {ranks}")
     if surgery.sizes:
         parts.append(f"resized {len(surgery.sizes)} tensors")
     if surgery.ties:
@@ -150,12 +160,24 @@ def _former_names(before: Outline, after: Outline) -> dict[str, str]:
         parent, _, key = name.rpartition(".")
         prefix = f"{former[parent]}." if former[parent] else ""
         former[name] = prefix + key
+        is_residual = after.kinds[parent] is LowRankResidual
+        if is_residual and before.kinds.get(former[parent]) is not LowRankResidual:
+            former[name] = former[parent]  # its `shared` stood in its place
         if isinstance(after.modules[parent], CONTAINERS):
             beside = (
                 n for n in known.get(id(module), []) if n.rpartition(".")[0] == former[parent]
             )
             former[name] = next(beside, prefix + key)
     return former
+
+
+def _new_residuals(before: Outline, after: Outline, former: dict[str, str]) -> dict[str, int]:
+    return {
+        name: module.rank
+        for name, module in after.modules.items()
+        if isinstance(module, LowRankResidual)
+        and before.kinds.get(former[name]) is not LowRankResidual
+    }
 
 
 def _children(before: Outline, after: Outline, former: dict[str, str]) -> dict[str, list[str]]:
@@ -169,12 +191,12 @@ def _children(before: Outline, after: Outline, former: dict[str, str]) -> dict[s
 
 
 def _new_sizes(
-    before: Outline, after: Outline, former: dict[str, str]
+    before: Outline, after: Outline, former: dict[str, str], residuals: dict[str, int]
 ) -> dict[str, list[int] | None]:
     changed: dict[str, list[int] | None] = {}
     for name, size in after.sizes.items():
         module, _, key = name.rpartition(".")
-        if size != before.sizes.get(_joined(former[module], key)):
+        if module not in residuals and size != before.sizes.get(_joined(former[module], key)):
             changed[name] = None if size is None else list(size)
     return changed
 

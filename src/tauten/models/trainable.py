@@ -114,31 +114,56 @@ def scales_and_norms(
         NotApplicableError: It has nothing of the kind.
     """
     model.requires_grad_(False)
+    with _scales(model) as scales, _vectors(model, norms, biases) as vectors:
+        if not scales and not vectors:
+            raise NotApplicableError("it has no norm, no bias and no layer packed in integers")
+        yield scales | vectors
+
+
+@contextlib.contextmanager
+def _scales(model: nn.Module) -> Iterator[Trained]:
     layers = tunable_layers(model)
-    wrapped = {name: TunableLinear(layer) for name, layer in layers.items()}
-    settled: list[tuple[nn.Module, str]] = []
+    grids: dict[int, TunableLinear] = {}  # by packed weight: tied layers have one in common
     trained: Trained = {}
-    for name, tunable in wrapped.items():
+    for name, layer in layers.items():
+        known = grids.get(id(layer.packed))
+        tunable = TunableLinear(layer, known)
         model.set_submodule(name, tunable)
-        trained |= {f"{name}.{key}": p for key, p in tunable.grid.named_parameters()}
+        if known is None:
+            grids[id(layer.packed)] = tunable
+            trained |= {f"{name}.{key}": p for key, p in tunable.grid.named_parameters()}
+    try:
+        yield trained
+    finally:
+        for tunable in grids.values():
+            tunable.write_back()
+        for name, layer in layers.items():
+            layer.bias = model.get_submodule(name).bias  # type: ignore[assignment]
+            model.set_submodule(name, layer)
+
+
+@contextlib.contextmanager
+def _vectors(model: nn.Module, norms: bool, biases: bool) -> Iterator[Trained]:
+    changes: dict[int, Relative | Shift] = {}  # by tensor: tied modules have one in common
+    settled: list[tuple[nn.Module, str, nn.Module]] = []
+    trained: Trained = {}
     for name, module in list(model.named_modules()):
         chosen = {"weight": norms and _is_norm(module), "bias": biases and _has_bias(module)}
         for key in (key for key, wanted in chosen.items() if wanted):
-            change = (Relative if key == "weight" else Shift)(module._parameters[key])
-            parametrize.register_parametrization(module, key, change)
-            trained[f"{name}.{key}"] = change.change
-            settled.append((module, key))
+            tensor = module._parameters[key]
+            assert tensor is not None, "only what is there is chosen"
+            if id(tensor) not in changes:
+                changes[id(tensor)] = (Relative if key == "weight" else Shift)(tensor)
+                trained[f"{name}.{key}"] = changes[id(tensor)].change
+            settled.append((module, key, changes[id(tensor)]))
+            parametrize.register_parametrization(module, key, changes[id(tensor)])
     try:
-        if not trained:
-            raise NotApplicableError("it has no norm, no bias and no layer packed in integers")
         yield trained
     finally:
-        for module, key in settled:
-            _settle(module, key)
-        for name, tunable in wrapped.items():
-            tunable.write_back()
-            layers[name].bias = tunable.bias
-            model.set_submodule(name, layers[name])
+        values: dict[int, nn.Parameter] = {}
+        for module, key, change in settled:
+            value = _settle(module, key)
+            setattr(module, key, values.setdefault(id(change), value))
 
 
 def tunable_layers(model: nn.Module) -> dict[str, PackedLinear]:
@@ -198,11 +223,12 @@ class Shift(nn.Module):
         return (bias + self.change * self._unit).to(bias.dtype)
 
 
-def _settle(module: nn.Module, key: str) -> None:
+def _settle(module: nn.Module, key: str) -> nn.Parameter:
     """Put what a parametrization makes of a tensor into its place, as a tensor of its own."""
-    value = getattr(module, key).detach().clone()
+    value = nn.Parameter(getattr(module, key).detach().clone(), requires_grad=False)
     parametrize.remove_parametrizations(module, key, leave_parametrized=False)
-    setattr(module, key, nn.Parameter(value, requires_grad=False))
+    setattr(module, key, value)
+    return value
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -15,19 +15,24 @@ class TunableLinear(nn.Module):
 
     Args:
         layer: Packed in integers; `write_back` changes its scales (and float zeros).
+        twin: Of another layer with the same packed weight: both then have one grid.
     """
 
-    def __init__(self, layer: PackedLinear):
+    def __init__(self, layer: PackedLinear, twin: "TunableLinear | None" = None):
         super().__init__()
         packed = layer.packed
         assert isinstance(packed, IntegerWeight)
         packed.deinterleave()
-        if isinstance(packed, SuperblockWeight):
-            self.grid: _TunableScales | _TunableTwoLevel = _TunableTwoLevel(packed)
+        self.grid: _TunableScales | _TunableTwoLevel
+        if twin is not None:
+            self.grid = twin.grid
+        elif isinstance(packed, SuperblockWeight):
+            self.grid = _TunableTwoLevel(packed)
         else:
             self.grid = _TunableScales(packed)
+        # (out, groups, size), zero at the end of a row
+        self.cells: Tensor = _compact(_cells(packed)) if twin is None else twin.cells
         self.bias = layer.bias
-        self.cells = _compact(_cells(packed))  # (out, groups, size), zero at the end of a row
         self._columns = packed.in_features
 
     def forward(self, x: Tensor) -> Tensor:
