@@ -68,7 +68,9 @@ def test_losses_add_up_to_what_is_lost_over_many_removals() -> None:
         kept[columns[found.order[:count]].flatten()] = False
         change = compensated(weight, moment, kept, 1e-9) - weight
         lost = output_error(change, moment).sum() / output_error(weight, moment).sum()
-        torch.testing.assert_close(float(found.losses[:count].sum()), float(lost), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            float(found.losses[:count].sum()), float(lost), rtol=1e-3, atol=0
+        )
 
 
 def test_beats_independent_losses_on_the_compensated_loss() -> None:

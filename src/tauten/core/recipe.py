@@ -190,7 +190,9 @@ def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:
     if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
         raise InputError(f"recipe: step {index}: layers: expected knobs by the name of a layer")
     made = _technique(known[name], knobs, index)
-    own = [(layer, _technique(known[name], {**knobs, **its}, index)) for layer, its in layers.items()]
+    own = [
+        (layer, _technique(known[name], {**knobs, **its}, index)) for layer, its in layers.items()
+    ]
     return Step(made, where, tuple(own))
 
 

@@ -35,6 +35,7 @@ from tauten.search.publish import Facts, Render, finish, time_candidate, trial_t
 from tauten.search.shaping import shape_in_memory
 from tauten.search.trainer import Trainer, check_teacher, trained_by
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
+from tauten.search.zeros import share_out_zeros
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -180,7 +181,9 @@ def run_recipe(
         with progress_bars():
             model = shape_in_memory(source, recipe.shaping, trainer)
             calibrated = calibration_for(recipe, calibration)
-            walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
+            structure = find_structure(model)
+            recipe = share_out_zeros(recipe, model, structure, None, calibration)
+            walk = Walk(model, structure, recipe, calibration=calibrated)
             packed = walk.run().eval()
             trainer.run(recipe.tunings, packed)
         packed = use_native_decoder(packed)
@@ -198,7 +201,7 @@ def run_recipe(
     with progress_bars(), run_folder(out, disk_bytes) as folder:
         workspace = Workspace(folder, source, structure, run, calibration, trainer)
         candidate = workspace.apply(recipe)
-        result = Result(None, recipe, False, reason, [], candidate.layers, None)
+        result = Result(None, candidate.recipe, False, reason, [], candidate.layers, None)
         facts = Facts(source, render, skeleton)
         return finish(folder, out, candidate, facts, result, load)
 

@@ -82,9 +82,7 @@ def _improved(costs: Tensor, losses: Tensor, budget: int, chosen: Tensor) -> Ten
             chosen[move // levels] = move % levels
 
 
-def _best_pair(
-    dearer: Tensor, gained: Tensor, slack: int, levels: int
-) -> tuple[int, int] | None:
+def _best_pair(dearer: Tensor, gained: Tensor, slack: int, levels: int) -> tuple[int, int] | None:
     """Two moves, one that gains and one that pays for it, which together gain most."""
     wanted = (gained > 0).nonzero()[:, 0]
     paying = ((dearer < 0) & gained.isfinite()).nonzero()[:, 0]

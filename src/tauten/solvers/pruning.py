@@ -50,6 +50,15 @@ def keep_largest(saliency: Tensor, sparsity: float, pattern: str, by_row: bool =
     return mask.view(rows, columns)
 
 
+def wanda_saliency(weight: Tensor, moment: Tensor | None) -> Tensor:
+    """|w| ||x||, (out, in) float32, or |w| where the second moment (in, in) of x isn't known.
+
+    Source: Wanda, Sun et al. 2023, arXiv:2306.11695, eq. 1.
+    """
+    saliency = weight.abs().float()
+    return saliency if moment is None else saliency * moment.diagonal().sqrt()
+
+
 def alternate_mask(
     weight: Tensor, moment: Tensor, sparsity: float, pattern: str, rounds: int
 ) -> tuple[Tensor, Tensor]:
