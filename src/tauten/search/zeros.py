@@ -76,7 +76,9 @@ def share_out_zeros(
             index, step = own[name]
             assert isinstance(step.technique, PruningTechnique), "only these allocate"
             module = model.get_submodule(name)
-            matrix = matrix_of(module, tensors.stored(module.weight).detach()).flatten(1).float()
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            matrix = matrix_of(module, tensors.stored(weight).detach()).flatten(1).float()
             tables[index].append(_row(name, step.technique, matrix, sensitivity))
     steps = list(recipe.steps)
     for index, rows in tables.items():

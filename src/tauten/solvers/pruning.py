@@ -13,8 +13,8 @@ from tauten.solvers.second_order import output_error
 
 PENALTIES = (0.1, 0.2, 0.5, 1.0)  # of ADMM, relative to a diagonal of ones; one after the other
 SPEED_CAUTION = (
-    "pruned layers take fewer bytes, but not less time at every size and number of tokens: "
-    "`tauten bench MODEL` times them beside dense ones"
+    "pruned layers take fewer bytes on disk; in memory those stay dense that this machine computes "
+    "slower packed, for one row or image: `tauten bench MODEL` times them for more"
 )
 FLOAT16_ERROR = 2**-10  # of a tensor, relative; more means that float16 is out of its range
 MOST_STEPS = 100  # of conjugate gradients
