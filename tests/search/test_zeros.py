@@ -161,3 +161,10 @@ def test_bad_input_says_what_is_missing() -> None:
             pruner(allocation="best")
         with pytest.raises(InputError, match=r"2:4 zeroes half of every layer"):
             pruner(pattern="2:4", allocation="sensitivity")
+
+
+def test_data_that_gives_nan_is_refused() -> None:
+    calls = [torch.full((8, 12), torch.nan)]
+    technique = tauten.PruneWanda(allocation="sensitivity")
+    with pytest.raises(InputError, match=r"NaN|finite"):
+        tauten.compress(uneven_mlp(), technique=technique, data=calls)

@@ -4,6 +4,10 @@ For an error e in the outputs of a layer, the KL of the predictions grows by abo
 of (g e)^2, with g the gradients of the log-probabilities of outcomes that the model itself draws:
 their second moment is the Fisher information. Here rows count as independent of each other and of
 the inputs.
+
+Source: the Fisher information as the second derivative of KL (Amari 1998), its factors by inputs
+and outputs of a layer as in K-FAC (Martens and Grosse 2015, arXiv:1503.05671, eq. 1), of which the
+factor by outputs is cut down to its diagonal.
 """
 
 import functools
@@ -75,15 +79,10 @@ def sensitivities(
         states[part] = calibration.states
         calibration.states = list(calibration.states)
         calibration.advance(part)
-    inputs = calibration.observe("", names_of.get("", ()))
-    with filled([""]), _Gradients(_layers(model, names_of.get("", ()))) as gradients:
-        slopes = []
-        for batch, state in zip(calibration.batches, calibration.states, strict=True):
-
-            def ending(leaf: Tensor, batch: CalibrationBatch = batch) -> Tensor:
-                return _surprise(calibration.finish(batch, leaf), batch, generator)
-
-            slopes.append(gradients.slope(ending, state.float(), None))
+    own = names_of.get("", ())
+    inputs = calibration.observe("", own)
+    with filled([""]), _Gradients(_layers(model, own)) as gradients:
+        slopes = _of_ending(calibration, gradients, generator)
     yield _joined(inputs, gradients.squares)
     for part in track(blocks[::-1], "running blocks backwards", len(blocks)):
         calibration.states = states.pop(part)
@@ -93,15 +92,7 @@ def sensitivities(
             block = calibration.dense(part).requires_grad_(False)
         inner = {name: block.get_submodule(name.removeprefix(f"{part}.")) for name in own}
         with _Gradients(inner) as gradients:
-            calls = zip(calibration.calls[part], calibration.states, slopes, strict=True)
-            slopes = [
-                gradients.slope(
-                    functools.partial(call.cast(calibration.dtype).run, block),
-                    state.to(calibration.dtype),
-                    slope,
-                )
-                for call, state, slope in calls
-            ]
+            slopes = _of_block(calibration, part, block, gradients, slopes)
         yield _joined(inputs, gradients.squares)
 
 
@@ -155,6 +146,35 @@ class _Gradients:
             return output
 
         return hook
+
+
+def _of_ending(
+    calibration: Calibration, gradients: _Gradients, generator: torch.Generator
+) -> list[Tensor]:
+    """Gradients of what the last block has made, by batch."""
+    slopes = []
+    for batch, state in zip(calibration.batches, calibration.states, strict=True):
+
+        def ending(leaf: Tensor, batch: CalibrationBatch = batch) -> Tensor:
+            return _surprise(calibration.finish(batch, leaf), batch, generator)
+
+        slopes.append(gradients.slope(ending, state.float(), None))
+    return slopes
+
+
+def _of_block(
+    calibration: Calibration,
+    part: str,
+    block: nn.Module,
+    gradients: _Gradients,
+    slopes: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of what a block was given, from those of what it made."""
+    found, dtype = [], calibration.dtype
+    for call, state, slope in zip(calibration.calls[part], calibration.states, slopes, strict=True):
+        run = functools.partial(call.cast(dtype).run, block)
+        found.append(gradients.slope(run, state.to(dtype), slope))
+    return found
 
 
 def _of_whole(
