@@ -142,6 +142,14 @@ def test_written_recipe_holds_the_sparsities_and_needs_no_gradients(tmp_path: Pa
     assert torch.equal(again(TOKENS[0]).logits, loaded(TOKENS[0]).logits)
 
 
+def test_a_folder_is_judged_block_by_block_alike(tmp_path: Path) -> None:
+    sharp_llama().save_pretrained(tmp_path / "in")
+    technique = tauten.PruneWanda(0.4, allocation="sensitivity")
+    tauten.compress(tmp_path / "in", technique=technique, data=TOKENS, out=tmp_path / "out")
+    streamed = kept_of(tauten.load(tmp_path / "out"))
+    assert streamed == kept_of(tauten.compress(sharp_llama(), technique=technique, data=TOKENS))
+
+
 def test_convolutions_have_sensitivities_too() -> None:
     images = torch.randn(32, 1, 12, 12, generator=torch.manual_seed(0))
     technique = tauten.PruneWanda(0.5, allocation="sensitivity")
