@@ -60,8 +60,10 @@ CONTENDERS = {  # name: file of `quantizers` and the method that it is asked for
 PRUNERS = {  # zero half of the weights; with 16 bits those that are kept stay floating
     "magnitude": (OURS, "prune_magnitude"),
     "Wanda": (OURS, "prune_wanda"),
+    "Wanda, by sensitivity": (OURS, "prune_wanda, by sensitivity"),
     "SparseGPT of the paper": (OURS, "prune_sparsegpt of the paper"),
     "SparseGPT": (OURS, "prune_sparsegpt"),
+    "SparseGPT, by sensitivity": (OURS, "prune_sparsegpt, by sensitivity"),
     "SparseGPT, corrected": (OURS, "prune_sparsegpt, corrected"),
     "llm-compressor Wanda": ("llm_compressor", "wanda"),
     "llm-compressor SparseGPT": ("llm_compressor", "sparsegpt"),

@@ -29,6 +29,12 @@ METHODS: dict[str, Callable[[int, int], tuple[Technique, ...]]] = {
     "kquant, no data": lambda bits, group_size: (_equal_bytes(bits, group_size),),
     "prune_magnitude": lambda bits, group_size: (tauten.PruneMagnitude(),),
     "prune_wanda": lambda bits, group_size: (tauten.PruneWanda(),),
+    "prune_wanda, by sensitivity": lambda bits, group_size: (
+        tauten.PruneWanda(allocation="sensitivity"),
+    ),
+    "prune_sparsegpt, by sensitivity": lambda bits, group_size: (
+        tauten.PruneSparseGPT(bits=bits % 16, group_size=group_size, allocation="sensitivity"),
+    ),
     "prune_sparsegpt of the paper": lambda bits, group_size: (
         tauten.PruneSparseGPT(bits=bits % 16, group_size=group_size, rounds=0),
     ),
@@ -60,6 +66,8 @@ def _equal_bytes(bits: int, group_size: int) -> tauten.KQuant:
 
 def size_bytes(layer: Any, bits: int, group_size: int) -> int:
     """Of the tensors as they lie on disk."""
+    if not hasattr(layer, "packed"):  # pruned, and dense in memory as it is faster so
+        return adapter.pruned_bytes(layer.weight, bits, group_size)
     return int(layer.packed.size_bytes)
 
 

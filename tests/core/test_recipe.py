@@ -16,6 +16,7 @@ RECIPES = [
     Recipe.of(RTN()),
     Recipe.of(RTN(3, 0, "none", "minmax"), Int8(64, "mse")),
     Recipe((Step(RTN(2), "model.layers.*, lm_head"), Step(ShareKMeans(1e-5), "*.mlp.?_proj"))),
+    Recipe((Step(RTN(4, 64), "a.*", (("a.b", RTN(2, 64)), ("a.c", RTN(4, 32)))),)),
 ]
 
 
@@ -53,6 +54,9 @@ def test_knobs_left_out_take_their_defaults() -> None:
         ("steps: [{technique: rtn, group_size: 1.5}]", "group_size=1.5"),
         ("steps: [{technique: rtn, zero: [none]}]", "zero="),
         ("steps: [{technique: rtn, where: 3}]", "step 1: where=3"),
+        ("steps: [{technique: rtn, layers: [a]}]", "step 1: layers: expected knobs by the name"),
+        ("steps: [{technique: rtn, layers: {a: 3}}]", "step 1: layers: expected knobs by the name"),
+        ("steps: [{technique: rtn, layers: {a: {bit: 3}}}]", "step 1: rtn has no knob 'bit'"),
         # YAML takes 1e-2, which has no point, for text.
         ("steps: [{technique: share_kmeans, max_error: 1e-2}]", "step 1: share_kmeans.*1e-2"),
         ("steps: [{technique: share_kmeans, bits: 2.0}]", "bits=2.0"),
@@ -96,3 +100,11 @@ def test_knobs_are_the_fields() -> None:
 
     assert Other(depth=5).knobs() == {"depth": 5, "layers": (1, 2)}
     assert Other.space() == {}
+
+
+def test_a_layer_may_have_knobs_of_its_own() -> None:
+    recipe = Recipe((Step(RTN(4), "a.*", (("a.b", RTN(2)),)), Step(RTN(8))))
+    steps = [recipe.step_for(name) for name in ("a.b", "a.c", "b")]
+    found = [(step[0], step[1].technique) for step in steps if step is not None]
+    assert found == [(1, RTN(2)), (1, RTN(4)), (2, RTN(8))]
+    assert recipe.to_dict()["steps"][0]["layers"] == {"a.b": {"bits": 2}}

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import NotApplicableError
-from tauten.solvers.channel_importance import Reader, allocate, independent_losses, removal_order
+from tauten.solvers.channel_importance import (
+    WAITING,
+    Reader,
+    allocate,
+    independent_losses,
+    removal_order,
+)
 from tauten.solvers.compensation import compensated
 from tauten.solvers.second_order import damped, output_error
 
@@ -46,6 +52,25 @@ def test_each_step_removes_what_brute_force_would() -> None:
             left = [c for c in range(6) if c not in removed]
             assert channel == min(left, key=lambda c, r=removed: loss_without(made, [*r, c]))
             removed.append(channel)
+
+
+def test_losses_add_up_to_what_is_lost_over_many_removals() -> None:
+    channels, span, generator = 60, 2, torch.manual_seed(0)
+    x = torch.randn(400, channels * span, generator=generator, dtype=torch.float64)
+    x[:, ::2] += 0.5 * x[:, 1::2]
+    moment = x.t() @ x / 400
+    weight = torch.randn(7, channels * span, generator=generator, dtype=torch.float64)
+    columns = torch.arange(channels * span).view(channels, span)
+    found = removal_order([Reader(weight, moment, columns)], 45, damping=1e-9)
+    assert len(set(found.order.tolist())) == 45 > WAITING
+    for count in (1, WAITING, WAITING + 1, 45):
+        kept = torch.ones(channels * span, dtype=torch.bool)
+        kept[columns[found.order[:count]].flatten()] = False
+        change = compensated(weight, moment, kept, 1e-9) - weight
+        lost = output_error(change, moment).sum() / output_error(weight, moment).sum()
+        torch.testing.assert_close(
+            float(found.losses[:count].sum()), float(lost), rtol=1e-3, atol=0
+        )
 
 
 def test_beats_independent_losses_on_the_compensated_loss() -> None:

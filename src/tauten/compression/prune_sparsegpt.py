@@ -9,8 +9,14 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
-from tauten.core.knobs import check_damping, check_group_size, check_rounds, check_sparsity
-from tauten.core.technique import CalibratedTechnique
+from tauten.core.knobs import (
+    check_allocation,
+    check_damping,
+    check_group_size,
+    check_rounds,
+    check_sparsity,
+)
+from tauten.core.technique import CalibratedTechnique, PruningTechnique
 from tauten.formats.integer import ZERO_KINDS, round_to_grid
 from tauten.formats.sparse import SparseWeight
 from tauten.solvers.grid import Grid, column_rounder, fit_grid
@@ -21,6 +27,7 @@ from tauten.solvers.pruning import (
     keep_largest,
     pack_floats,
     refit_kept,
+    wanda_saliency,
 )
 from tauten.solvers.second_order import (
     Curvature,
@@ -36,7 +43,7 @@ Pruned = tuple[Tensor, Tensor, Grid | None]  # mask, (out, in) values, their gri
 
 
 @dataclass(frozen=True)
-class PruneSparseGPT(CalibratedTechnique):
+class PruneSparseGPT(PruningTechnique, CalibratedTechnique):
     """Zero weights so that the outputs of each layer change least, measured on calibration data.
 
     A mask of the whole matrix is decided again and again while the kept weights adapt to it; they
@@ -59,6 +66,8 @@ class PruneSparseGPT(CalibratedTechnique):
             ones, in proportion slower.
         correction: As for `gptq`: how far the layer also makes up for those pruned before it, 0 to
             1; needs many tokens.
+        allocation: `uniform` zeroes the same part of each layer; `sensitivity`, which needs data,
+            as many in all, but more where the model's loss grows less by it.
 
     Source: Frantar and Alistarh 2023, arXiv:2301.00774; the masks of `rounds` by ADMM, see
     `solvers.pruning.alternate_mask`.
@@ -76,9 +85,11 @@ class PruneSparseGPT(CalibratedTechnique):
     damping: float = 0.01
     rounds: int = 5
     correction: float = 0.0
+    allocation: str = "uniform"
 
     def __post_init__(self) -> None:
         check_sparsity(self.name, self.sparsity, self.pattern)
+        check_allocation(self.name, self.allocation, self.pattern)
         if not isinstance(self.bits, int) or self.bits not in range(9):
             raise InputError(f"{self.name}: bits={self.bits}: expected 1 to 8, or 0 for floats")
         check_group_size(self.name, self.group_size)
@@ -101,7 +112,7 @@ class PruneSparseGPT(CalibratedTechnique):
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> SparseWeight:
         matrix = weight.flatten(1).float()
         if inputs is None:
-            mask = keep_largest(matrix.abs(), self.sparsity, self.pattern)
+            mask = self.mask(matrix, None)
             return self._packed((mask, matrix, self._grid(matrix, mask.float())), weight)
         curve = curvature(inputs.moment, self.damping, by_importance=False)
         moment = damped(inputs.moment, curve.damping)
@@ -109,6 +120,11 @@ class PruneSparseGPT(CalibratedTechnique):
             matrix = corrected_target(matrix, inputs.shift, curve, self.correction)
         prune = self._alternate if self.rounds else self._sweep
         return self._packed(prune(matrix, moment, curve), weight)
+
+    def mask(self, weight: Tensor, inputs: LayerInputs | None) -> Tensor:
+        """The mask that rounds start from."""
+        saliency = wanda_saliency(weight, None if inputs is None else inputs.moment)
+        return keep_largest(saliency, self.sparsity, self.pattern)
 
     def _sweep(self, matrix: Tensor, moment: Tensor, curve: Curvature) -> Pruned:
         """Masks and codes in one sweep."""

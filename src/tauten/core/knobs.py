@@ -43,6 +43,18 @@ def check_sparsity(technique: str, sparsity: float, pattern: str) -> None:
         raise InputError(f"{technique}: sparsity={sparsity}: pattern 2:4 is 0.5, leave it at that")
 
 
+def check_allocation(technique: str, allocation: str, pattern: str) -> None:
+    """Raise InputError unless zeroes are shared out in a way that the pattern leaves open."""
+    if allocation not in ("uniform", "sensitivity"):
+        expected = "expected uniform or sensitivity"
+        raise InputError(f"{technique}: allocation={allocation!r}: {expected}")
+    if allocation == "sensitivity" and pattern == "2:4":
+        raise InputError(
+            f"{technique}: pattern 2:4 zeroes half of every layer, so allocation can't be "
+            "sensitivity; leave it at uniform, or take pattern=unstructured"
+        )
+
+
 def check_fraction(technique: str, fraction: float) -> None:
     """Refuse what leaves nothing to remove or nothing to keep."""
     if not 0 < fraction < 1:

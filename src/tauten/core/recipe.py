@@ -26,14 +26,30 @@ class Step:
 
     Attributes:
         where: Pattern of module names, with * and ?; several are separated by commas.
+        layers: By name of a layer the same technique with the knobs that it takes there.
     """
 
     technique: Technique
     where: str = "*"
+    layers: tuple[tuple[str, Technique], ...] = ()
 
     def matches(self, name: str) -> bool:
         """Whether it is for the layer of that name."""
         return any(fnmatchcase(name, pattern.strip()) for pattern in self.where.split(","))
+
+    def at(self, name: str) -> "Step":
+        """The step as it is for one layer."""
+        return Step(dict(self.layers).get(name, self.technique), self.where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that a recipe holds; of `layers` the knobs that differ."""
+        knobs = self.technique.knobs()
+        own = {
+            name: {key: value for key, value in other.knobs().items() if value != knobs[key]}
+            for name, other in self.layers
+        }
+        layers = {"layers": own} if own else {}
+        return {"technique": self.technique.name, "where": self.where, **knobs, **layers}
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ class Recipe:
         """Index (from 1) and step for a layer, None if no pattern matches."""
         for index, step in enumerate(self.steps, 1):
             if isinstance(step.technique, WeightTechnique) and step.matches(name):
-                return index, step
+                return index, step.at(name)
         return None
 
     @property
@@ -115,10 +131,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""
-        steps = [
-            {"technique": s.technique.name, "where": s.where, **s.technique.knobs()}
-            for s in self.steps
-        ]
+        steps = [step.to_dict() for step in self.steps]
         coding = {"entropy_coding": True} if self.entropy_coding else {}
         return {"tauten": VERSION, **coding, "steps": steps}
 
@@ -167,18 +180,30 @@ class Recipe:
 def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:
     if not isinstance(raw, dict) or "technique" not in raw:
         raise InputError(f"recipe: step {index}: expected a mapping with `technique`")
-    knobs = {key: value for key, value in raw.items() if key not in ("technique", "where")}
+    knobs = {key: v for key, v in raw.items() if key not in ("technique", "where", "layers")}
     name = raw["technique"]
     if not isinstance(name, str) or name not in known:
         raise InputError(f"recipe: step {index}: unknown technique {name!r}; known: {list(known)}")
-    allowed = [field.name for field in fields(known[name])]
-    for key in knobs:
-        if key not in allowed:
-            raise InputError(f"recipe: step {index}: {name} has no knob {key!r}; it has {allowed}")
-    where = raw.get("where", "*")
+    where, layers = raw.get("where", "*"), raw.get("layers", {})
     if not isinstance(where, str):
         raise InputError(f"recipe: step {index}: where={where!r}: expected a pattern of names")
+    if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
+        raise InputError(f"recipe: step {index}: layers: expected knobs by the name of a layer")
+    made = _technique(known[name], knobs, index)
+    own = [
+        (layer, _technique(known[name], {**knobs, **its}, index)) for layer, its in layers.items()
+    ]
+    return Step(made, where, tuple(own))
+
+
+def _technique(kind: type[Technique], knobs: dict[str, Any], index: int) -> Technique:
+    allowed = [field.name for field in fields(kind)]
+    for key in knobs:
+        if key not in allowed:
+            raise InputError(
+                f"recipe: step {index}: {kind.name} has no knob {key!r}; it has {allowed}"
+            )
     try:
-        return Step(known[name](**knobs), where)
+        return kind(**knobs)
     except TypeError as error:  # a knob compared with a value of another type, such as '1e-2'
-        raise InputError(f"recipe: step {index}: {name} of {knobs}: {error}") from error
+        raise InputError(f"recipe: step {index}: {kind.name} of {knobs}: {error}") from error

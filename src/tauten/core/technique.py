@@ -133,6 +133,24 @@ class CalibratedTechnique(WeightTechnique):
 
 
 @dataclass(frozen=True)
+class PruningTechnique(WeightTechnique):
+    """A technique that zeroes a part of each weight, or more of those that matter less.
+
+    It has the knobs `sparsity`, `pattern` and `allocation`. With `allocation="sensitivity"` the
+    run finds a sparsity for each layer before the walk, and hands it on as `Step.layers`.
+    """
+
+    @abstractmethod
+    def mask(self, weight: Tensor, inputs: LayerInputs | None) -> Tensor:
+        """Which weights of a matrix are kept, (out, in) bool: a cheap guess where that will do.
+
+        Args:
+            weight: (out, in) floating.
+            inputs: As for `encode`.
+        """
+
+
+@dataclass(frozen=True)
 class BlockTechnique(CalibratedTechnique):
     """A technique that packs the layers of a block together, against what the block makes.
 

@@ -111,12 +111,13 @@ def time_formats(
         packed = encode(layer, technique)
         if packed is None:
             continue
-        for x in _examples(layer, tokens):
+        for x in example_inputs(layer, tokens):
             times = time_packed(layer, packed, technique.activation_dtype, x, rounds)
             yield FormatTime(name, label, *times, tokens=len(x))
 
 
-def _examples(layer: nn.Module, tokens: Sequence[int]) -> Iterator[Tensor]:
+def example_inputs(layer: nn.Module, tokens: Sequence[int]) -> Iterator[Tensor]:
+    """Random inputs of an unpacked layer: so many rows each, or one image for a convolution."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):

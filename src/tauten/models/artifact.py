@@ -94,7 +94,8 @@ def source(folder: Path, model: Any = None) -> Source:
     else:
         original = open_source(model)
     original = reshaped_source(original, manifest.get("structure", []))
-    return packed_source(original, manifest["modules"], reader, str(folder))
+    packed = packed_source(original, manifest["modules"], reader, str(folder))
+    return dataclasses.replace(packed, written_out=tuple(manifest.get("written_out", [])))
 
 
 def packed_source(
@@ -105,5 +106,5 @@ def packed_source(
     def skeleton() -> nn.Module:
         return use_native_decoder(install_empty(original.skeleton(), specs).eval())
 
-    packed = dataclasses.replace(original, name=name, skeleton=skeleton)
+    packed = dataclasses.replace(original, name=name, skeleton=skeleton, written_out=())
     return dataclasses.replace(with_tensors(packed, reader), kind="artifact")

@@ -253,8 +253,12 @@ class Calibration:
         return observer.inputs()
 
     def finish(self, batch: CalibrationBatch, state: Tensor) -> Any:
-        """What the model answers to a batch whose last block has made a state."""
-        with self._filled([""]), self._chain.returning(state), torch.inference_mode():
+        """What the model answers to a batch whose last block has made a state.
+
+        With gradients if the state asks for them.
+        """
+        gradients = state.requires_grad
+        with self._filled([""]), self._chain.returning(state), torch.set_grad_enabled(gradients):
             return self._model(*batch.args, **batch.kwargs)
 
 

@@ -1,7 +1,7 @@
 """Replace a model's layers by packed ones, and describe them so that a file can be read back."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,16 @@ def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
     layer.bias = bias
     made: nn.Module = layer
     return made
+
+
+def write_out(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace packed layers by dense ones, in place."""
+    new_of_old: dict[nn.Module, nn.Module] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, PackedLinear | PackedConv):
+            new_of_old[layer] = unpacked_layer(layer).eval()
+    replace_modules(model, new_of_old)
 
 
 def replace_modules(model: nn.Module, new_of_old: Mapping[nn.Module, nn.Module]) -> None:

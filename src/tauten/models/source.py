@@ -17,6 +17,7 @@ from torch import nn
 from tauten.core.errors import InputError
 from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
+from tauten.models.packing import write_out
 from tauten.models.reader import SafetensorsReader, check_finite
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -41,6 +42,7 @@ class Source:
         whole: Why its blocks can't be loaded one by one; empty where they can.
         structure: Surgeries between what a file or the user's module says of its shape and what
             the skeleton is; see `models.surgery`.
+        written_out: Packed layers that are made dense when all is loaded: packed they are slower.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Source:
     keep_dtype: bool = False
     whole: str = ""
     structure: tuple[dict[str, Any], ...] = ()
+    written_out: tuple[str, ...] = ()
 
     def open(self, blocks: tuple[str, ...] = (), stream: bool = False) -> nn.Module:
         """The model, ready to be called, in float32 where it came from disk.
@@ -70,6 +73,7 @@ class Source:
                 loader.stream(model)
             else:
                 loader.load_all()
+                write_out(model, self.written_out)
         return model.eval()
 
     def loader(self, model: nn.Module, blocks: tuple[str, ...]) -> Loader:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Facts:
         seed: Of the run.
         chosen: Index of the chosen trial.
         timing: As `timing.json` holds it.
+        written_out: Packed layers that are loaded as dense ones.
+        more_bytes: Of memory that this takes.
     """
 
     source: Source
@@ -58,6 +60,8 @@ class Facts:
     seed: int = 0
     chosen: int | None = None
     timing: dict[str, Any] = field(default_factory=dict)
+    written_out: tuple[str, ...] = ()
+    more_bytes: int = 0
 
 
 def finish(
@@ -84,7 +88,7 @@ def finish(
             reader = SafetensorsReader([out / artifact.WEIGHTS])
         assert reader is not None
         packed = packed_source(candidate.dense, candidate.specs, reader, str(out or "candidate"))
-        result.model = packed.open()
+        result.model = replace(packed, written_out=facts.written_out).open()
     return result
 
 
@@ -107,10 +111,11 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
         "cautions": result.recipe.cautions,
         "goal": asdict(facts.goal) if facts.goal else None,
         "weights": {"file": artifact.WEIGHTS, "size_bytes": candidate.weights.size_bytes},
-        "memory_bytes": candidate.memory_bytes,
+        "memory_bytes": candidate.memory_bytes + facts.more_bytes,
         "shaping": list(candidate.shaping),
         "structure": list(candidate.dense.structure),
         "modules": candidate.specs,
+        "written_out": list(facts.written_out),
         "layers": [asdict(layer) for layer in result.layers],
         "trials": [_trial_facts(trial) for trial in result.trials],
         "chosen": facts.chosen,

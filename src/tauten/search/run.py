@@ -25,16 +25,26 @@ from tauten.data.windows import TokenBatch
 from tauten.evaluation.task import Task, make_task
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.generation import use_native_decoder
+from tauten.models.packing import write_out
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
+from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import ladders
 from tauten.search.loop import ORIGINAL, Search
-from tauten.search.publish import Facts, Render, finish, time_candidate, trial_times
+from tauten.search.publish import (
+    Facts,
+    Render,
+    finish,
+    machine,
+    time_candidate,
+    trial_times,
+)
 from tauten.search.shaping import shape_in_memory
 from tauten.search.trainer import Trainer, check_teacher, trained_by
 from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
+from tauten.search.zeros import share_out_zeros
 
 PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
@@ -180,9 +190,14 @@ def run_recipe(
         with progress_bars():
             model = shape_in_memory(source, recipe.shaping, trainer)
             calibrated = calibration_for(recipe, calibration)
-            walk = Walk(model, find_structure(model), recipe, calibration=calibrated)
+            structure = find_structure(model)
+            recipe = share_out_zeros(recipe, model, structure, None, calibration)
+            walk = Walk(model, structure, recipe, calibration=calibrated)
             packed = walk.run().eval()
             trainer.run(recipe.tunings, packed)
+            dense = slow_pruned_layers(packed)
+        dense.announce()
+        write_out(packed, dense.names)
         packed = use_native_decoder(packed)
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0, in_memory=bool(recipe.shaping))
@@ -198,8 +213,12 @@ def run_recipe(
     with progress_bars(), run_folder(out, disk_bytes) as folder:
         workspace = Workspace(folder, source, structure, run, calibration, trainer)
         candidate = workspace.apply(recipe)
-        result = Result(None, recipe, False, reason, [], candidate.layers, None)
-        facts = Facts(source, render, skeleton)
+        result = Result(None, candidate.recipe, False, reason, [], candidate.layers, None)
+        dense = slow_candidate_layers(candidate, recipe_id(recipe))
+        dense.announce()
+        timing = {"formats": list(dense.reverts), "machine": machine()} if dense.names else {}
+        facts = Facts(source, render, skeleton, timing=timing)
+        facts.written_out, facts.more_bytes = dense.names, dense.more_bytes
         return finish(folder, out, candidate, facts, result, load)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def shape_in_memory(source: Source, techniques: Sequence[Technique], trainer: Tr
 def _store_step(
     technique: Technique, source: Source, store: BlockStore, trainer: Trainer
 ) -> dict[str, Any]:
-    model, surgery, facts = _take_step(technique, source.open(), trainer, store.folder)
+    packed = replace(source, written_out=())  # a packed model is refused, whatever it computes as
+    model, surgery, facts = _take_step(technique, packed.open(), trainer, store.folder)
     shape = operate(stored_shape(source), surgery)
     tensors = stored_tensors(model, shape, str(technique))
     store.write(WHOLE, tensors, surgery=surgery.to_dict(), facts=facts)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
@@ -15,7 +17,7 @@ from tauten.core.technique import BlockTuning
 from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
-from tauten.models.loader import tensor_slots
+from tauten.models.loader import Loader, tensor_slots
 from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
@@ -24,6 +26,7 @@ from tauten.models.structure import Structure, find_structure
 from tauten.models.walk import Walk
 from tauten.search.shaping import shape_stored
 from tauten.search.trainer import Trainer
+from tauten.search.zeros import share_out_zeros
 
 BLOCK_BATCHES = 64  # that techniques which fit blocks take by turns
 
@@ -33,7 +36,7 @@ class Candidate:
     """A recipe applied to a model, on disk.
 
     Attributes:
-        recipe: What was applied.
+        recipe: What was applied, with a sparsity for each layer where that was found out.
         source: Opens the packed model.
         dense: The model that was packed: the original, or what the steps before made of it.
         shaping: What the manifest says of those steps.
@@ -96,13 +99,14 @@ class Workspace:
         store = BlockStore(self.folder / trial, self.journal, trial)
         loader = dense.loader(model, structure.blocks) if dense.reader else None
         calibration = calibration_for(recipe, self._calibration)
+        recipe = self._with_zeros(recipe, trial, model, structure, loader)
         walk = Walk(model, structure, recipe, loader, store, calibration)
         walk.run()
         if recipe.tunings:
-            store = self._tune(recipe, dense, walk, store)
+            store = self._tune(recipe, trial, dense, walk, store)
         plain, layers = store.joined(walk.parts), walk.layers
         if recipe.entropy_coding:
-            store, saved = self._code(recipe, dense, walk, store)
+            store, saved = self._code(trial, dense, walk, store)
             layers = [coded_record(record, saved) for record in layers]
         return Candidate(
             recipe=recipe,
@@ -126,10 +130,29 @@ class Workspace:
 
         return store_of
 
-    def _tune(self, recipe: Recipe, dense: Source, walk: Walk, store: BlockStore) -> BlockStore:
+    def _with_zeros(
+        self,
+        recipe: Recipe,
+        trial: str,
+        model: nn.Module,
+        structure: Structure,
+        loader: Loader | None,
+    ) -> Recipe:
+        """A recipe whose zeros are shared out; journaled, so that a resumed run packs alike."""
+        known = self.journal.find("zeros", of=trial)
+        if known is not None:
+            kinds = {step.technique.name: type(step.technique) for step in recipe.steps}
+            return Recipe.from_dict(known["recipe"], kinds)
+        made = share_out_zeros(recipe, model, structure, loader, self._calibration)
+        if made != recipe:
+            self.journal.add("zeros", of=trial, recipe=made.to_dict())
+        return made
+
+    def _tune(
+        self, recipe: Recipe, trial: str, dense: Source, walk: Walk, store: BlockStore
+    ) -> BlockStore:
         """Train the packed model; what comes out stands beside what went in."""
-        trial = f"{recipe_id(recipe)} tuned"
-        tuned = BlockStore(store.folder / "tuned", self.journal, trial)
+        tuned = BlockStore(store.folder / "tuned", self.journal, f"{trial} tuned")
         if all(tuned.finished(part) for part in walk.parts):
             return tuned
         model = _packed(dense, walk, store).open()
@@ -142,14 +165,14 @@ class Workspace:
         return tuned
 
     def _code(
-        self, recipe: Recipe, dense: Source, walk: Walk, store: BlockStore
+        self, trial: str, dense: Source, walk: Walk, store: BlockStore
     ) -> tuple[BlockStore, dict[str, int]]:
         """Entropy-code what was packed, a part at a time, beside it.
 
         Returns:
             Where it stands, and the bytes saved by tensor.
         """
-        coded = BlockStore(store.folder / "coded", self.journal, f"{recipe_id(recipe)} coded")
+        coded = BlockStore(store.folder / "coded", self.journal, f"{trial} coded")
         slots = tensor_slots(_packed(dense, walk, store).skeleton())
         saved: dict[str, int] = {}
         for part in walk.parts:

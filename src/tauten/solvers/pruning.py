@@ -13,8 +13,8 @@ from tauten.solvers.second_order import output_error
 
 PENALTIES = (0.1, 0.2, 0.5, 1.0)  # of ADMM, relative to a diagonal of ones; one after the other
 SPEED_CAUTION = (
-    "pruned layers take fewer bytes, but not less time at every size and number of tokens: "
-    "`tauten bench MODEL` times them beside dense ones"
+    "pruned layers take fewer bytes on disk; in memory those stay dense that this machine computes "
+    "slower packed, for one row or image: `tauten bench MODEL` times them for more"
 )
 FLOAT16_ERROR = 2**-10  # of a tensor, relative; more means that float16 is out of its range
 MOST_STEPS = 100  # of conjugate gradients
@@ -48,6 +48,15 @@ def keep_largest(saliency: Tensor, sparsity: float, pattern: str, by_row: bool =
     largest = cells.topk(kept, dim=1, sorted=False).indices
     mask = torch.zeros_like(cells, dtype=torch.bool).scatter_(1, largest, True)
     return mask.view(rows, columns)
+
+
+def wanda_saliency(weight: Tensor, moment: Tensor | None) -> Tensor:
+    """|w| ||x||, (out, in) float32, or |w| where the second moment (in, in) of x isn't known.
+
+    Source: Wanda, Sun et al. 2023, arXiv:2306.11695, eq. 1.
+    """
+    saliency = weight.abs().float()
+    return saliency if moment is None else saliency * moment.diagonal().sqrt()
 
 
 def alternate_mask(
