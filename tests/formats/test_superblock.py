@@ -27,9 +27,17 @@ ROWS, COLUMNS = 21, 150
 
 
 def sample(
-    grid: TwoLevelGrid, shape: tuple[int, ...] = (ROWS, COLUMNS)
+    grid: TwoLevelGrid, shape: tuple[int, ...] = (ROWS, COLUMNS), as_kernels: bool = False
 ) -> tuple[SuperblockWeight, Tensor]:
-    """A packed weight and the (out, in) float64 matrix it stands for, a column at a time."""
+    """A packed weight and the (out, in) float64 matrix it stands for, a column at a time.
+
+    Args:
+        as_kernels: With the scale and offset of each group rounded to float16.
+    """
+
+    def kept(values: Tensor) -> Tensor:
+        return values.float().half().double() if as_kernels else values
+
     torch.manual_seed(grid.bits)
     packed = random_superblock(shape, grid)
     codes, scales = packed.integer_codes().double(), packed.scales()
@@ -40,10 +48,10 @@ def sample(
         code = codes[:, column]
         if scales.zero_codes is None or scales.super_zero is None:
             signed = scale - 2 ** (grid.scale_bits - 1)
-            matrix[:, column] = step * signed * (code - center(grid.bits))
+            matrix[:, column] = kept(step * signed) * (code - center(grid.bits))
         else:
             offset = scales.super_zero[:, block].double() * scales.zero_codes[:, group].double()
-            matrix[:, column] = step * scale * code - offset
+            matrix[:, column] = kept(step * scale) * code - kept(offset)
     return packed, matrix
 
 
@@ -101,14 +109,14 @@ def test_interleaving_changes_no_value_and_nothing_saved(grid: TwoLevelGrid) -> 
 @pytest.mark.parametrize("activation", ["float", "int8"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_products_are_those_of_the_dense_weight(grid: TwoLevelGrid, activation: str) -> None:
-    packed, matrix = sample(grid)
+    native = kernels.library.load() is not None and grid.group_size % 32 == 0
+    packed, matrix = sample(grid, as_kernels=native)
     x = torch.randn(5, COLUMNS)
     expected = x.double() @ matrix.T
     size = x.abs().sum(1, keepdim=True).double() * matrix.abs().max()
     y = kernels.linear(x, packed, None, activation)
     assert ((y - expected).abs() <= (1e-6 if activation == "float" else 1e-2) * size).all()
-    if kernels.library.load() is not None:
-        assert packed.interleaved == (grid.group_size % 32 == 0)
+    assert packed.interleaved == native
     index = torch.tensor([3, 0])
     assert close(kernels.rows(index, packed), matrix[index])
 
@@ -166,3 +174,16 @@ def test_a_grid_that_is_none_is_refused(wrong: dict[str, object]) -> None:
     packed, _ = sample(GRIDS[0])
     with pytest.raises(CorruptError):
         from_spec({**packed.spec(), **wrong})
+
+
+def test_kernels_keep_scales_that_float16_would_lose() -> None:
+    grid = TwoLevelGrid(4, 32, 64, 6, "float")
+    packed, matrix = sample(grid)
+    assert packed.super_zero is not None
+    tiny, steps = 1e-6, packed.super_scale.float()
+    packed.super_scale, packed.super_zero = steps * tiny, packed.super_zero.float() * tiny
+    packed.interleave()
+    assert packed.expanded_scale is not None and packed.expanded_scale.dtype == torch.float32
+    x = torch.randn(5, COLUMNS)
+    expected = x.double() @ (matrix * tiny).T
+    torch.testing.assert_close(kernels.linear(x, packed).double(), expected, rtol=1e-4, atol=1e-9)

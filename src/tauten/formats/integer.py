@@ -19,6 +19,12 @@ from tauten.formats.packed import PackedWeight
 ZERO_KINDS = ("none", "integer", "float")
 
 
+def fits_float16(values: Tensor) -> Tensor:
+    """Which values float16 keeps to its full precision: bool of the same shape."""
+    magnitude, half = values.abs(), torch.finfo(torch.float16)
+    return (magnitude <= half.max) & ((magnitude >= half.tiny) | (magnitude == 0))
+
+
 def center(bits: int) -> float:
     """Code that stands for 0 on a symmetric grid; 1 bit has the levels -0.5 and 0.5."""
     return 2 ** (bits - 1) if bits > 1 else 0.5

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tauten.formats.integer import center, grid_values, grouped, round_to_grid
+from tauten.formats.integer import center, fits_float16, grid_values, grouped, round_to_grid
 
 NARROWEST = {1: 0.2, 2: 0.3, 3: 0.5}  # fewer levels want narrower spans; 0.7 from 4 bits on
 SHRINK_STEP = 0.05
@@ -146,12 +146,7 @@ def nearest_values(
 
 def storable(scale: Tensor) -> Tensor:
     """Round to float16 where its range keeps every scale, else leave in float32."""
-    return scale.half() if bool(_fits(scale).all()) else scale
-
-
-def _fits(values: Tensor) -> Tensor:
-    magnitude, half = values.abs(), torch.finfo(torch.float16)
-    return (magnitude <= half.max) & ((magnitude >= half.tiny) | (magnitude == 0))
+    return scale.half() if bool(fits_float16(scale).all()) else scale
 
 
 def _span(low: Tensor, high: Tensor, bits: int, zero: str) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +161,7 @@ def _span(low: Tensor, high: Tensor, bits: int, zero: str) -> tuple[Tensor, Tens
         if scale.dtype is torch.float16:
             # Beside the scale of a group with a span, the error of a tiny offset is nothing.
             tiny = (high > low) & (offset.abs() < torch.finfo(torch.float16).tiny)
-            offset = offset.half() if bool((tiny | _fits(offset)).all()) else offset
+            offset = offset.half() if bool((tiny | fits_float16(offset)).all()) else offset
         return (scale, offset) if offset.dtype is scale.dtype else (scale.float(), offset.float())
     low, high = low.clamp(max=0), high.clamp(min=0)  # 0 must be a level
     scale = _positive((high - low) / top)
