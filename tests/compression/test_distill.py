@@ -151,7 +151,7 @@ def test_an_encoder_learns_its_mean_over_tokens_and_no_padding() -> None:
         distill = tauten.Distill(loss, steps=36, learning_rate=1e-3, batch_tokens=480)
         distill.tune(model, teacher, data)
     after = embedding_gap(student, teacher, unseen)
-    assert after < 0.9 * before
+    assert after < 0.2 * before
     assert after < embedding_gap(by_state, teacher, unseen)
 
 
