@@ -140,6 +140,50 @@ def test_an_encoder_without_logits_learns_its_hidden_states() -> None:
         tauten.Distill(steps=1).tune(student, teacher, data)
 
 
+def test_an_encoder_learns_its_mean_over_tokens_and_no_padding() -> None:
+    teacher = strong(tiny_bert())
+    student = copy.deepcopy(teacher)
+    student.encoder.layer = nn.ModuleList([student.encoder.layer[i] for i in (0, 2)])
+    data, unseen = padded(0, 12), padded(1, 6)
+    before = embedding_gap(student, teacher, unseen)
+    by_state = copy.deepcopy(student)
+    for loss, model in (("embedding", student), ("hidden", by_state)):
+        distill = tauten.Distill(loss, steps=36, learning_rate=1e-3, batch_tokens=480)
+        distill.tune(model, teacher, data)
+    after = embedding_gap(student, teacher, unseen)
+    assert after < 0.2 * before
+    assert after < embedding_gap(by_state, teacher, unseen)
+
+
+def padded(seed: int, count: int) -> list[CalibrationBatch]:
+    """Rows of which each has less tokens than the one before."""
+    found = []
+    for batch in batches(seed, count, rows=20):
+        mask = torch.arange(24) < torch.arange(24, 4, -1)[:, None]
+        ids = batch.kwargs["input_ids"].where(mask, 0)
+        found.append(CalibrationBatch((), {"input_ids": ids, "attention_mask": mask.long()}, mask))
+    return found
+
+
+@torch.no_grad()
+def embedding_gap(student: nn.Module, teacher: nn.Module, data: list[CalibrationBatch]) -> float:
+    def means(model: nn.Module, batch: CalibrationBatch) -> torch.Tensor:
+        states = model(**batch.kwargs).last_hidden_state
+        return torch.stack([s[m].mean(0) for s, m in zip(states, batch.mask, strict=True)])
+
+    errors = [relative_error(means(student, b), means(teacher, b)) for b in data]
+    return float(torch.stack(errors).mean())
+
+
+def test_embeddings_are_of_hidden_states_and_of_one_size(teacher: Any, student: Any) -> None:
+    with pytest.raises(InputError, match="LlamaForCausalLM returns no hidden states to average"):
+        tauten.Distill("embedding", steps=1).tune(student, teacher, batches(0))
+    one, other = nn.Embedding(256, 8), nn.Embedding(256, 6)
+    data = [CalibrationBatch((b.kwargs["input_ids"],), {}) for b in batches(0)]
+    with pytest.raises(InputError, match=r"embeddings .* \(8,\), its teacher's of \(6,\)"):
+        tauten.Distill("embedding", steps=1).tune(one, other, data)
+
+
 def test_a_classifier_of_images_learns_with_its_batch_norms() -> None:
     teacher = strong(tiny_cnn())
     student = copy.deepcopy(teacher)

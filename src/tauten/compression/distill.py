@@ -16,7 +16,7 @@ from tauten.models.packing import packed_modules
 from tauten.models.trainable import Trained, all_weights, low_rank, scales_and_norms
 from tauten.models.training import Schedule, Training, working_folder
 
-LOSSES = ("kl", "skew", "hidden", "kl+hidden", "skew+hidden")
+LOSSES = ("kl", "skew", "hidden", "embedding", "kl+hidden", "skew+hidden", "hidden+embedding")
 RATES = {"all": 1e-4, "lora": 1e-3, "scales_and_norms": 5e-3}
 
 
@@ -34,7 +34,8 @@ class Distill(TuningTechnique):
             the mass of the others; `skew` the same with a tenth of the teacher's prediction mixed
             into the student's, which is milder where the student is far off; `hidden` the error of
             the outputs of matching blocks, for encoders without logits also of the output;
-            `kl+hidden` and `skew+hidden` the sum.
+            `embedding` the error of the output's mean over tokens, for encoders whose users
+            compare that; `kl+hidden`, `skew+hidden` and `hidden+embedding` the sum.
         train: `all` weights of a dense model; `lora` trains low-rank changes of them, in less
             memory; `scales_and_norms` norms and biases, and the scales of packed layers, whose
             codes can't be trained. `auto` is that for a packed model, else `all`.
@@ -43,7 +44,8 @@ class Distill(TuningTechnique):
         max_time_s: Most time to take, 0 for no limit; the learning rate falls to 0 by then.
         learning_rate: Largest step of a weight; 0 for 1e-4 with `all`, 1e-3 with `lora`, and with
             `scales_and_norms` 5e-3 of what a tensor is.
-        batch_tokens: Tokens a step; batches of other inputs are taken as they come.
+        batch_tokens: Tokens a step, padding counted, so batches of rows of like length learn
+            faster; batches of other inputs are taken as they come.
         keep_zeros: Weights that are 0 stay 0, as in a pruned model.
         seed: Of the order of batches and the start of `lora`.
 

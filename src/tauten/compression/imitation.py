@@ -20,7 +20,8 @@ from tauten.solvers.distillation import relative_error, top_classes, top_diverge
 TOP = 64  # classes of the teacher that are told apart
 SKEW = 0.1  # of DistiLLM
 LEAST = -50.0  # log-probability; half precision ends not far below, and -inf times 0 is NaN
-HIDDEN, OUTPUT = "hidden", "output"
+PREDICTIONS = {"kl", "skew"}
+HIDDEN, OUTPUT, EMBEDDING = "hidden", "output", "embedding"
 Outputs = dict[str, Tensor]
 
 
@@ -33,9 +34,10 @@ class Imitation:
     Args:
         student: As it will be called; it may be trained between calls, its shape stays.
         teacher: Isn't changed.
-        parts: Of the loss, added up: `kl` or `skew`, of predictions, and `hidden`, the squared
+        parts: Of the loss, added up: `kl` or `skew`, of predictions; `hidden`, the squared
             errors of matching blocks' outputs and of an output that isn't logits, each relative
-            to the variance of the teacher's; their mean.
+            to the variance of the teacher's; their mean; `embedding`, the same of the output's
+            mean over a row's tokens.
         folder: Where the teacher's answers are kept.
         dtype: What the products of both are computed in.
     """
@@ -49,6 +51,7 @@ class Imitation:
         dtype: torch.dtype | None = None,
     ):
         self._student, self._parts, self._dtype = student, parts, dtype or fast_dtype()
+        self._predicts = bool(PREDICTIONS & set(parts))
         self._pairs = matching_blocks(student, teacher) if HIDDEN in parts else []
         self._teacher = _in_dtype(teacher, self._dtype)
         self._targets = Targets(folder)
@@ -66,8 +69,11 @@ class Imitation:
         with torch.enable_grad():
             states, logits = self._outputs(self._student, [ours for ours, _ in self._pairs], batch)
             losses = [] if logits is None else [self._prediction_loss(logits, wanted)]
-            if HIDDEN in self._parts:
-                losses.append(_state_loss(states, wanted))
+            embedding = states.pop(EMBEDDING, None)
+            if states:
+                losses.append(torch.stack([_error(states, wanted, key) for key in states]).mean())
+            if embedding is not None:
+                losses.append(_error({EMBEDDING: embedding}, wanted, EMBEDDING))
             return torch.stack(losses).sum()
 
     def _ask(self, batch: CalibrationBatch) -> Outputs:
@@ -93,15 +99,16 @@ class Imitation:
         mixed = torch.autocast("cpu", self._dtype, enabled=self._dtype == torch.bfloat16)
         with _recorded(model, blocks, states), mixed:
             output = model(*batch.args, **batch.kwargs)
-        if set(self._parts) == {HIDDEN} and not hasattr(output, "logits"):
+        if HIDDEN in self._parts and not self._predicts and not hasattr(output, "logits"):
             states[OUTPUT] = main_output(output)
         states = {key: _without_padding(state, batch.mask) for key, state in states.items()}
         if HIDDEN in self._parts and not states:
             raise InputError(
                 f"{type(model).__name__} has no blocks that match its teacher's; pass loss='kl'"
             )
-        predicts = set(self._parts) != {HIDDEN}
-        return states, _logits(model, output, batch.mask) if predicts else None
+        if EMBEDDING in self._parts:
+            states[EMBEDDING] = _embedding(model, output, batch.mask)
+        return states, _logits(model, output, batch.mask) if self._predicts else None
 
     def _prediction_loss(self, logits: Tensor, wanted: Outputs) -> Tensor:
         rows, classes = len(wanted["indices"]), int(wanted["classes"])
@@ -114,16 +121,30 @@ class Imitation:
         return top_divergence(logits, wanted["indices"].long(), wanted["log_probabilities"], skew)
 
 
-def _state_loss(found: Outputs, wanted: Outputs) -> Tensor:
-    """Mean relative error of hidden states, by place."""
-    for key, state in found.items():
-        if state.shape != wanted[key].shape:
-            ours, theirs = tuple(state.shape[1:]), tuple(wanted[key].shape[1:])
-            raise InputError(
-                f"hidden states of the student are of shape {ours}, its teacher's of {theirs}; "
-                "they can be compared only where they are equal: pass loss='kl'"
-            )
-    return torch.stack([relative_error(state, wanted[key]) for key, state in found.items()]).mean()
+def _error(states: Outputs, wanted: Outputs, key: str) -> Tensor:
+    """Relative error of the student's states at one place."""
+    if states[key].shape != wanted[key].shape:
+        what = "embeddings" if key == EMBEDDING else "hidden states"
+        ours, theirs = tuple(states[key].shape[1:]), tuple(wanted[key].shape[1:])
+        raise InputError(
+            f"{what} of the student are of shape {ours}, its teacher's of {theirs}; they can be "
+            "compared only where they are equal: pass loss='kl' if the models predict classes"
+        )
+    return relative_error(states[key], wanted[key])
+
+
+def _embedding(model: nn.Module, output: Any, mask: Tensor | None) -> Tensor:
+    """(rows, features): the mean over the tokens of a row that count."""
+    state = main_output(output).float()
+    if hasattr(output, "logits") or state.dim() not in (2, 3):
+        raise InputError(
+            f"{type(model).__name__} returns no hidden states to average; pass loss='kl'"
+        )
+    if state.dim() == 2:
+        return state
+    if mask is None:
+        return state.mean(1)
+    return (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _logits(model: nn.Module, output: Any, mask: Tensor | None) -> Tensor:
@@ -137,7 +158,8 @@ def _logits(model: nn.Module, output: Any, mask: Tensor | None) -> Tensor:
             logits = logits.movedim(1, -1).flatten(0, -2)
         return _without_padding(logits, mask)
     raise InputError(
-        f"{type(model).__name__} returns no logits; pass loss='hidden', which compares what it does"
+        f"{type(model).__name__} returns no logits; pass loss='hidden', which compares what it "
+        "does, or loss='embedding' if the mean over tokens is what counts"
     )
 
 
