@@ -11,6 +11,7 @@ namespace tauten {
 namespace {
 
 constexpr int64_t kTileTokens = 16;  // a cache line of each output channel
+constexpr int64_t kThreadTokens = 64;  // fewer don't pay for unpacking a weight on each thread
 constexpr int64_t kThreadValues = 1 << 14;  // fewer aren't worth waking a thread for
 
 // Depth, height and width; what an image lacks is of size 1 and comes first.
@@ -159,21 +160,41 @@ void scatter(const Layout& layout, int64_t first, const Problem& p, float* y, in
   });
 }
 
-// Tokens in batches, whose columns are gathered as floats, or read from a rounded image.
+// Tokens from `begin` on in batches, whose columns are gathered as floats, or read from a rounded
+// image.
 void convolve(const float* image, const Seen* seen, const Layout& layout, Problem p, float* y,
-              const Kernels& k, bool int8, int threads) {
-  const int64_t tokens = layout.starts.size(), batch = std::min(kBatchTokens, tokens);
+              const Kernels& k, bool int8, int64_t begin, int64_t end, int threads) {
+  const int64_t batch = std::min(kBatchTokens, end - begin);
   Arena arena((seen ? 0 : Arena::size(4 * batch * p.in)) + Arena::size(4 * batch * p.out));
   float* x = seen ? nullptr : arena.take<float>(batch * p.in);
   p.x = x, p.y = arena.take<float>(batch * p.out);
-  for (int64_t begin = 0; begin < tokens; begin += batch) {
-    p.tokens = std::min(batch, tokens - begin);
+  for (; begin < end; begin += batch) {
+    p.tokens = std::min(batch, end - begin);
     Seen part;
     if (seen) part = {seen->image, seen->starts + begin, seen->offsets}, p.seen = &part;
     else gather(image, layout, begin, p, x, threads);
     multiply(&p, 1, k, int8, threads);
     scatter(layout, begin, p, y, threads);
   }
+}
+
+// Threads that have enough tokens take their own and meet once; else they share each product.
+void convolve(const float* image, const Seen* seen, const Layout& layout, const Problem& p,
+              float* y, const Kernels& k, bool int8, int threads) {
+  const int64_t tokens = layout.starts.size();
+  if (threads == 1 || tokens < threads * kThreadTokens)
+    return convolve(image, seen, layout, p, y, k, int8, 0, tokens, threads);
+  const int64_t turns = ceil_div(tokens, threads * kBatchTokens);
+  const int64_t share = ceil_div(tokens, threads * turns);
+  std::atomic<bool> memory{true};
+  parallel_for(tokens, share, threads, [&](int, int64_t begin, int64_t end) {
+    try {
+      convolve(image, seen, layout, p, y, k, int8, begin, end, 1);
+    } catch (const std::bad_alloc&) {  // may not leave a thread
+      memory = false;
+    }
+  });
+  if (!memory) throw std::bad_alloc();
 }
 
 }  // namespace
