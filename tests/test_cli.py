@@ -55,7 +55,7 @@ def test_optimize_then_use_what_came_out(
     (tmp_path / "out/report.html").unlink()
     assert tauten("report", "out").exit_code == 0
     assert "<html" in (tmp_path / "out/report.html").read_text()
-    done = tauten("apply", "out/recipe.yaml", llama_folder, "-o", "again")
+    done = tauten("apply", "out/recipe.yaml", llama_folder, "--data", data, "-o", "again")
     assert done.exit_code == 0, done.stderr
     first, second = (tmp_path / d / "model.safetensors" for d in ("out", "again"))
     assert first.read_bytes() == second.read_bytes()

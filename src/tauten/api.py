@@ -174,6 +174,7 @@ def optimize(
     seed: int = 0,
     max_tokens: int = 8192,
     entropy_coding: bool = False,
+    max_time_s: float | None = None,
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
@@ -189,6 +190,8 @@ def optimize(
         seed: Deals data out to calibration, development and test.
         max_tokens: Most tokens a split of text.
         entropy_coding: As for `quantize`; sizes are those of the coded files.
+        max_time_s: Time in which to find the best; what was found by then is the answer, certified
+            and written in some time more. A killed run that goes on has it anew.
     Returns:
         The model and what is known of it. If nothing meets the goal, the nearest miss and why.
     Raises:
@@ -202,7 +205,7 @@ def optimize(
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
-    return run_search(source, data, *chosen, entropy_coding)
+    return run_search(source, data, *chosen, entropy_coding, max_time_s)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

@@ -108,6 +108,7 @@ def optimize(
         str | None, typer.Option(help="Most memory, for this run and for its result: 4GB.")
     ] = None,
     minimize: Annotated[str, typer.Option(help="size, latency or memory.")] = "size",
+    time: Annotated[str | None, typer.Option(help="Time in which to search, such as 20m.")] = None,
     out: Out = Path("optimized"),
     entropy_coding: Coding = False,
     max_tokens: Tokens = 8192,
@@ -115,6 +116,7 @@ def optimize(
 ) -> None:
     """Find the best model within a goal, and prove it. Killed runs go on where they stopped."""
     from tauten.api import optimize as call
+    from tauten.core.goal import parse_seconds
     from tauten.faces import goal_from_text, print_artifact
     from tauten.models.source import open_source
     from tauten.search.run import check_out
@@ -123,7 +125,14 @@ def optimize(
     source = open_source(model)
     goal = goal_from_text(max_drop, max_size, max_latency, max_memory, minimize, source.size_bytes)
     call(
-        source, data, goal, out=out, seed=seed, max_tokens=max_tokens, entropy_coding=entropy_coding
+        source,
+        data,
+        goal,
+        out=out,
+        seed=seed,
+        max_tokens=max_tokens,
+        entropy_coding=entropy_coding,
+        max_time_s=None if time is None else parse_seconds(time),
     )
     print_artifact(out, console)
 

@@ -1,12 +1,12 @@
 """Recipes survive a round trip, and a damaged one says which step and what is wrong."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tauten.compression import ShareKMeans
 from tauten.core.errors import InputError
-from tauten.core.recipe import Recipe, Step
+from tauten.core.recipe import DataSplit, Recipe, Step
 from tauten.core.technique import Technique
 from tauten.quantization import RTN, Int8
 
@@ -23,6 +23,35 @@ RECIPES = [
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_yaml_round_trip(recipe: Recipe) -> None:
     assert Recipe.from_yaml(recipe.to_yaml(), KNOWN) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "steps:\n- technique: rtn\n- technique: int8\n\n- technique: rtm\n",
+            "line 5, step 3: unkn",
+        ),
+        ("# mine\nsteps:\n  - technique: rtn\n    bits: 9\n", "line 3, step 1: rtn: bits=9"),
+        ("steps:\n- {technique: int8}\n- {technique: rtn, bit: 4}\n", "line 3, step 2: rtn has no"),
+        ("steps: [{technique: rtn},\n  3]\n", "line 2, step 2: expected a mapping"),
+        ("steps:\n- technique: rtn\n  where: [\n", "line 4"),
+    ],
+)
+def test_errors_name_the_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe.from_yaml(text, KNOWN)
+
+
+def test_flags_survive() -> None:
+    split = DataSplit(seed=3, max_tokens=800)
+    recipe = replace(Recipe.of(RTN()), apart=True, entropy_coding=True, split=split)
+    assert Recipe.from_yaml(recipe.to_yaml(), KNOWN) == recipe
+    with pytest.raises(InputError, match="apart='yes'"):
+        Recipe.from_yaml("apart: 'yes'\nsteps: []", KNOWN)
+    for wrong in ("3", "{seed: 3}", "{seed: 3, max_tokens: x}", "{seed: 1, max_tokens: 2, a: 3}"):
+        with pytest.raises(InputError, match="expected max_tokens and seed"):
+            Recipe.from_yaml(f"split: {wrong}\nsteps: []", KNOWN)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

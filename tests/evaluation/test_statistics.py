@@ -6,7 +6,14 @@ import pytest
 import torch
 from scipy import stats
 
-from tauten.evaluation.statistics import linear_drop, log_drop, ratio_interval
+from tauten.core.measurement import Drop
+from tauten.evaluation.statistics import (
+    linear_drop,
+    log_drop,
+    more_examples,
+    ratio_interval,
+    shared_confidence,
+)
 
 SIMULATIONS = 1000
 
@@ -144,3 +151,37 @@ def test_one_example_bounds_nothing() -> None:
     one = torch.ones(1)
     assert log_drop(one, one, one).high == math.inf
     assert ratio_interval(one, one) == (1.0, -math.inf, math.inf)
+
+
+def test_the_bounds_of_many_looks_hold_together() -> None:
+    """The best of several that are all as bad is seldom taken for better than it is."""
+    generator, looks = torch.Generator().manual_seed(0), 8
+    wrong = 0
+    for _ in range(SIMULATIONS):
+        weight = torch.randint(50, 500, (40,), generator=generator).double()
+        noise = torch.randn(looks, 40, generator=generator).double() * weight.sqrt()
+        confidence = shared_confidence(looks)
+        highs = [ratio_interval(0.02 * weight + n, weight, confidence)[2] for n in noise]
+        wrong += min(highs) < 0.02
+    assert wrong / SIMULATIONS <= 0.065  # 0.05, and two standard errors
+
+
+def test_documents_that_are_needed_bring_the_bound_down_to_the_limit() -> None:
+    rise = 0.01 + 0.05 * torch.randn(30, generator=torch.Generator().manual_seed(3)).double()
+
+    def drop(times: int) -> Drop:
+        """As many documents more, spread alike."""
+        moved, one = rise.repeat(times), torch.ones(30 * times)
+        return log_drop(one, one + moved, one)
+
+    limit = 1.5 * drop(1).value
+    assert drop(1).value < limit < drop(1).high
+    needed = more_examples(drop(1), limit)
+    assert needed is not None
+    times = math.ceil((30 + needed) / 30)
+    assert times > 4
+    assert drop(times).high <= limit < drop(times // 2).high
+    assert more_examples(drop(times), limit) == 0
+    assert more_examples(drop(1), 0.9 * drop(1).value) is None, "no number changes the estimate"
+    one = torch.ones(1)
+    assert more_examples(log_drop(one, one, one), limit) is None

@@ -1,11 +1,13 @@
 """The HTML report: complete, honest, safe, and drawn to scale."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from tauten.report.heat import heat_maps
 from tauten.report.html import render_html
 from tauten.report.plot import pareto_plot
 from tauten.report.trials import TrialRow, trial_rows
@@ -144,7 +146,7 @@ def test_chosen_as_nearest_miss_is_not_shown_as_a_success(manifest: Facts, timin
 
 def _row(number: int, size: int, drop: float) -> TrialRow:
     return TrialRow(
-        number, "r", "plain", False, size, drop, drop - 0.001, drop + 0.001, None, None, "", ""
+        number, "r", "plain", False, size, drop, drop - 0.001, drop + 0.001, *(None,) * 3, "", ""
     )
 
 
@@ -175,3 +177,34 @@ def test_frontier_and_states(manifest: Facts) -> None:
     assert [row.number for row in rows if row.frontier] == [1, 2, 3, 4, 6, 7]
     states = ["within"] * 3 + ["chosen"] + ["missed"] * 3 + ["failed"]
     assert [row.state for row in rows] == states
+
+
+def test_heat_maps_show_each_block_by_bits_and_by_what_it_minds(manifest: Facts) -> None:
+    layers = [layer for layer in manifest["layers"] if ".layers." in layer["name"]]
+    units = sorted({layer["unit"] for layer in layers})
+    manifest["levels"] = {
+        "techniques": ["int8", "rtn(bits=2)", "kept"],
+        "units": {
+            name: {"size_bytes": [2, 1, 4], "losses": [1e-6, 10.0 ** -(1 + index % 4), 0.0]}
+            for index, name in enumerate(units)
+        },
+    }
+    bits, losses = heat_maps(manifest)
+    assert bits.blocks == losses.blocks == tuple(range(1 + max(bits.blocks)))
+    assert len(bits.rows) * len(bits.blocks) == len(layers)
+    strengths = {c.title.split(": ")[0]: c.strength for r in bits.rows for c in r.cells if c}
+    assert strengths["model.layers.0.mlp.up_proj"] == 100, "it was kept"
+    assert strengths["model.layers.1.mlp.up_proj"] < 20
+    minded = {c.title.split(": ")[0]: c.strength for r in losses.rows for c in r.cells if c}
+    by_loss = [minded[f"{units[index]}"] for index in range(4)]  # 10, 1, 0.1 and 0.01 percent
+    assert by_loss == sorted(by_loss, reverse=True) and len(set(by_loss)) == 4
+    steps = [a - b for a, b in itertools.pairwise(by_loss)]
+    assert max(steps) - min(steps) <= 1, "each factor of ten is as far from the next"
+    page = Page(render_html(manifest, {}))
+    assert f"{layers[0]['name']}: 16.00" in page.all("td", "title")
+
+
+def test_predictions_stand_beside_what_was_measured(manifest: Facts) -> None:
+    assert "Predicted" not in Page(render_html(manifest, {})).text
+    manifest["trials"][1]["predicted_kl"] = 0.03219
+    assert "0.0322" in Page(render_html(manifest, {})).text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import byte_tokenizer, tiny_cnn, tiny_llama, tiny_mlp
+from tiny_models import tiny_cnn, tiny_mlp
 from torch import nn
 
 import tauten
@@ -22,23 +22,6 @@ from tauten.search.run import run_recipe
 QUICK = {"max_tokens": 1500}
 
 
-@pytest.fixture(scope="module")
-def sensitive_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
-    """A model trained for a moment, so that coarse weights do hurt it."""
-    model = tiny_llama().train()
-    tokenizer = byte_tokenizer()
-    ids = torch.tensor([tokenizer(text)["input_ids"][:96] for text in texts])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-    folder = tmp_path_factory.mktemp("model") / "trained"
-    model.eval().to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_met_goal_is_certified_and_true(sensitive_folder, texts, tmp_path: Path) -> None:
     out = tmp_path / "out"
     goal = tauten.Goal(max_drop=0.001)
@@ -49,7 +32,7 @@ def test_met_goal_is_certified_and_true(sensitive_folder, texts, tmp_path: Path)
     chosen = next(t for t in result.trials if t.recipe == result.recipe)
     within = [s for s, d in zip(sizes, drops, strict=True) if d.high <= 0.001]
     assert chosen.measurement.size_bytes == min(within)
-    assert max(d.value for d in drops) > 0.001, "the ladder never reached a recipe that hurts"
+    assert max(d.value for d in drops) > 0.001, "no recipe hurts"
     assert chosen.measurement.size_bytes == (out / "model.safetensors").stat().st_size
 
     source = open_source(sensitive_folder)
@@ -60,7 +43,8 @@ def test_met_goal_is_certified_and_true(sensitive_folder, texts, tmp_path: Path)
         assert metric.value(metric.scores(loaded, batches)) == claimed.value
         original = metric.scores(source.open(), batches)
         assert metric.value(original) == claimed.original
-        assert metric.drop(original, metric.scores(loaded, batches)) == claimed.drop
+        found = metric.drop(original, metric.scores(loaded, batches), claimed.drop.confidence)
+        assert found == claimed.drop
     with torch.inference_mode():
         prompt = torch.tensor([[5, 6, 7]])
         assert loaded.generate(prompt, max_new_tokens=4, do_sample=False).shape == (1, 7)
@@ -177,7 +161,7 @@ def test_compression_alone_also_tries_pruning_and_narrower_networks(
     data, goal = labelled_images(), tauten.Goal(max_drop=0.2)
     result = tauten.optimize(classifier, data, goal, pillars=("compress",))
     tried = {step.technique.name for trial in result.trials for step in trial.recipe.steps}
-    assert tried == {"share_kmeans", "prune_sparsegpt", "prune_channels", "distill"}
+    assert tried >= {"prune_sparsegpt", "prune_channels", "distill"}
     failed = [trial.error for trial in result.trials if trial.measurement is None]
     assert len(failed) == 1 and "no channels to prune" in failed[0], "16 less a quarter is 8 or 16"
     with caplog.at_level("INFO", "tauten"):
@@ -235,13 +219,12 @@ def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
 
 
 def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> None:
-    """A candidate that returns NaN fails its trial; the others go on."""
-    technique = tauten.RTN(2, 32)
-    original = type(technique).encode
+    """Candidates that return NaN fail their trials; others take their place."""
+    original = tauten.RTN.encode
 
-    def broken(self: tauten.RTN, weight: torch.Tensor, inputs: object) -> object:
+    def broken(self: tauten.RTN, weight: torch.Tensor, inputs: object = None) -> object:
         packed = original(self, weight)
-        if self.bits == 6:
+        if self.bits == 4:
             packed.scale.fill_(torch.nan)
         return packed
 

@@ -166,7 +166,7 @@ def latencies(*candidates: float) -> Any:
 
 
 def optimized(monkeypatch: pytest.MonkeyPatch, compare: Any, out: Path, **goal: Any) -> Any:
-    for room in ("loop", "publish"):
+    for room in ("evaluator", "publish"):
         monkeypatch.setattr(f"tauten.search.{room}.compare_latency", compare)
     return tauten.optimize(tiny_mlp(), DATA, tauten.Goal(max_drop=0.5, **goal), out=out)
 
@@ -188,7 +188,7 @@ def test_the_last_timing_reverts_too(
     made_up: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made_up(lambda *_: 0.5)
-    monkeypatch.setattr("tauten.search.loop.compare_latency", latencies(0.5))
+    monkeypatch.setattr("tauten.search.evaluator.compare_latency", latencies(0.5))
     monkeypatch.setattr("tauten.search.publish.compare_latency", latencies(1.5))
     goal = tauten.Goal(max_drop=0.5, minimize="latency")
     result = tauten.optimize(tiny_mlp(), DATA, goal, out=tmp_path / "out")
@@ -231,7 +231,8 @@ def test_the_last_timing_is_read_back_after_a_kill(
 ) -> None:
     splits = SimpleNamespace(development=[DATA])
     task = SimpleNamespace(splits=splits, is_text=False)
-    search: Any = SimpleNamespace(original=tiny_mlp, open=lambda _: tiny_mlp(), task=task)
+    evaluator = SimpleNamespace(original=tiny_mlp, open=lambda _: tiny_mlp())
+    search: Any = SimpleNamespace(evaluator=evaluator, task=task)
 
     def timed(*figures: float) -> dict[str, Any]:
         monkeypatch.setattr("tauten.search.publish.compare_latency", latencies(*figures))

@@ -31,7 +31,8 @@ class Goal:
         max_size_bytes: Largest file of weights.
         max_latency_s: Longest time of one token (language models) or one call (others).
         max_memory_bytes: Most resident memory, for the optimization itself and for its result.
-        minimize: `size`, `latency` or `memory`.
+        minimize: `size`, `latency` or `memory`; with a limit on bytes and none on the drop, what
+            loses least within them is best, whatever it costs.
     Raises:
         GoalError: A limit is negative, not a number, or no model could meet it.
     """
@@ -41,6 +42,18 @@ class Goal:
     max_latency_s: float | None = None
     max_memory_bytes: int | None = None
     minimize: str = "size"
+
+    @property
+    def is_budget(self) -> bool:
+        """Whether bytes are limited and the drop isn't: then what loses least is best."""
+        limited = self.max_size_bytes is not None or self.max_memory_bytes is not None
+        return limited and self.max_drop is None and not self.is_about_latency
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "minimize"}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def is_about_latency(self) -> bool:

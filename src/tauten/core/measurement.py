@@ -14,15 +14,18 @@ class Drop:
 
     Attributes:
         value: Estimate; 0.02 is 2% worse, below 0 is better than the original.
-        low: Lower end of the two-sided 90% confidence interval.
-        high: Upper end: the loss is below it with 95% confidence (one-sided).
+        low: Lower end of the interval: the loss is above it with `confidence`.
+        high: Upper end: the loss is below it with `confidence`.
         examples: Independent examples (documents, images) behind it.
+        confidence: Of each end on its own, 0.95; more while searching, so that the ends of all
+            that was tried hold together with 0.95.
     """
 
     value: float
     low: float
     high: float
     examples: int
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class Measurement:
     latency_s: float | None = None
     original_latency_s: float | None = None
 
+    def cost(self, limit: str) -> float:
+        """What a limit of `Goal` is compared with; a drop counts as much as it may be."""
+        return {
+            "max_drop": self.quality.drop.high,
+            "max_size_bytes": float(self.size_bytes),
+            "max_memory_bytes": float(self.memory_bytes),
+            "max_latency_s": self.latency_s or 0.0,
+        }[limit]
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -94,12 +106,21 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Trial:
-    """One recipe that was tried. `error` says why it failed, and then nothing was measured."""
+    """One recipe that was tried.
+
+    Attributes:
+        recipe: What was applied.
+        measurement: What came of it, None if it failed.
+        verdict: How it compares with the goal.
+        error: Why it failed.
+        predicted_kl: What its KL was estimated at beforehand, None where it wasn't.
+    """
 
     recipe: Recipe
     measurement: Measurement | None
     verdict: str = ""
     error: str = ""
+    predicted_kl: float | None = None
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """An ordered list of techniques, each with the layers it is for."""
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,6 +19,8 @@ from tauten.core.technique import (
 )
 
 VERSION = 1
+FLAGS = ("entropy_coding", "apart")
+MOST_PATTERNS = 3  # of a step that are read out; mixes of levels name each of their layers
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Step:
     technique: Technique
     where: str = "*"
     layers: tuple[tuple[str, Technique], ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The layers it is for, in few words."""
+        count = self.where.count(",") + 1
+        return self.where if count <= MOST_PATTERNS else f"{count} layers"
+
+    def __str__(self) -> str:
+        return str(self.technique) if self.where == "*" else f"{self.technique} on {self.place}"
 
     def matches(self, name: str) -> bool:
         """Whether it is for the layer of that name."""
@@ -53,6 +65,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class DataSplit:
+    """How a run dealt out its data: techniques looked at the calibration part alone.
+
+    Attributes:
+        seed: Of the run.
+        max_tokens: Of a part, for text.
+    """
+
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What is done to a model, in order.
 
@@ -64,10 +89,16 @@ class Recipe:
     Attributes:
         entropy_coding: Also code what is written losslessly into fewer bytes; a loaded model is
             the same.
+        apart: Techniques look at what layers see in the original model, rather than behind the
+            packed blocks before them. It loses a little more, but no layer hangs on how others are
+            packed, so that layers of several recipes can be mixed.
+        split: How data is dealt out before techniques look at it; None where they see all of it.
     """
 
     steps: tuple[Step, ...]
     entropy_coding: bool = False
+    apart: bool = False
+    split: DataSplit | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for an order or a pattern that makes no sense."""
@@ -132,8 +163,9 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""
         steps = [step.to_dict() for step in self.steps]
-        coding = {"entropy_coding": True} if self.entropy_coding else {}
-        return {"tauten": VERSION, **coding, "steps": steps}
+        flags = {name: True for name in FLAGS if getattr(self, name)}
+        split = {"split": asdict(self.split)} if self.split else {}
+        return {"tauten": VERSION, **flags, **split, "steps": steps}
 
     @classmethod
     def from_dict(cls, data: Any, known: Mapping[str, type[Technique]]) -> "Recipe":
@@ -148,11 +180,12 @@ class Recipe:
             raise InputError("recipe: expected a mapping with a list of steps")
         if data.get("tauten", VERSION) != VERSION:
             raise InputError(f"recipe: version {data['tauten']}; this Tauten reads {VERSION}")
-        coding = data.get("entropy_coding", False)
-        if not isinstance(coding, bool):
-            raise InputError(f"recipe: entropy_coding={coding!r}: expected true or false")
+        flags = {name: data.get(name, False) for name in FLAGS}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise InputError(f"recipe: {name}={value!r}: expected true or false")
         steps = tuple(_step(raw, i, known) for i, raw in enumerate(data["steps"], 1))
-        return cls(steps, coding)
+        return cls(steps, **flags, split=_split(data.get("split")))
 
     def to_yaml(self) -> str:
         """The recipe as `recipe.yaml` holds it."""
@@ -160,21 +193,58 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text: str, known: Mapping[str, type[Technique]]) -> "Recipe":
-        """Read `recipe.yaml`."""
+        """Read `recipe.yaml`.
+
+        Raises:
+            InputError: As `from_dict`, with the line that the step begins on.
+        """
         try:
-            data = yaml.safe_load(text)
+            data, lines = yaml.safe_load(text), _lines_of_steps(yaml.compose(text, yaml.SafeLoader))
         except yaml.YAMLError as error:
             raise InputError(f"recipe: not YAML: {error}") from error
-        return cls.from_dict(data, known)
+        try:
+            return cls.from_dict(data, known)
+        except InputError as error:
+            raise InputError(_with_line(str(error), lines)) from None
 
     def __str__(self) -> str:
         if not self.steps:
             return "original"
-        parts = [
-            str(s.technique) if s.where == "*" else f"{s.technique} on {s.where}"
-            for s in self.steps
-        ]
-        return ", ".join(parts) + (", entropy-coded" if self.entropy_coding else "")
+        words = ", apart" if self.apart else ""
+        words += ", entropy-coded" if self.entropy_coding else ""
+        return ", ".join(map(str, self.steps)) + words
+
+
+def _split(raw: Any) -> DataSplit | None:
+    if raw is None:
+        return None
+    names = {field.name for field in fields(DataSplit)}
+    if (
+        not isinstance(raw, dict)
+        or set(raw) != names
+        or not all(isinstance(value, int) and value >= 0 for value in raw.values())
+    ):
+        raise InputError(f"recipe: split={raw!r}: expected {' and '.join(sorted(names))}, numbers")
+    return DataSplit(**raw)
+
+
+def _lines_of_steps(root: yaml.Node | None) -> list[int]:
+    """Lines, from 1, that the steps of a recipe begin on."""
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    values = [value for key, value in root.value if key.value == "steps"]
+    listed = [value for value in values if isinstance(value, yaml.SequenceNode)]
+    steps = [step for value in listed for step in value.value]
+    return [step.start_mark.line + 1 for step in steps]
+
+
+def _with_line(message: str, lines: Sequence[int]) -> str:
+    """A message that names a step, with the line of that step."""
+    named = re.search(r"step (\d+)", message)
+    if named is None or int(named[1]) > len(lines):
+        return message
+    place = f"line {lines[int(named[1]) - 1]}, {named[0]}"
+    return message[: named.start()] + place + message[named.end() :]
 
 
 def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:
@@ -205,5 +275,7 @@ def _technique(kind: type[Technique], knobs: dict[str, Any], index: int) -> Tech
             )
     try:
         return kind(**knobs)
+    except InputError as error:
+        raise InputError(f"recipe: step {index}: {error}") from error
     except TypeError as error:  # a knob compared with a value of another type, such as '1e-2'
         raise InputError(f"recipe: step {index}: {kind.name} of {knobs}: {error}") from error

@@ -14,7 +14,7 @@ from tauten.core.measurement import Drop
 from tauten.core.progress import track
 from tauten.data.tensors import call_model, main_output
 from tauten.data.windows import TokenBatch
-from tauten.evaluation.statistics import linear_drop, log_drop
+from tauten.evaluation.statistics import CONFIDENCE, linear_drop, log_drop
 
 # What a model or a user's metric raises when it is called on something that doesn't suit it.
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -47,8 +47,12 @@ class Metric(ABC):
         """The figure that people quote."""
 
     @abstractmethod
-    def drop(self, original: Scores, candidate: Scores) -> Drop:
-        """Relative loss between two models on the same batches."""
+    def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
+        """Relative loss between two models on the same batches.
+
+        Args:
+            confidence: Of each end of its interval on its own.
+        """
 
     def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
         """Look at the original before any candidate; most metrics needn't."""
@@ -77,8 +81,8 @@ class Perplexity(Metric):
     def value(self, scores: Scores) -> float:
         return float((scores.total.sum() / scores.weight.sum()).exp())
 
-    def drop(self, original: Scores, candidate: Scores) -> Drop:
-        return log_drop(original.total, candidate.total, original.weight)
+    def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
+        return log_drop(original.total, candidate.total, original.weight, confidence)
 
 
 class Mean(Metric):
@@ -103,8 +107,9 @@ class Mean(Metric):
     def value(self, scores: Scores) -> float:
         return float(scores.total.sum() / scores.weight.sum())
 
-    def drop(self, original: Scores, candidate: Scores) -> Drop:
-        return linear_drop(original.total, candidate.total, original.weight, self.higher_is_better)
+    def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
+        better = self.higher_is_better
+        return linear_drop(original.total, candidate.total, original.weight, better, confidence)
 
 
 class Accuracy(Mean):

@@ -37,7 +37,8 @@ class Sensitivity:
 
     Attributes:
         inputs: What it sees in the original model.
-        fisher: (out,) float32, sum over all outputs of the squared gradient of each row.
+        fisher: (out,) float32, squared gradients of each row of outputs, summed over them,
+            for each answer of the model.
     """
 
     inputs: LayerInputs
@@ -67,12 +68,13 @@ def sensitivities(
     """
     calibration = Calibration(_first_examples(batches))
     names = [name for own in names_of.values() for name in own]
-    generator = torch.Generator().manual_seed(SEED)
+    outcomes = _Outcomes()
     calibration.start(model, blocks, filled, names)
     if not calibration.states:
         with filled(["", *blocks]):
             inputs = calibration.observe("", names)
-            yield _joined(inputs, _of_whole(model, names, calibration.batches, generator))
+            squares = _of_whole(model, names, calibration.batches, outcomes)
+            yield _joined(inputs, squares, outcomes)
         return
     states = {}
     for part in track(blocks, "running blocks", len(blocks)):
@@ -82,8 +84,8 @@ def sensitivities(
     own = names_of.get("", ())
     inputs = calibration.observe("", own)
     with filled([""]), _Gradients(_layers(model, own)) as gradients:
-        slopes = _of_ending(calibration, gradients, generator)
-    yield _joined(inputs, gradients.squares)
+        slopes = _of_ending(calibration, gradients, outcomes)
+    yield _joined(inputs, gradients.squares, outcomes)
     for part in track(blocks[::-1], "running blocks backwards", len(blocks)):
         calibration.states = states.pop(part)
         own = names_of.get(part, ())
@@ -93,7 +95,15 @@ def sensitivities(
         inner = {name: block.get_submodule(name.removeprefix(f"{part}.")) for name in own}
         with _Gradients(inner) as gradients:
             slopes = _of_block(calibration, part, block, gradients, slopes)
-        yield _joined(inputs, gradients.squares)
+        yield _joined(inputs, gradients.squares, outcomes)
+
+
+class _Outcomes:
+    """Draws them, and counts how many were drawn."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(SEED)
+        self.count = 0
 
 
 class _Gradients:
@@ -149,14 +159,14 @@ class _Gradients:
 
 
 def _of_ending(
-    calibration: Calibration, gradients: _Gradients, generator: torch.Generator
+    calibration: Calibration, gradients: _Gradients, outcomes: _Outcomes
 ) -> list[Tensor]:
     """Gradients of what the last block has made, by batch."""
     slopes = []
     for batch, state in zip(calibration.batches, calibration.states, strict=True):
 
         def ending(leaf: Tensor, batch: CalibrationBatch = batch) -> Tensor:
-            return _surprise(calibration.finish(batch, leaf), batch, generator)
+            return _surprise(calibration.finish(batch, leaf), batch, outcomes)
 
         slopes.append(gradients.slope(ending, state.float(), None))
     return slopes
@@ -181,16 +191,16 @@ def _of_whole(
     model: nn.Module,
     names: Sequence[str],
     batches: Sequence[CalibrationBatch],
-    generator: torch.Generator,
+    outcomes: _Outcomes,
 ) -> dict[str, Tensor]:
     with _Gradients(_layers(model, names)) as gradients, torch.enable_grad():
         for batch in batches:
             output = model(*batch.args, **batch.kwargs)
-            gradients.backward(_surprise(output, batch, generator))
+            gradients.backward(_surprise(output, batch, outcomes))
     return gradients.squares
 
 
-def _surprise(output: Any, batch: CalibrationBatch, generator: torch.Generator) -> Tensor:
+def _surprise(output: Any, batch: CalibrationBatch, outcomes: _Outcomes) -> Tensor:
     """Minus the log-probability of outcomes drawn from the model's own predictions, summed.
 
     Logits predict classes, those of a map stand second; what else a model makes, or one class,
@@ -203,12 +213,13 @@ def _surprise(output: Any, batch: CalibrationBatch, generator: torch.Generator) 
     if batch.mask is not None and found.shape[:2] == batch.mask.shape:
         found = found[batch.mask]
     rows = found.reshape(-1, found.shape[-1])
+    outcomes.count += len(rows)
     if not logits or rows.shape[1] == 1:
-        noise = torch.randn(rows.shape, generator=generator)
+        noise = torch.randn(rows.shape, generator=outcomes.generator)
         return (rows * noise).sum() / rows.detach().std().clamp(min=1e-12)
     log_probabilities = rows.log_softmax(-1)
     chances = log_probabilities.detach().exp()
-    drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+    drawn = torch.multinomial(chances, 1, generator=outcomes.generator)[:, 0]
     return nll_loss(log_probabilities, drawn, reduction="sum")
 
 
@@ -217,10 +228,10 @@ def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _joined(
-    inputs: Mapping[str, LayerInputs], fisher: Mapping[str, Tensor]
+    inputs: Mapping[str, LayerInputs], squares: Mapping[str, Tensor], outcomes: _Outcomes
 ) -> dict[str, Sensitivity]:
-    both = [name for name in inputs if name in fisher]
-    return {name: Sensitivity(inputs[name], fisher[name]) for name in both}
+    both = [name for name in inputs if name in squares]
+    return {n: Sensitivity(inputs[n], squares[n] / outcomes.count) for n in both}
 
 
 def _first_examples(batches: Sequence[CalibrationBatch]) -> list[CalibrationBatch]:

@@ -36,21 +36,50 @@ def ratio_interval(
     return ratio, ratio - reach, ratio + reach
 
 
-def log_drop(original: Tensor, candidate: Tensor, weight: Tensor) -> Drop:
+def shared_confidence(looks: int) -> float:
+    """Confidence of each of several bounds with which all of them hold: Bonferroni's correction."""
+    return 1 - (1 - CONFIDENCE) / looks
+
+
+def more_examples(drop: Drop, limit: float) -> int | None:
+    """How many more examples it takes until a drop's bound is within a limit, if all stays alike.
+
+    The distance from the estimate to its bound is taken to fall with the root of their number.
+
+    Returns:
+        0 where the bound is within the limit; None where the estimate itself isn't below it, so
+        that no number is enough, or where a single example tells nothing of the spread.
+    """
+    if drop.high <= limit:
+        return 0
+    if drop.value >= limit or math.isinf(drop.high):
+        return None
+    reach = (drop.high - drop.value) / (limit - drop.value)
+    return math.ceil(drop.examples * reach**2) - drop.examples
+
+
+def log_drop(
+    original: Tensor, candidate: Tensor, weight: Tensor, confidence: float = CONFIDENCE
+) -> Drop:
     """Relative rise of exp(mean loss), as of perplexity.
 
     Args:
         original: (n,) loss of each example, summed over its tokens.
         candidate: (n,) the same for the candidate.
         weight: (n,) tokens of each example.
+        confidence: Of each end on its own.
     """
-    low_mid_high = ratio_interval(candidate.double() - original.double(), weight)
+    low_mid_high = ratio_interval(candidate.double() - original.double(), weight, confidence)
     value, low, high = (_expm1(x) for x in low_mid_high)
-    return Drop(value, low, high, original.numel())
+    return Drop(value, low, high, original.numel(), confidence)
 
 
 def linear_drop(
-    original: Tensor, candidate: Tensor, weight: Tensor, higher_is_better: bool
+    original: Tensor,
+    candidate: Tensor,
+    weight: Tensor,
+    higher_is_better: bool,
+    confidence: float = CONFIDENCE,
 ) -> Drop:
     """Relative loss of a mean score.
 
@@ -59,25 +88,26 @@ def linear_drop(
         candidate: (n,) the same for the candidate.
         weight: (n,) what each example holds; the mean is sum of scores over sum of weights.
         higher_is_better: Direction of the score.
+        confidence: Of each end on its own.
     """
     sign = 1.0 if higher_is_better else -1.0
     lost = sign * (original.double() - candidate.double())
     total = float(original.double().sum())
     # With nothing to lose a share of (an accuracy of 0) the loss is given in absolute terms.
     base = (original if total > 0 else weight).double()
-    value, low, high = ratio_interval(lost, base)
+    value, low, high = ratio_interval(lost, base, confidence)
     if _binary(original, weight) and _binary(candidate, weight):
         # With few disagreements the normal interval is too narrow: at zero it has no width.
-        exact = _exact_loss_bound(lost) / float(base.sum())
+        exact = _exact_loss_bound(lost, confidence) / float(base.sum())
         high = max(high, exact)
-    return Drop(value, low, high, original.numel())
+    return Drop(value, low, high, original.numel(), confidence)
 
 
-def _exact_loss_bound(lost: Tensor) -> float:
+def _exact_loss_bound(lost: Tensor, confidence: float) -> float:
     """Upper bound of the examples lost, were none gained: Clopper and Pearson 1934."""
     n, losses = lost.numel(), int((lost > 0).sum())
     gains = int((lost < 0).sum())
-    rate = 1.0 if losses >= n else float(stats.beta.ppf(CONFIDENCE, losses + 1, n - losses))
+    rate = 1.0 if losses >= n else float(stats.beta.ppf(confidence, losses + 1, n - losses))
     return n * rate - gains
 
 

@@ -90,6 +90,7 @@ class Calibration:
         self._held_out = -(-len(batches) // HELD_OUT) if fits_blocks and len(batches) > 1 else 0
         self.dtype = dtype or fast_dtype()
         self.states: list[Tensor] = []
+        self._remembered: nn.Module | None = None
         self.originals: list[Tensor] = []
         self.calls: dict[str, list[BlockCall]] = {}
         self._probe: tuple[dict[str, BlockCall], Tensor] | None = None
@@ -181,12 +182,19 @@ class Calibration:
             with observer.batch(mask), contextlib.suppress(NothingLeft):
                 self._step(call, block, self.states[index])
 
+    def remember(self, part: str) -> None:
+        """Keep a block as it is now, so that `advance` takes that, whatever becomes of it."""
+        if part in self._blocks:
+            with self._filled([part]):
+                self._remembered = self.dense(part)
+
     def advance(self, part: str) -> None:
-        """Bring the states through a block as it is now, packed."""
+        """Bring the states through a block as it is now, packed, or as it is remembered."""
         if part not in self._blocks:  # also where blocks aren't run one by one
             return
         with self._filled([part]), torch.no_grad():
-            block = self.dense(part)
+            block = self._remembered or self.dense(part)
+            self._remembered = None
             for index, call in enumerate(self.calls[part]):
                 self.states[index] = self._step(call, block, self.states[index])
 

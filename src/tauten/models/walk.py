@@ -152,6 +152,8 @@ class Walk:
         ]
         names = [name for name, _ in members if self._is_calibrated(name)]
         seen, fitted = self._observe(part, names), {}
+        if self._calibration is not None and self.recipe.apart:
+            self._calibration.remember(part)
         if self._block_steps is not None:
             seen = self._block_steps.scale(part, seen)
             fitted = self._block_steps.fit(part, seen)
@@ -250,7 +252,7 @@ class Walk:
         if packed.size_bytes >= matrix.nbytes:
             return self._kept(name, weight, "kept: packing would not make it smaller"), None
         self._shared[id(weight)] = packed, name, weight
-        reason = f"step {found[0]} of the recipe is for {found[1].where}"
+        reason = f"step {found[0]} of the recipe is for {found[1].place}"
         reason += self._remark(name, module, technique, inputs, fitted is not None)
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
@@ -299,6 +301,8 @@ class Walk:
             return
         assert self._store is not None, "only a store remembers finished parts"
         self._calibration.observe(part, [])  # the original model's states pass the original
+        if self.recipe.apart:
+            self._calibration.remember(part)
         packing.install_empty(self.model, specs)
         with self._tensors.restored(part, specs, self._store.read(part)):
             self._calibration.advance(part)

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tauten.report import text
 from tauten.report.facts import badge, goal_lines, max_drop, shaping_lines, splits
+from tauten.report.heat import heat_maps
 from tauten.report.layers import format_shares, layer_units
 from tauten.report.plot import Plot, pareto_plot
 from tauten.report.reverts import model_revert, revert_rows
@@ -57,16 +58,26 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
             trials=rows,
             timed=any(row.latency_s is not None for row in rows),
             plots=_plots(rows, manifest),
+            predicted=any(row.predicted_kl is not None for row in rows),
+            heat=heat_maps(manifest),
             units=layer_units(records),
             layer_count=len(records),
             shares=format_shares(records),
             reverts=revert_rows(manifest, timing),
             model_revert=model_revert(timing),
             recipe=recipe,
-            command=f"tauten apply recipe.yaml {source} -o OUT",
+            command=_command(manifest, source),
             facts=_facts(manifest, timing),
         )
     )
+
+
+def _command(manifest: Mapping[str, Any], source: str) -> str:
+    """What makes the same bytes again."""
+    looked = " --data DATA" if manifest["recipe"].get("split") else ""
+    name = (manifest.get("data") or {}).get("name")
+    looked = looked.replace("DATA", shlex.quote(name)) if name not in (None, "texts") else looked
+    return f"tauten apply recipe.yaml {source}{looked} -o OUT"
 
 
 def _environment() -> Environment:

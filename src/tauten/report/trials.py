@@ -30,13 +30,14 @@ class TrialRow:
     low: float | None
     high: float | None
     kl: float | None
+    predicted_kl: float | None
     latency_s: float | None
     speed: str
     outcome: str
 
     @property
     def interval(self) -> str:
-        """The two-sided 90% interval of the drop."""
+        """Of the drop: each end is a bound by itself, and those of all trials hold together."""
         if not (is_number(self.low) and is_number(self.high)):
             return ""
         return f"{format_percent(self.low)} to {format_percent(self.high)}"
@@ -92,6 +93,7 @@ def _row(index: int, trial: Mapping[str, Any], goal: Any, chosen: bool, frontier
         low=drop.get("low"),
         high=drop.get("high"),
         kl=found.get("kl"),
+        predicted_kl=trial.get("predicted_kl"),
         latency_s=found.get("latency_s"),
         speed=_speed(found.get("original_latency_s"), found.get("latency_s")),
         outcome=_outcome(trial, state),

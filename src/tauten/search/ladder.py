@@ -17,7 +17,7 @@ from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique, WeightTechnique
 from tauten.evaluation.task import is_language_model
 from tauten.models.structure import Structure
-from tauten.quantization import RTN, Int8
+from tauten.quantization import RTN, Int8, KQuant
 
 QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     # (inside blocks, outside): embeddings and heads are few and sensitive, so they step down late.
@@ -33,6 +33,17 @@ QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     (RTN(2, 32), RTN(3, 32)),
 )
 _SHARE_8 = ShareKMeans(bits=8, book_rows=16, weighted=False)
+LEVELS: tuple[WeightTechnique, ...] = (
+    # Of all layers, to be mixed. The free scales of RTN find the lattice of weights that were once
+    # quantized to 4 bits; sharing and pruning lose more in the same bytes, so they aren't here.
+    Int8(),
+    KQuant(6),
+    KQuant(5),
+    RTN(4, 32),
+    KQuant(4),
+    KQuant(3),
+    KQuant(2),
+)
 SHARING: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     # One book a tensor loses language models to a few large weights; passes over data for each
     # trial cost more than the weighing of errors gains.
@@ -64,7 +75,9 @@ SMALLER: dict[str, tuple[tuple[Technique, ...], ...]] = {
 }
 
 
-def ladders(model: nn.Module, structure: Structure, pillars: Sequence[str]) -> list[list[Recipe]]:
+def ladders(
+    model: nn.Module, structure: Structure, pillars: Sequence[str], mixes: bool = False
+) -> list[list[Recipe]]:
     """What a run over some pillars tries, a ladder after the other.
 
     Pruning and smaller architectures take minutes a trial; they are tried where compression is
@@ -74,7 +87,10 @@ def ladders(model: nn.Module, structure: Structure, pillars: Sequence[str]) -> l
         model: A skeleton.
         structure: Of the model.
         pillars: Some of `quantize` and `compress`.
+        mixes: Layers of these recipes will be mixed.
     """
+    if mixes and "quantize" in pillars:
+        return [[Recipe.of(technique) for technique in LEVELS]]
     found = [ladder(structure, pillar) for pillar in pillars]
     if tuple(pillars) == ("compress",):
         found.append(_in_and_outside(structure, PRUNING))

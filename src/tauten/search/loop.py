@@ -1,31 +1,34 @@
-"""The loop, first version: try a ladder of recipes, keep the best within the goal, prove it."""
+"""The loop: try recipes, each in view of what those before came to, keep the best, prove it."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from time import monotonic
 from typing import Any
 
 import torch
 from torch import nn
 
-from tauten.core.errors import InputError, TautenError
+from tauten.core.errors import TautenError
 from tauten.core.goal import Goal
-from tauten.core.journal import Journal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe
 from tauten.data.tensors import call_model
-from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.formats import layer_inputs
-from tauten.evaluation.latency import compare_latency
-from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.task import Task
+from tauten.models.calibration import CalibrationBatch
 from tauten.runtime.library import load as native_kernels
-from tauten.search.ladder import faster_twin
+from tauten.search.evaluator import Evaluator
+from tauten.search.ladder import faster_twin, ladders
+from tauten.search.levels import LevelTable, is_level, level_table
+from tauten.search.proposals import MOST, Measured, Proposals
 from tauten.search.speed import FormatGuard
 from tauten.search.workspace import Candidate, Workspace, recipe_id
 
 HOPELESS = 3.0  # a drop this many times the limit, twice in a row, ends the descent
 ORIGINAL = Recipe(())
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,41 +40,149 @@ class Search:
         task: What quality means and where it is measured.
         goal: What to reach.
         stream: Load blocks one at a time.
+        entropy_coding: Of recipes that it makes.
+        max_time_s: Time in which to find the best; the last trial ends before, as far as those
+            before it tell. A run that goes on after a kill has it anew.
     """
 
     workspace: Workspace
     task: Task
     goal: Goal
     stream: bool = False
+    entropy_coding: bool = False
+    max_time_s: float | None = None
 
     def __post_init__(self) -> None:
         self.trials: list[Trial] = []
-        self._metric = self.task.metric()
-        self._divergence: Divergence | None = None
-        self._original: Scores | None = None
-        self._original_model: nn.Module | None = None
+        timed = self.goal.is_about_latency
+        self.evaluator = Evaluator(self.workspace, self.task, self.stream, timed)
         self.guard: FormatGuard | None = None
+        self.table: LevelTable | None = None
+        self._started = self._longest_s = 0.0
 
-    def run(self, ladders: Sequence[Sequence[Recipe]]) -> int | None:
-        """Try recipes.
+    def run(
+        self, skeleton: nn.Module, pillars: Sequence[str], development: Sequence[CalibrationBatch]
+    ) -> int:
+        """Try recipes until the goal is met as well as they can, or time is up.
+
+        Ladders go from the gentlest recipe to the boldest; one is left where recipes lose far more
+        than the goal allows. Then layers of those recipes are mixed, each mix in view of what those
+        before it came to. Under a latency goal nothing is mixed, formats slower than the unpacked
+        layer drop out first, and the original takes part.
 
         Args:
-            ladders: Each goes from the gentlest recipe to the boldest; one is left where two
-                recipes in a row lose far more than the goal allows. Under a latency goal formats
-                slower than the unpacked layer drop out first, and the original takes part.
+            skeleton: Of the original.
+            pillars: Some of `quantize` and `compress`.
+            development: The development split as calls of the model.
         Returns:
-            Index of the chosen trial, None if no recipe could be measured.
+            Index of the chosen trial.
+        Raises:
+            InputError: The original can't be measured on this data.
+            TautenError: No recipe could be measured.
         """
-        self._original = self._measure_original()
+        self._started = monotonic()
+        self.evaluator.start()
+        mixes = self._can_mix()
+        found = self._ladders(skeleton, pillars, mixes)
+        self.evaluator.looks = sum(map(len, found)) + MOST * mixes + 2  # in sequence, and a twin
+        for recipes in found:
+            self._descend(recipes)
+        if mixes:
+            self._mix(skeleton, development)
+            self._pack_in_sequence()
+        chosen = self._prefer_twin(self._best())
+        if chosen is None:
+            reasons = sorted({trial.error for trial in self.trials})
+            raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
+        return chosen
+
+    def _can_mix(self) -> bool:
+        """Whether the goal has a scale to mix by: a limit on the drop, or on bytes."""
+        has_scale = self.goal.max_drop is not None or self.goal.is_budget
+        return has_scale and not self.goal.is_about_latency
+
+    def _ladders(
+        self, skeleton: nn.Module, pillars: Sequence[str], mixes: bool
+    ) -> list[Sequence[Recipe]]:
+        found: list[Sequence[Recipe]] = [
+            [replace(recipe, entropy_coding=self.entropy_coding, apart=mixes) for recipe in recipes]
+            for recipes in ladders(skeleton, self.workspace.structure, pillars, mixes)
+        ]
         if self.goal.is_about_latency:
             self.guard = self._format_guard()
-            ladders = [*(self.guard.fast(recipes) for recipes in ladders), [ORIGINAL]]
-        for recipes in ladders:
-            self._descend(recipes)
-        return self._prefer_twin(self._best())
+            found = [*(self.guard.fast(recipes) for recipes in found), [ORIGINAL]]
+        return found
+
+    def _mix(self, skeleton: nn.Module, development: Sequence[CalibrationBatch]) -> None:
+        """Mix layers of the recipes that were tried.
+
+        Args:
+            skeleton: Of the original.
+            development: Data to judge layers on.
+        """
+        levels = [t for t in self.trials if t.measurement is not None and is_level(t.recipe)]
+        if len(levels) < 2 or self._time_is_up():
+            return
+        candidates = [self.workspace.apply(trial.recipe) for trial in levels]
+        self.table = self._level_table(skeleton, development, candidates, levels)
+        if self.table is None:
+            return
+        proposals, measured = Proposals(self.table, self.goal), list[Measured]()
+        for index, trial in enumerate(levels):
+            if trial.measurement is not None:
+                measured.append(
+                    Measured(torch.full((len(self.table.units),), index), trial.measurement)
+                )
+        for _ in track(range(MOST), "mixing levels", MOST):
+            chosen = proposals.next(measured)
+            if chosen is None or self._time_is_up():
+                break
+            recipe = self.table.recipe(chosen)
+            level_of = self.table.level_of(chosen)
+            parents = {name: candidates[level] for name, level in level_of.items()}
+            trial = self._add(recipe, self.table.loss(chosen), parents)
+            if trial.measurement is None:
+                break
+            measured.append(Measured(chosen, trial.measurement))
+
+    def _pack_in_sequence(self) -> None:
+        """Try the best recipe so far with each block calibrated behind the packed ones before it.
+
+        It takes as many bytes and mostly loses less.
+        """
+        best = self._best()
+        recipe = ORIGINAL if best is None else replace(self.trials[best].recipe, apart=False)
+        if any(step.technique.looks_at_inputs for step in recipe.steps) and not self._time_is_up():
+            self._add(recipe)
+
+    def _level_table(
+        self,
+        skeleton: nn.Module,
+        development: Sequence[CalibrationBatch],
+        candidates: Sequence[Candidate],
+        levels: Sequence[Trial],
+    ) -> LevelTable | None:
+        """The table of some trials; None where a model's sensitivities can't be found."""
+        source, structure = self.workspace.source, self.workspace.structure
+        loader = source.loader(skeleton, structure.blocks) if source.reader else None
+        kls = [trial.measurement.kl if trial.measurement else None for trial in levels]
+        journal = self.workspace.journal
+        try:
+            return level_table(skeleton, structure, loader, development, candidates, kls, journal)
+        except RuntimeError as error:  # torch: something in it has no derivative
+            reason = str(error).splitlines()[0]
+            _log.warning("levels aren't mixed, as the model has no sensitivities: %s", reason)
+            return None
+
+    def _time_is_up(self) -> bool:
+        """Whether another trial, as long as the longest so far, would end after the time given."""
+        if self.max_time_s is None or not self.trials:
+            return False
+        spent = monotonic() - self._started
+        return spent + self._longest_s > self.max_time_s
 
     def _format_guard(self) -> FormatGuard:
-        model, example = self.original(), self.task.splits.development[0]
+        model, example = self.evaluator.original(), self.task.splits.development[0]
         token = torch.zeros(1, 1, dtype=torch.long)
         call = (
             (lambda: model(input_ids=token, use_cache=False))
@@ -84,9 +195,9 @@ class Search:
     def _descend(self, recipes: Sequence[Recipe]) -> None:
         hopeless = 0
         for recipe in track(recipes, "trying recipes", len(recipes)):
-            trial = self._try(recipe)
-            self.trials.append(trial)
-            self._discard_losers()
+            if self._time_is_up():
+                return
+            trial = self._add(recipe)
             if trial.measurement is not None:
                 hopeless = hopeless + 1 if self._is_hopeless(trial.measurement) else 0
             if hopeless == 2:
@@ -110,15 +221,6 @@ class Search:
         if kept and measurement.latency_s is not None and trial.measurement is not None:
             kept = _latency_ratio(trial.measurement) < _latency_ratio(measurement)
         return len(self.trials) - 1 if kept else best
-
-    def certify(self, candidate: Candidate) -> Quality:
-        """Measure a candidate on the sealed test split, once a run."""
-        metric, batches = self.task.metric(), self.task.splits.test
-        metric.prepare(self.original(), batches)
-        before = self._scores("test original", metric, self.original, batches)
-        name = f"test {recipe_id(candidate.recipe)}"
-        after = self._scores(name, metric, self.open(candidate), batches)
-        return _quality(metric, before, after, "test")
 
     def verdict(self, measurement: Measurement) -> str:
         """What keeps a candidate from the goal; empty if nothing does."""
@@ -151,32 +253,52 @@ class Search:
         return min(measured, key=lambda item: self._excess(item[1]))[0]
 
     def _cost(self, m: Measurement) -> tuple[float, float]:
+        if self.goal.is_budget:
+            return (m.quality.drop.value if m.kl is None else m.kl), m.size_bytes
         costs = {"size": m.size_bytes, "latency": _latency_ratio(m), "memory": m.memory_bytes}
         return float(costs[self.goal.minimize]), m.quality.drop.value
 
     def _excess(self, m: Measurement) -> float:
         """Largest factor by which a limit is exceeded."""
-        limits = (
-            (m.quality.drop.high, self.goal.max_drop),
-            (m.size_bytes, self.goal.max_size_bytes),
-            (m.memory_bytes, self.goal.max_memory_bytes),
-            (m.latency_s or 0, self.goal.max_latency_s),
-        )
-        factors = [value / max(limit, 1e-9) for value, limit in limits if limit is not None]
+        limits = self.goal.limits
+        factors = [m.cost(name) / max(limit, 1e-9) for name, limit in limits.items()]
         return max(factors, default=m.latency_s or 0)
 
     def _is_hopeless(self, measurement: Measurement) -> bool:
         limit = self.goal.max_drop
+        if self.goal.is_budget:  # bolder recipes would fit as well, and lose more
+            return all(measurement.cost(name) <= value for name, value in self.goal.limits.items())
         return limit is not None and measurement.quality.drop.low > HOPELESS * limit
 
-    def _try(self, recipe: Recipe) -> Trial:
+    def _add(
+        self,
+        recipe: Recipe,
+        predicted_kl: float | None = None,
+        parents: Mapping[str, Candidate] | None = None,
+    ) -> Trial:
+        """Try a recipe; keep it on disk if it is the best so far, or may be mixed.
+
+        Args:
+            recipe: To try.
+            predicted_kl: Its estimated divergence.
+            parents: By layer, candidates that it is cut from.
+        """
+        began = monotonic()
+        trial = replace(self._try(recipe, parents), predicted_kl=predicted_kl)
+        self.trials.append(trial)
+        self._discard_losers()
+        self._longest_s = max(self._longest_s, monotonic() - began)
+        return trial
+
+    def _try(self, recipe: Recipe, parents: Mapping[str, Candidate] | None = None) -> Trial:
         journal = self.workspace.journal
         known = journal.find("trial", trial=recipe_id(recipe))
         if known is not None:
             return _trial(recipe, known)
         try:
-            candidate = self.workspace.apply(recipe)
-            measurement = self._measure(candidate)
+            workspace = self.workspace
+            candidate = workspace.cut(recipe, parents) if parents else workspace.apply(recipe)
+            measurement = self.evaluator.measure(candidate)
             trial = Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
         except TautenError as error:
             trial = Trial(recipe, None, "failed", str(error))
@@ -184,93 +306,12 @@ class Search:
         journal.add("trial", trial=recipe_id(recipe), **entry)
         return trial
 
-    def _measure(self, candidate: Candidate) -> Measurement:
-        assert self._original is not None
-        model = self.open(candidate)
-        batches = self.task.splits.development
-        name = f"development {recipe_id(candidate.recipe)}"
-        scores = self._scores(name, self._metric, model, batches)
-        quality = _quality(self._metric, self._original, scores, "development")
-        divergence = self._reference_divergence()
-        latency = original_latency = None
-        if self.goal.is_about_latency:
-            latency, original_latency = self._time(model if candidate.recipe.steps else None)
-        return Measurement(
-            quality=quality,
-            size_bytes=candidate.weights.size_bytes,
-            memory_bytes=candidate.memory_bytes,
-            kl=float(divergence.of(model).mean()) if divergence else None,
-            latency_s=latency,
-            original_latency_s=original_latency,
-        )
-
-    def _time(self, model: nn.Module | None) -> tuple[float, float]:
-        """Latency of a candidate, None for the original itself, and of the original."""
-        example = self.task.splits.development[0]
-        models = {"original": self.original()}
-        if model is not None:
-            models["candidate"] = model
-        times = compare_latency(models, example, self.task.is_text)
-        return times.get("candidate", times["original"]).median_s, times["original"].median_s
-
-    def _measure_original(self) -> Scores:
-        batches, metric = self.task.splits.development, self._metric
-        try:
-            metric.prepare(self.original(), batches)
-            return self._scores("development original", metric, self.original, batches)
-        except MODEL_ERRORS as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{metric.name} can't be measured on the original with this data: {reason}"
-            ) from error
-
-    def _reference_divergence(self) -> Divergence | None:
-        if not self.task.is_text:
-            return None
-        if self._divergence is None:
-            model = self.original()
-            vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-            batches = batches_within(self.task.splits.development, vocabulary)
-            self._divergence = Divergence(model, batches)
-        return self._divergence
-
-    def original(self) -> nn.Module:
-        """The original, ready to be called; opened once."""
-        if self._original_model is None:
-            blocks = self.workspace.structure.blocks
-            self._original_model = self.workspace.source.open(blocks, self.stream)
-        return self._original_model
-
-    def open(self, candidate: Candidate) -> nn.Module:
-        """A candidate, ready to be called."""
-        return candidate.source.open(candidate.blocks, self.stream)
-
-    def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
-        return journaled_scores(self.workspace.journal, name, metric, model, batches)
-
     def _discard_losers(self) -> None:
-        best = self._best()
+        best, mixes = self._best(), self._can_mix()
         for index, trial in enumerate(self.trials):
-            if index != best and trial.measurement is not None:
+            may_be_mixed = mixes and trial.predicted_kl is None and is_level(trial.recipe)
+            if index != best and trial.measurement is not None and not may_be_mixed:
                 self.workspace.discard(trial.recipe)
-
-
-def journaled_scores(
-    journal: Journal, name: str, metric: Metric, model: Any, batches: Sequence[Any]
-) -> Scores:
-    """Scores from the journal, or measured and journaled; floats survive JSON exactly.
-
-    Args:
-        model: The model, or a function without arguments that opens it.
-    """
-    known = journal.find("scores", of=name)
-    if known is None:
-        scores = metric.scores(model if isinstance(model, nn.Module) else model(), batches)
-        total, weight = scores.total.tolist(), scores.weight.tolist()
-        journal.add("scores", of=name, total=total, weight=weight)
-        return scores
-    recorded = torch.tensor(known["total"], dtype=torch.float64)
-    return Scores(recorded, torch.tensor(known["weight"], dtype=torch.float64))
 
 
 def _latency_ratio(measurement: Measurement) -> float:
@@ -280,11 +321,6 @@ def _latency_ratio(measurement: Measurement) -> float:
 
 def _is_slower(measurement: Measurement) -> bool:
     return _latency_ratio(measurement) > 1
-
-
-def _quality(metric: Metric, before: Scores, after: Scores, split: str) -> Quality:
-    drop = metric.drop(before, after)
-    return Quality(metric.name, metric.value(after), metric.value(before), drop, split)
 
 
 def _trial(recipe: Recipe, entry: dict[str, Any]) -> Trial:

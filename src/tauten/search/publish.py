@@ -18,6 +18,8 @@ from tauten.core.errors import BusyError
 from tauten.core.files import sha256_file, sync_folder, write_json, write_text
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result, Trial
+from tauten.core.recipe import DataSplit, Recipe
+from tauten.core.technique import WeightTechnique
 from tauten.core.version import __version__
 from tauten.evaluation.footprint import resident_bytes
 from tauten.evaluation.latency import compare_latency
@@ -50,6 +52,9 @@ class Facts:
         timing: As `timing.json` holds it.
         written_out: Packed layers that are loaded as dense ones.
         more_bytes: Of memory that this takes.
+        max_tokens: Of a split of text.
+        levels: What each unit takes and is estimated to lose at each level; None where it wasn't
+            found out.
     """
 
     source: Source
@@ -62,6 +67,16 @@ class Facts:
     timing: dict[str, Any] = field(default_factory=dict)
     written_out: tuple[str, ...] = ()
     more_bytes: int = 0
+    levels: dict[str, Any] | None = None
+    max_tokens: int = 0
+
+    def replayed(self, recipe: Recipe) -> Recipe:
+        """A recipe that says how data was dealt out, if its techniques looked at some."""
+        techniques = [step.technique for step in recipe.steps]
+        blind = all(isinstance(t, WeightTechnique) and not t.looks_at_inputs for t in techniques)
+        if self.task is None or blind:
+            return recipe
+        return replace(recipe, split=DataSplit(self.seed, self.max_tokens))
 
 
 def finish(
@@ -106,7 +121,7 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
             "bf16_bytes": 2 * parameters,
             "parameters": parameters,
         },
-        "recipe": result.recipe.to_dict(),
+        "recipe": facts.replayed(result.recipe).to_dict(),
         "recipe_text": str(result.recipe),
         "cautions": result.recipe.cautions,
         "goal": asdict(facts.goal) if facts.goal else None,
@@ -117,6 +132,7 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
         "modules": candidate.specs,
         "written_out": list(facts.written_out),
         "layers": [asdict(layer) for layer in result.layers],
+        "levels": facts.levels,
         "trials": [_trial_facts(trial) for trial in result.trials],
         "chosen": facts.chosen,
         "reverted": _without_figures(facts.timing.get("formats", [])),
@@ -137,7 +153,7 @@ def time_candidate(search: Search, candidate: Candidate) -> dict[str, Any]:
     known = journal.find("timed", of=name)
     if known is not None:
         return {key: known[key] for key in ("unit", "original", "chosen", "machine")}
-    models = {"original": search.original(), "chosen": search.open(candidate)}
+    models = {"original": search.evaluator.original(), "chosen": search.evaluator.open(candidate)}
     example = search.task.splits.development[0]
     times = compare_latency(models, example, search.task.is_text)
     facts = {name: latency.facts() for name, latency in times.items()}
@@ -173,7 +189,7 @@ def _publish(
     candidate.weights.write(staging / artifact.WEIGHTS)
     manifest["weights"]["sha256"] = sha256_file(staging / artifact.WEIGHTS)
     candidate.dense.save_companions(staging)
-    write_text(staging / artifact.RECIPE, candidate.recipe.to_yaml())
+    write_text(staging / artifact.RECIPE, facts.replayed(candidate.recipe).to_yaml())
     write_json(staging / artifact.MANIFEST, manifest)
     if facts.timing and facts.task is not None and facts.task.is_text:
         _add_footprints(facts.timing, {"original": facts.source.name, "chosen": str(staging)})

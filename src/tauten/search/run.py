@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from tauten.core.errors import BusyError, TautenError
+from tauten.core.errors import BusyError, GoalError
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
-from tauten.core.measurement import Result, Trial
+from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.core.version import __version__
@@ -29,10 +29,12 @@ from tauten.models.packing import write_out
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
+from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
 from tauten.search.forecast import Forecast, forecast
-from tauten.search.ladder import ladders
+from tauten.search.ladder import LEVELS
 from tauten.search.loop import ORIGINAL, Search
+from tauten.search.proposals import MOST
 from tauten.search.publish import (
     Facts,
     Render,
@@ -61,39 +63,37 @@ def run_search(
     seed: int = 0,
     max_tokens: int = 8192,
     entropy_coding: bool = False,
+    max_time_s: float | None = None,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
     structure = find_structure(skeleton)
     task = make_task(source, skeleton, data, metric, seed, max_tokens)
-    to_try = [
-        [replace(recipe, entropy_coding=entropy_coding) for recipe in recipes]
-        for recipes in ladders(skeleton, structure, pillars)
-    ]
-    recipes = [recipe for recipes in to_try for recipe in recipes]
     tokens = task.tokens.get("development", task.documents["development"])
-    needs = forecast(source, skeleton, structure, len(recipes), tokens, goal)
+    needs = forecast(source, skeleton, structure, len(LEVELS) + MOST, tokens, goal)
     announce(needs)
+    check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
     run = {
         "version": __version__,
         "source": source.fingerprint,
         "data": _fingerprint(task),
         "metric": task.metric().name,
         "goal": asdict(goal),
-        "recipes": [recipe_id(recipe) for recipe in recipes],
+        "pillars": pillars,
+        "entropy_coding": entropy_coding,
         "seed": seed,
     }
     with progress_bars(), run_folder(out, needs.disk_bytes * (1 + entropy_coding)) as folder:
         calibration = calibration_batches(task.splits.calibration, skeleton)
         workspace = Workspace(folder, source, structure, run, calibration)
-        search = Search(workspace, task, goal, needs.stream)
-        chosen = search.run(to_try)
-        if chosen is None:
-            reasons = sorted({trial.error for trial in search.trials})
-            raise TautenError(f"no recipe could be measured: {'; '.join(reasons)}")
+        search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s)
+        development = calibration_batches(task.splits.development, skeleton)
+        chosen = search.run(source.skeleton(), pillars, development)
         chosen, candidate, timing = _timed(search, chosen)
-        result = _conclude(search, chosen, candidate, "given_up" in timing)
+        result = conclude(search, chosen, candidate, "given_up" in timing)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
+        facts.max_tokens = max_tokens
+        facts.levels = search.table.facts() if search.table else None
         return finish(folder, out, candidate, facts, result, load=not needs.stream)
 
 
@@ -113,45 +113,6 @@ def _timed(search: Search, chosen: int) -> tuple[int, Candidate, dict[str, Any]]
         candidate = search.workspace.apply(ORIGINAL)
     timing |= {"formats": search.guard.reverts, "trials": trial_times(search.trials)}
     return chosen, candidate, timing
-
-
-def _conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> Result:
-    """Certify the chosen trial and say why it was chosen.
-
-    Args:
-        search: What was tried.
-        chosen: Index of the trial.
-        candidate: Of the trial.
-        slow: It stands in for a recipe that was slower than the original when it was timed again.
-    """
-    trial, limit = search.trials[chosen], search.goal.max_drop
-    assert trial.measurement is not None
-    test = search.certify(candidate)
-    missed = search.verdict(trial.measurement)
-    certified = limit is not None and not missed and test.drop.high <= limit
-    reason = _reason(search, trial, missed, slow)
-    if limit is not None and not missed and not certified:
-        reason += (
-            f"; not certified: on the sealed test split the drop may be {test.drop.high:.2%}, "
-            f"above {limit:.2%}"
-        )
-    return Result(None, trial.recipe, certified, reason, search.trials, candidate.layers, test)
-
-
-def _reason(search: Search, trial: Trial, missed: str, slow: bool) -> str:
-    """Why a trial was chosen."""
-    if trial.recipe.steps and missed:
-        return f"no recipe met the goal; this is the nearest miss: {missed}"
-    if not trial.recipe.steps:
-        why = "no recipe within the goal is faster than it"
-        if slow:
-            why = "the recipe chosen was slower than it when both were timed again"
-        return f"the original is kept: {why}{f'; it misses the goal: {missed}' if missed else ''}"
-    within = sum(1 for t in search.trials if t.measurement and not search.verdict(t.measurement))
-    return (
-        f"least {search.goal.minimize} of the {within} recipes within the goal, "
-        f"of {len(search.trials)} tried"
-    )
 
 
 def run_recipe(
@@ -230,10 +191,24 @@ def _read(
         return [], []
     if isinstance(data, Iterator):
         data = list(data)  # it can be read once only
+    if recipe.split is not None:
+        split = recipe.split
+        task = make_task(source, skeleton, data, None, split.seed, split.max_tokens)
+        calibration = calibration_batches(task.splits.calibration, skeleton)
+        return calibration, calibration
     calibration = load_calibration(source, skeleton, data)
     if not any(technique.wants_all_data for technique in trained_by(recipe)):
         return calibration, calibration
     return calibration, load_training(source, skeleton, data)
+
+
+def check_time(limit_s: float | None, least: Forecast) -> None:
+    """Refuse a time in which not one recipe could be tried."""
+    if limit_s is not None and limit_s < least.time_s:
+        raise GoalError(
+            f"max_time_s={limit_s:.0f}: one recipe alone takes about {least.time_s:.0f} s; allow "
+            "that much, or pass fewer max_tokens"
+        )
 
 
 def announce(needs: Forecast) -> None:

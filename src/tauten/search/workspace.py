@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
@@ -19,6 +19,7 @@ from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
 from tauten.models.loader import Loader, tensor_slots
 from tauten.models.reader import SafetensorsReader
+from tauten.models.records import read_record
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
 from tauten.models.store import BlockStore
@@ -46,6 +47,8 @@ class Candidate:
         weights: The weights file it would become; knows its exact size.
         memory_bytes: Its tensors in memory.
         journal: Of the run.
+        store: Its parts before they are entropy-coded.
+        parts: Of the model.
     """
 
     recipe: Recipe
@@ -58,6 +61,12 @@ class Candidate:
     weights: Joined
     memory_bytes: int
     journal: Journal
+    store: BlockStore
+    parts: tuple[str, ...]
+
+    def plain_reader(self) -> SafetensorsReader:
+        """Its tensors before they are entropy-coded."""
+        return SafetensorsReader([self.store.file(part) for part in self.parts])
 
 
 class Workspace:
@@ -88,7 +97,7 @@ class Workspace:
 
     def apply(self, recipe: Recipe) -> Candidate:
         """Apply a recipe, continuing where a killed run stopped."""
-        trial = recipe_id(recipe)
+        trial = _plain_id(recipe)
         shaped = shape_stored(
             self.source, recipe.shaping, self._store_of_step(recipe), self._trainer
         )
@@ -104,22 +113,50 @@ class Workspace:
         walk.run()
         if recipe.tunings:
             store = self._tune(recipe, trial, dense, walk, store)
-        plain, layers = store.joined(walk.parts), walk.layers
-        if recipe.entropy_coding:
-            store, saved = self._code(trial, dense, walk, store)
-            layers = [coded_record(record, saved) for record in layers]
-        return Candidate(
+        made = Candidate(
             recipe=recipe,
-            source=_packed(dense, walk, store),
+            source=_packed(dense, walk.specs, walk.parts, store),
             dense=dense,
             shaping=shaped.facts,
             blocks=structure.blocks,
             specs=walk.specs,
-            layers=layers,
+            layers=walk.layers,
             weights=store.joined(walk.parts),
-            memory_bytes=plain.tensor_bytes,
+            memory_bytes=store.joined(walk.parts).tensor_bytes,
             journal=self.journal,
+            store=store,
+            parts=tuple(walk.parts),
         )
+        return self._coded(made) if recipe.entropy_coding else made
+
+    def cut(self, recipe: Recipe, parents: Mapping[str, Candidate]) -> Candidate:
+        """Put a candidate together from the layers of others, bit for bit as `apply` makes it.
+
+        Args:
+            recipe: Gives each layer the technique that its parent was packed by.
+            parents: By layer; all of the original model, each layer packed by itself.
+        """
+        trial, first = _plain_id(recipe), next(iter(parents.values()))
+        store = BlockStore(self.folder / trial, self.journal, trial)
+        specs: dict[str, dict[str, Any]] = {}
+        layers: list[LayerRecord] = []
+        for part in first.parts:
+            done = store.finished(part)
+            if done is None:
+                done = _cut_part(part, store, recipe, parents)
+            specs |= done["specs"]
+            layers += [read_record(raw) for raw in done["layers"]]
+        made = dataclasses.replace(
+            first,
+            recipe=recipe,
+            source=_packed(first.dense, specs, first.parts, store),
+            specs=specs,
+            layers=layers,
+            weights=store.joined(list(first.parts)),
+            memory_bytes=store.joined(list(first.parts)).tensor_bytes,
+            store=store,
+        )
+        return self._coded(made) if recipe.entropy_coding else made
 
     def _store_of_step(self, recipe: Recipe) -> Callable[[int], BlockStore]:
         """Recipes that begin alike share what those steps have made."""
@@ -155,7 +192,7 @@ class Workspace:
         tuned = BlockStore(store.folder / "tuned", self.journal, f"{trial} tuned")
         if all(tuned.finished(part) for part in walk.parts):
             return tuned
-        model = _packed(dense, walk, store).open()
+        model = _packed(dense, walk.specs, walk.parts, store).open()
         self._trainer.run(recipe.tunings, model, tuned.folder)
         state = model.state_dict()
         for part in walk.parts:
@@ -164,35 +201,79 @@ class Workspace:
             tuned.write(part, tensors)
         return tuned
 
-    def _code(
-        self, trial: str, dense: Source, walk: Walk, store: BlockStore
-    ) -> tuple[BlockStore, dict[str, int]]:
-        """Entropy-code what was packed, a part at a time, beside it.
-
-        Returns:
-            Where it stands, and the bytes saved by tensor.
-        """
-        coded = BlockStore(store.folder / "coded", self.journal, f"{trial} coded")
-        slots = tensor_slots(_packed(dense, walk, store).skeleton())
+    def _coded(self, plain: Candidate) -> Candidate:
+        """A candidate whose file is entropy-coded, a part at a time, beside it."""
+        trial, parts = _plain_id(plain.recipe), list(plain.parts)
+        coded = BlockStore(plain.store.folder / "coded", self.journal, f"{trial} coded")
+        slots = tensor_slots(plain.source.skeleton())
         saved: dict[str, int] = {}
-        for part in walk.parts:
+        for part in parts:
             done = coded.finished(part)
             if done is None:
-                tensors, less = code_tensors(store.read(part), slots)
+                tensors, less = code_tensors(plain.store.read(part), slots)
                 coded.write(part, tensors, saved_bytes=less)
             else:
                 less = done["saved_bytes"]
             saved |= less
-        return coded, saved
+        return dataclasses.replace(
+            plain,
+            source=_packed(plain.dense, plain.specs, parts, coded),
+            layers=[coded_record(record, saved) for record in plain.layers],
+            weights=coded.joined(parts),
+        )
 
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
-        shutil.rmtree(self.folder / recipe_id(recipe), ignore_errors=True)
+        shutil.rmtree(self.folder / _plain_id(recipe), ignore_errors=True)
 
 
-def _packed(dense: Source, walk: Walk, store: BlockStore) -> Source:
-    reader = SafetensorsReader([store.file(part) for part in walk.parts])
-    return packed_source(dense, walk.specs, reader, "candidate")
+def _packed(
+    dense: Source, specs: dict[str, dict[str, Any]], parts: Sequence[str], store: BlockStore
+) -> Source:
+    reader = SafetensorsReader([store.file(part) for part in parts])
+    return packed_source(dense, specs, reader, "candidate")
+
+
+def _cut_part(
+    part: str, store: BlockStore, recipe: Recipe, parents: Mapping[str, Candidate]
+) -> dict[str, Any]:
+    """Write one part of a mix; what was recorded of it."""
+    candidates = list({id(parent): parent for parent in parents.values()}.values())
+    tensors: dict[str, Tensor] = {}
+    specs: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
+    for candidate in candidates:
+        done = candidate.store.finished(part)
+        assert done is not None, "its walk ended"
+        for key, tensor in candidate.store.read(part).items():
+            owner = next((n for n in _prefixes(key) if n in parents), None)
+            if owner is None or parents[owner] is candidate:
+                tensors[key] = tensor
+        specs |= {n: spec for n, spec in done["specs"].items() if parents.get(n) is candidate}
+        for record in done["layers"]:
+            if parents.get(record["name"], candidate) is candidate:
+                layers[record["name"]] = _restated(record, recipe)
+    records = list(layers.values())
+    store.write(part, tensors, specs=specs, layers=records)
+    return {"specs": specs, "layers": records}
+
+
+def _prefixes(key: str) -> list[str]:
+    """Names of the modules that a tensor may lie in."""
+    words = key.split(".")
+    return [".".join(words[:count]) for count in range(1, len(words))]
+
+
+def _restated(record: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A layer's record with the step of another recipe."""
+    found = recipe.step_for(record["name"])
+    if found is None:
+        return record
+    head, colon, remark = record["reason"].partition("; ")
+    if not head.startswith("step "):
+        return record
+    head = f"step {found[0]} of the recipe is for {found[1].place}"
+    return {**record, "reason": head + colon + remark}
 
 
 def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Calibration | None:
@@ -207,6 +288,11 @@ def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Cali
         rows = max(1, sum(batch.rows for batch in batches) // BLOCK_BATCHES)
         batches = [piece for batch in batches for piece in batch.split(rows)]
     return Calibration(batches, correct=correct, counted=counted, fits_blocks=fits)
+
+
+def _plain_id(recipe: Recipe) -> str:
+    """Of what is packed: coding it comes after, in a folder inside."""
+    return recipe_id(dataclasses.replace(recipe, entropy_coding=False))
 
 
 def recipe_id(recipe: Recipe) -> str:

@@ -1,0 +1,80 @@
+"""What a search comes to: its choice on data that nothing was chosen on, and why that choice."""
+
+import math
+
+from tauten.core.goal import Goal
+from tauten.core.measurement import Drop, Measurement, Quality, Result, Trial
+from tauten.evaluation.statistics import more_examples
+from tauten.search.loop import Search
+from tauten.search.workspace import Candidate
+
+
+def conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> Result:
+    """Look at the sealed test split, once, and say what was chosen and why.
+
+    Args:
+        search: What was tried.
+        chosen: Index of the trial.
+        candidate: Of the trial.
+        slow: It stands in for a recipe that was slower than the original when it was timed again.
+    """
+    trial, limit = search.trials[chosen], search.goal.max_drop
+    assert trial.measurement is not None
+    test = search.evaluator.certify(candidate)
+    missed = search.verdict(trial.measurement)
+    certified = limit is not None and not missed and test.drop.high <= limit
+    reason = _reason(search, trial, missed, slow)
+    if limit is not None and not certified:
+        reason += f"; not certified: {_shortfall(search, trial.measurement.quality, test, limit)}"
+    return Result(None, trial.recipe, certified, reason, search.trials, candidate.layers, test)
+
+
+def _shortfall(search: Search, development: Quality, test: Quality, limit: float) -> str:
+    """What the certificate lacks: documents, or quality."""
+    found = test if test.drop.high > limit else development
+    split = "the sealed test split" if found is test else "the development split"
+    if found.drop.high <= limit:
+        return "another limit is missed"
+    text = f"on {split} the drop may be {found.drop.high:.2%}, above {limit:.2%}"
+    return text + documents_needed(found.drop, limit)
+
+
+def documents_needed(drop: Drop, limit: float) -> str:
+    """How many more examples would bring a bound within a limit, as a clause; perhaps empty."""
+    more = more_examples(drop, limit)
+    return f"; it needs {more} more documents like these there" if more else ""
+
+
+def _reason(search: Search, trial: Trial, missed: str, slow: bool) -> str:
+    """Why a trial was chosen."""
+    if trial.recipe.steps and missed:
+        text = f"no recipe met the goal; this is the nearest miss: {missed}"
+        return text + relaxations(search.goal, _measured(search))
+    if not trial.recipe.steps:
+        why = "no recipe within the goal is faster than it"
+        if slow:
+            why = "the recipe chosen was slower than it when both were timed again"
+        return f"the original is kept: {why}{f'; it misses the goal: {missed}' if missed else ''}"
+    within = sum(1 for measurement in _measured(search) if not search.verdict(measurement))
+    least = "drop" if search.goal.is_budget else search.goal.minimize
+    return f"least {least} of the {within} recipes within the goal, of {len(search.trials)} tried"
+
+
+def _measured(search: Search) -> list[Measurement]:
+    return [trial.measurement for trial in search.trials if trial.measurement is not None]
+
+
+def relaxations(goal: Goal, measured: list[Measurement]) -> str:
+    """By how much any one limit must give way for a recipe that was tried, as a clause."""
+    found = []
+    for name, value in goal.limits.items():
+        others = {other: limit for other, limit in goal.limits.items() if other != name}
+        within = [m for m in measured if all(m.cost(o) <= limit for o, limit in others.items())]
+        if within and min(m.cost(name) for m in within) > value:
+            found.append(f"{name}={_shown(name, min(m.cost(name) for m in within))}")
+    return f"; {' or '.join(found)} would be met" if found else ""
+
+
+def _shown(name: str, value: float) -> str:
+    whole = name in ("max_size_bytes", "max_memory_bytes")
+    return str(int(value)) if whole else f"{math.ceil(value * 1e5) / 1e5:g}"  # not less than it

@@ -1,0 +1,143 @@
+"""Candidates beside the original: quality on each split, divergence, latency."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauten.core.errors import InputError
+from tauten.core.journal import Journal
+from tauten.core.measurement import Measurement, Quality
+from tauten.evaluation.divergence import Divergence, batches_within
+from tauten.evaluation.latency import compare_latency
+from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
+from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
+from tauten.evaluation.task import Task
+from tauten.search.workspace import Candidate, Workspace, recipe_id
+
+
+class Evaluator:
+    """Measures the candidates of one run; what it found is in the journal.
+
+    Args:
+        workspace: Keeps the journal.
+        task: What quality means and where it is measured.
+        stream: Load blocks one at a time.
+        timed: Also measure latency.
+    Attributes:
+        looks: Candidates that may be measured; the bounds of all of them hold together.
+    """
+
+    def __init__(self, workspace: Workspace, task: Task, stream: bool, timed: bool):
+        self._workspace, self._task, self._stream, self._timed = workspace, task, stream, timed
+        self.looks = 1
+        self._metric = task.metric()
+        self._divergence: Divergence | None = None
+        self._original: Scores | None = None
+        self._original_model: nn.Module | None = None
+
+    def certify(self, candidate: Candidate) -> Quality:
+        """Measure a candidate on the sealed test split, once a run."""
+        metric, batches = self._task.metric(), self._task.splits.test
+        metric.prepare(self.original(), batches)
+        before = self._scores("test original", metric, self.original, batches)
+        name = f"test {recipe_id(candidate.recipe)}"
+        after = self._scores(name, metric, self.open(candidate), batches)
+        return _quality(metric, before, after, "test", CONFIDENCE)
+
+    def measure(self, candidate: Candidate) -> Measurement:
+        """Measure a candidate on the development split."""
+        assert self._original is not None
+        model = self.open(candidate)
+        batches = self._task.splits.development
+        name = f"development {recipe_id(candidate.recipe)}"
+        scores = self._scores(name, self._metric, model, batches)
+        confidence = shared_confidence(self.looks)
+        quality = _quality(self._metric, self._original, scores, "development", confidence)
+        divergence = self._reference_divergence()
+        latency = original_latency = None
+        if self._timed:
+            latency, original_latency = self._time(model if candidate.recipe.steps else None)
+        return Measurement(
+            quality=quality,
+            size_bytes=candidate.weights.size_bytes,
+            memory_bytes=candidate.memory_bytes,
+            kl=float(divergence.of(model).mean()) if divergence else None,
+            latency_s=latency,
+            original_latency_s=original_latency,
+        )
+
+    def _time(self, model: nn.Module | None) -> tuple[float, float]:
+        """Latency of a candidate, None for the original itself, and of the original."""
+        example = self._task.splits.development[0]
+        models = {"original": self.original()}
+        if model is not None:
+            models["candidate"] = model
+        times = compare_latency(models, example, self._task.is_text)
+        return times.get("candidate", times["original"]).median_s, times["original"].median_s
+
+    def start(self) -> None:
+        """Measure the original.
+
+        Raises:
+            InputError: It can't be measured on this data.
+        """
+        batches, metric = self._task.splits.development, self._metric
+        try:
+            metric.prepare(self.original(), batches)
+            self._original = self._scores("development original", metric, self.original, batches)
+        except MODEL_ERRORS as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{metric.name} can't be measured on the original with this data: {reason}"
+            ) from error
+
+    def _reference_divergence(self) -> Divergence | None:
+        if not self._task.is_text:
+            return None
+        if self._divergence is None:
+            model = self.original()
+            vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+            batches = batches_within(self._task.splits.development, vocabulary)
+            self._divergence = Divergence(model, batches)
+        return self._divergence
+
+    def original(self) -> nn.Module:
+        """The original, ready to be called; opened once."""
+        if self._original_model is None:
+            blocks = self._workspace.structure.blocks
+            self._original_model = self._workspace.source.open(blocks, self._stream)
+        return self._original_model
+
+    def open(self, candidate: Candidate) -> nn.Module:
+        """A candidate, ready to be called."""
+        return candidate.source.open(candidate.blocks, self._stream)
+
+    def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
+        return journaled_scores(self._workspace.journal, name, metric, model, batches)
+
+
+def journaled_scores(
+    journal: Journal, name: str, metric: Metric, model: Any, batches: Sequence[Any]
+) -> Scores:
+    """Scores from the journal, or measured and journaled; floats survive JSON exactly.
+
+    Args:
+        model: The model, or a function without arguments that opens it.
+    """
+    known = journal.find("scores", of=name)
+    if known is None:
+        scores = metric.scores(model if isinstance(model, nn.Module) else model(), batches)
+        total, weight = scores.total.tolist(), scores.weight.tolist()
+        journal.add("scores", of=name, total=total, weight=weight)
+        return scores
+    recorded = torch.tensor(known["total"], dtype=torch.float64)
+    return Scores(recorded, torch.tensor(known["weight"], dtype=torch.float64))
+
+
+def _quality(
+    metric: Metric, before: Scores, after: Scores, split: str, confidence: float
+) -> Quality:
+    drop = metric.drop(before, after, confidence)
+    return Quality(metric.name, metric.value(after), metric.value(before), drop, split)
