@@ -75,6 +75,30 @@ def test_a_poor_level_beyond_the_limit_does_not_end_the_search() -> None:
     assert chosen is not None and some.size(chosen) < some.size(levels[1])
 
 
+def test_mixes_that_just_miss_are_followed_by_one_that_does_not() -> None:
+    """Where a level is far dearer than the mix that loses as much, the level isn't the answer."""
+    some, limit = table(), 0.03
+    cheap = some.size_bytes.clone()
+    cheap[:, 3] = some.size_bytes[:, 4]  # one level is nearly as small as the next
+    some = LevelTable(some.units, some.levels, cheap, some.losses)
+    goal, factor = Goal(max_drop=limit), 1.0
+    levels = [torch.full((len(some.units),), index) for index in range(len(some.levels))]
+    measured = [measure(some, chosen, factor, 0.0) for chosen in levels]
+    for _ in range(MOST):
+        chosen = Proposals(some, goal).next(measured)
+        if chosen is None:
+            break
+        found = measure(some, chosen, factor, 0.0)
+        if len(measured) < len(levels) + 2:  # the first two are just beyond it, by chance
+            drop = replace(found.measurement.quality.drop, high=1.02 * limit)
+            quality = replace(found.measurement.quality, drop=drop)
+            found = Measured(chosen, replace(found.measurement, quality=quality))
+        measured.append(found)
+    good = [m for m in measured if m.measurement.quality.drop.high <= limit]
+    smallest_level = min(some.size(m.chosen) for m in good if m.chosen.unique().numel() == 1)
+    assert min(some.size(m.chosen) for m in good) < 0.95 * smallest_level
+
+
 def test_a_margin_above_the_limit_ends_at_the_gentlest_level() -> None:
     some = table()
     found = proposed(some, Goal(max_drop=0.01), 1.0, 0.02)

@@ -20,7 +20,7 @@ from tauten.core.technique import (
 
 VERSION = 1
 FLAGS = ("entropy_coding", "apart")
-MOST_PATTERNS = 3  # of a step that are read out; mixes of levels name each of their layers
+MOST_PATTERNS = 2  # of a step that are read out; mixes of levels name each of their layers
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tauten.report.text import format_number
 
 _NUMBERED = re.compile(r"^(?P<before>.*?\.)(?P<block>\d+)\.(?P<kind>.+)$")
 _WEAKEST = 8  # percent of the colour that the least value gets
+_LEAST_BITS = 2.0  # between the palest colour and the full one: less is hardly a difference
 _DECADES = 3.0  # sensitivities this far below the largest all look alike
 _LEAST_BLOCKS = 2
 
@@ -79,7 +80,7 @@ def _map(title: str, values: Mapping[str, float], strengths: Mapping[str, int], 
 
 
 def _linear(values: Mapping[str, float]) -> dict[str, int]:
-    return _scaled(values, dict(values))
+    return _scaled(values, dict(values), _LEAST_BITS)
 
 
 def _decades(values: Mapping[str, float]) -> dict[str, int]:
@@ -88,7 +89,10 @@ def _decades(values: Mapping[str, float]) -> dict[str, int]:
     return _scaled(values, {n: math.log10(max(v, floor) or 1.0) for n, v in values.items()})
 
 
-def _scaled(values: Mapping[str, float], bent: Mapping[str, float]) -> dict[str, int]:
-    low, high = min(bent.values(), default=0.0), max(bent.values(), default=0.0)
+def _scaled(
+    values: Mapping[str, float], bent: Mapping[str, float], least_span: float = 0.0
+) -> dict[str, int]:
+    high = max(bent.values(), default=0.0)
+    low = min(*bent.values(), high - least_span) if bent else 0.0
     span = (high - low) or 1.0
     return {n: round(_WEAKEST + (100 - _WEAKEST) * (bent[n] - low) / span) for n in values}

@@ -1,5 +1,6 @@
 """Which recipe of a level table to measure next: estimates propose, measurements decide."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,30 +68,26 @@ class Proposals:
 
     def _within_drop(self, measured: Sequence[Measured], limit: float) -> Tensor | None:
         """Fewest bytes at the loss that is likely to come to the limit."""
-        points = [(self._table.loss(m.chosen), m) for m in _undominated(measured)]
+        points = [(self._table.loss(m.chosen), m) for m in measured]
         good = [p for p in points if p[1].measurement.quality.drop.high <= limit]
+        least = min((p[1].measurement.size_bytes for p in good), default=math.inf)
         bad = [p for p in points if p[1].measurement.quality.drop.high > limit]
-        if good and bad:
-            inner, outer = max(good, key=_loss_of), min(bad, key=_loss_of)
-            sizes = [self._table.size(self._table.within_loss(p[0])) for p in (inner, outer)]
-            if sizes[0] <= NEAR * sizes[1]:
-                return None
-            return self._table.within_loss(_between(inner, outer, limit))
-        nearest = max(good, key=_loss_of) if good else min(bad, key=_loss_of)
-        return self._table.within_loss(_beyond(nearest, limit))
+        bad = [p for p in bad if p[1].measurement.size_bytes < least]  # others are just poor levels
+        outer = min(bad, key=_loss_of, default=None)
+        within = [p for p in good if outer is None or p[0] < outer[0]]
+        if outer is None or not within:
+            nearest = max(within, key=_loss_of) if within else min(bad, key=_loss_of)
+            return self._table.within_loss(_beyond(nearest, limit))
+        inner = max(within, key=_loss_of)
+        sizes = [self._table.size(self._table.within_loss(p[0])) for p in (inner, outer)]
+        if min(self._table.size(p[1].chosen) for p in good) <= NEAR * sizes[1]:
+            return None
+        if sizes[0] <= NEAR * sizes[1]:  # what is within is no mix yet, as a level alone takes more
+            return self._table.within_loss(inner[0])
+        return self._table.within_loss(_between(inner, outer, limit))
 
 
 Point = tuple[float, Measured]
-
-
-def _undominated(measured: Sequence[Measured]) -> list[Measured]:
-    """Those that no other beats in both bytes and drop: a poor level tells little of mixes."""
-    costs = [(m.measurement.size_bytes, m.measurement.quality.drop.high) for m in measured]
-    return [
-        m
-        for m, (size, high) in zip(measured, costs, strict=True)
-        if not any(s <= size and h <= high and (s, h) != (size, high) for s, h in costs)
-    ]
 
 
 def _loss_of(point: Point) -> float:
