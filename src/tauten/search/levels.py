@@ -143,10 +143,10 @@ def level_table(
         kls: Measured of each candidate; None where it wasn't.
         journal: Of the run; rows that stand in it aren't computed again.
     """
-    rows = _Rows(model, PartTensors(model, structure, loader), candidates, journal)
+    tensors = PartTensors(model, structure, loader)
+    rows = _Rows(model, tensors, candidates, journal)
     names_of = rows.missing(structure)
     if any(names_of.values()):
-        tensors = PartTensors(model, structure, loader)
         for found in sensitivities(model, structure.blocks, tensors.filled, names_of, batches):
             for name, sensitivity in found.items():
                 rows.add(name, sensitivity)

@@ -72,7 +72,8 @@ def run_search(
     tokens = task.tokens.get("development", task.documents["development"])
     needs = forecast(source, skeleton, structure, len(LEVELS) + MOST, tokens, goal)
     announce(needs)
-    check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
+    if max_time_s is not None:
+        check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
     run = {
         "version": __version__,
         "source": source.fingerprint,
@@ -202,9 +203,9 @@ def _read(
     return calibration, load_training(source, skeleton, data)
 
 
-def check_time(limit_s: float | None, least: Forecast) -> None:
+def check_time(limit_s: float, least: Forecast) -> None:
     """Refuse a time in which not one recipe could be tried."""
-    if limit_s is not None and limit_s < least.time_s:
+    if limit_s < least.time_s:
         raise GoalError(
             f"max_time_s={limit_s:.0f}: one recipe alone takes about {least.time_s:.0f} s; allow "
             "that much, or pass fewer max_tokens"
