@@ -28,8 +28,8 @@ from tauten.models.packing import install_empty, matrix_of
 from tauten.models.part_tensors import PartTensors
 from tauten.models.structure import Structure, packable_modules
 from tauten.search.workspace import Candidate
+from tauten.search.zeros import estimated_kl
 from tauten.solvers.allocation import allocate
-from tauten.solvers.second_order import output_error
 
 RESOLUTION = 10**9  # steps that a limit on the loss is counted in
 
@@ -252,10 +252,7 @@ class _Rows:
         whole = weight.flatten(1).float()
         error = packed.dequantize().flatten(1).float().sub_(whole)
         relative = float(error.square().sum() / whole.square().sum().clamp(min=1e-30))
-        loss = 0.0
-        if sensitivity is not None:  # half of the expected squared move of the answers
-            moved = output_error(error, sensitivity.inputs.moment)
-            loss = float((sensitivity.fisher * moved).sum()) / 2
+        loss = 0.0 if sensitivity is None else estimated_kl(sensitivity, error)
         packed.to("meta")
         return {"size_bytes": size_bytes, "error": relative, "loss": loss}
 

@@ -129,6 +129,14 @@ def _at(technique: Technique, sparsity: float) -> PruningTechnique:
     return type(technique)(**knobs)
 
 
+def estimated_kl(sensitivity: Sensitivity, change: Tensor) -> float:
+    """KL that a change (out, in) of a layer's weight may cost, in nats an answer.
+
+    Half of the expected squared move of the log-probabilities.
+    """
+    return float((sensitivity.fisher * output_error(change, sensitivity.inputs.moment)).sum()) / 2
+
+
 def _row(name: str, technique: PruningTechnique, weight: Tensor, sensitivity: Sensitivity) -> _Row:
     kept, losses = [], []
     if not bool(sensitivity.fisher.isfinite().all() & sensitivity.inputs.moment.isfinite().all()):
@@ -138,9 +146,8 @@ def _row(name: str, technique: PruningTechnique, weight: Tensor, sensitivity: Se
         )
     for sparsity in _levels(technique.knobs()["sparsity"]):
         mask = _at(technique, sparsity).mask(weight, sensitivity.inputs)
-        error = output_error(weight * ~mask, sensitivity.inputs.moment)
         kept.append(int(mask.sum()))
-        losses.append(float((sensitivity.fisher * error).sum()))
+        losses.append(estimated_kl(sensitivity, weight * ~mask))
     return _Row(name, torch.tensor(kept), torch.tensor(losses, dtype=torch.float64))
 
 
