@@ -3,11 +3,15 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import pytest
+
 import tauten
+from tauten.search.run import run_folder
 
 KILLS = 12
 
@@ -63,3 +67,21 @@ def test_killed_runs_end_with_the_same_bytes(llama_folder: Path, texts, tmp_path
     for file in ("model.safetensors", "tauten.json", "recipe.yaml", "config.json"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     assert not killed.with_name("killed.partial").exists()
+
+
+def test_a_kill_while_a_run_clears_up_leaves_it_finished(tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+
+    def killed(folder: Path, **_: bool) -> None:
+        if folder.exists():
+            (folder / "journal.jsonl").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        with run_folder(out, 0) as folder:
+            (folder / "journal.jsonl").touch()
+            out.mkdir()
+    with pytest.raises(tauten.BusyError, match="exists"), run_folder(out, 0):
+        pass
+    assert list(tmp_path.iterdir()) == [out]

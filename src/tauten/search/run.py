@@ -248,12 +248,15 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
             check_free_space(Path(temporary), disk_bytes)
             yield Path(temporary)
         return
+    folder, done = _partial(out), out.with_name(out.name + PARTIAL + ".done")
+    shutil.rmtree(done, ignore_errors=True)
     check_out(out)
-    folder = _partial(out)
     check_free_space(folder, disk_bytes)
     with exclusive(folder):
         yield folder
-    shutil.rmtree(folder)
+    # In one step: a kill half-way through must not leave a folder that has lost its journal.
+    folder.rename(done)
+    shutil.rmtree(done, ignore_errors=True)
 
 
 def _fingerprint(task: Task) -> str:
