@@ -79,7 +79,7 @@ def test_when_time_is_up_the_best_so_far_is_the_answer(
     goal = Goal(max_drop=0.001)
     many = tauten.optimize(sensitive_folder, texts, goal, max_tokens=1500)
     clock = itertools.count(0.0, 1800.0)
-    monkeypatch.setattr("tauten.search.loop.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tauten.search.trials.monotonic", lambda: next(clock))
     few = tauten.optimize(sensitive_folder, texts, goal, max_tokens=1500, max_time_s=9000.0)
     assert 1 <= len(few.trials) < len(many.trials)
     assert few.model is not None and few.test is not None

@@ -16,7 +16,7 @@ from tauten.core.recipe import Recipe, Step
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import open_source, shared_copy
 from tauten.models.structure import find_structure
-from tauten.quantization import AWQ, GPTQ, RTN, Int8, KQuant
+from tauten.quantization import AWQ, GPTQ, RTN, Int8, KQuant, TuneScales
 from tauten.search import levels
 from tauten.search.levels import LevelTable, is_level, level_table
 from tauten.search.workspace import Candidate, Workspace
@@ -107,11 +107,13 @@ def test_sizes_are_exact(tried: Tried, table: LevelTable) -> None:
             assert int(table.size_bytes[unit, level]) == sum(held[name] for name in names)
 
 
+@pytest.mark.parametrize("tunings", [(), (Step(TuneScales(rate=0.05, steps=2)),)])
 def test_a_mix_is_cut_as_its_recipe_makes_it(
-    tried: Tried, table: LevelTable, tmp_path: Path
+    tried: Tried, table: LevelTable, tmp_path: Path, tunings: tuple[Step, ...]
 ) -> None:
     chosen = torch.arange(len(table.units)) % len(LEVELS)
     recipe = table.recipe(chosen)
+    recipe = replace(recipe, steps=(*recipe.steps, *tunings))
     parents = {name: tried.candidates[at] for name, at in table.level_of(chosen).items()}
     cut = tried.workspace.cut(recipe, parents)
     anew = Workspace(

@@ -45,7 +45,6 @@ class Candidate:
         specs: Description of each packed layer.
         layers: Decision for each layer.
         weights: The weights file it would become; knows its exact size.
-        memory_bytes: Its tensors in memory.
         journal: Of the run.
         store: Its parts before they are entropy-coded.
         parts: Of the model.
@@ -59,10 +58,14 @@ class Candidate:
     specs: dict[str, dict[str, Any]]
     layers: list[LayerRecord]
     weights: Joined
-    memory_bytes: int
     journal: Journal
     store: BlockStore
     parts: tuple[str, ...]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Its tensors in memory."""
+        return self.store.joined(list(self.parts)).tensor_bytes
 
     def plain_reader(self) -> SafetensorsReader:
         """Its tensors before they are entropy-coded."""
@@ -111,23 +114,21 @@ class Workspace:
         recipe = self._with_zeros(recipe, trial, model, structure, loader)
         walk = Walk(model, structure, recipe, loader, store, calibration)
         walk.run()
-        if recipe.tunings:
-            store = self._tune(recipe, trial, dense, walk, store)
+        parts = tuple(walk.parts)
         made = Candidate(
             recipe=recipe,
-            source=_packed(dense, walk.specs, walk.parts, store),
+            source=_packed(dense, walk.specs, parts, store),
             dense=dense,
             shaping=shaped.facts,
             blocks=structure.blocks,
             specs=walk.specs,
             layers=walk.layers,
             weights=store.joined(walk.parts),
-            memory_bytes=store.joined(walk.parts).tensor_bytes,
             journal=self.journal,
             store=store,
-            parts=tuple(walk.parts),
+            parts=parts,
         )
-        return self._coded(made) if recipe.entropy_coding else made
+        return self._finished(made)
 
     def cut(self, recipe: Recipe, parents: Mapping[str, Candidate]) -> Candidate:
         """Put a candidate together from the layers of others, bit for bit as `apply` makes it.
@@ -146,17 +147,14 @@ class Workspace:
                 done = _cut_part(part, store, recipe, parents)
             specs |= done["specs"]
             layers += [read_record(raw) for raw in done["layers"]]
-        made = dataclasses.replace(
-            first,
-            recipe=recipe,
-            source=_packed(first.dense, specs, first.parts, store),
-            specs=specs,
-            layers=layers,
-            weights=store.joined(list(first.parts)),
-            memory_bytes=store.joined(list(first.parts)).tensor_bytes,
-            store=store,
-        )
-        return self._coded(made) if recipe.entropy_coding else made
+        cut = dataclasses.replace(first, recipe=recipe, specs=specs, layers=layers)
+        return self._finished(_kept_in(store, cut))
+
+    def _finished(self, made: Candidate) -> Candidate:
+        """A candidate that is all packed, after the steps that come then."""
+        if made.recipe.tunings:
+            made = self._tuned(made)
+        return self._coded(made) if made.recipe.entropy_coding else made
 
     def _store_of_step(self, recipe: Recipe) -> Callable[[int], BlockStore]:
         """Recipes that begin alike share what those steps have made."""
@@ -185,21 +183,18 @@ class Workspace:
             self.journal.add("zeros", of=trial, recipe=made.to_dict())
         return made
 
-    def _tune(
-        self, recipe: Recipe, trial: str, dense: Source, walk: Walk, store: BlockStore
-    ) -> BlockStore:
-        """Train the packed model; what comes out stands beside what went in."""
-        tuned = BlockStore(store.folder / "tuned", self.journal, f"{trial} tuned")
-        if all(tuned.finished(part) for part in walk.parts):
-            return tuned
-        model = _packed(dense, walk.specs, walk.parts, store).open()
-        self._trainer.run(recipe.tunings, model, tuned.folder)
-        state = model.state_dict()
-        for part in walk.parts:
-            before = store.read(part)
-            tensors = {name: state[name].to(old.dtype) for name, old in before.items()}
-            tuned.write(part, tensors)
-        return tuned
+    def _tuned(self, plain: Candidate) -> Candidate:
+        """A trained candidate, which stands beside what it was trained from."""
+        trial, parts = _plain_id(plain.recipe), plain.parts
+        store = BlockStore(plain.store.folder / "tuned", self.journal, f"{trial} tuned")
+        if not all(store.finished(part) for part in parts):
+            model = plain.source.open()
+            self._trainer.run(plain.recipe.tunings, model, store.folder)
+            state = model.state_dict()
+            for part in parts:
+                before = plain.store.read(part)
+                store.write(part, {name: state[name].to(t.dtype) for name, t in before.items()})
+        return _kept_in(store, plain)
 
     def _coded(self, plain: Candidate) -> Candidate:
         """A candidate whose file is entropy-coded, a part at a time, beside it."""
@@ -225,6 +220,13 @@ class Workspace:
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
         shutil.rmtree(self.folder / _plain_id(recipe), ignore_errors=True)
+
+
+def _kept_in(store: BlockStore, candidate: Candidate) -> Candidate:
+    """A candidate whose tensors are those in another store."""
+    source = _packed(candidate.dense, candidate.specs, candidate.parts, store)
+    weights = store.joined(list(candidate.parts))
+    return dataclasses.replace(candidate, source=source, weights=weights, store=store)
 
 
 def _packed(

@@ -1,0 +1,215 @@
+"""Mixes: each unit of a model packed at a level of its own, to come as near to a goal as can be."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tauten.core.measurement import Measurement, Trial
+from tauten.core.progress import track
+from tauten.core.recipe import Recipe, Step
+from tauten.models.calibration import CalibrationBatch
+from tauten.quantization import TuneScales
+from tauten.search.levels import LevelTable, is_level, level_table
+from tauten.search.proposals import MOST, Measured, Proposals
+from tauten.search.trials import Trials
+from tauten.search.workspace import Candidate
+
+TUNING = TuneScales(rate=0.001)  # larger steps hurt what was packed in 4 bits and more
+TUNED = 3  # mixes that are tuned
+LOOKS = MOST + TUNED + 1  # one is packed in sequence
+# Levels on either side of a goal, so that sensitive units can be spared, and others bear more.
+GENTLE = BOLD = 2
+_log = logging.getLogger(__name__)
+
+
+class Mixing:
+    """Measures levels on both sides of a goal, then mixes of them.
+
+    Args:
+        trials: Where they are tried; the goal limits the drop, or bytes.
+        skeleton: Of the original.
+        development: Data to judge layers on.
+        tunes: A mix may be trained: it is a language model that fits into memory.
+    Attributes:
+        table: What units take and lose at each level; None before it is known, or where it
+            can't be.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        skeleton: nn.Module,
+        development: Sequence[CalibrationBatch],
+        tunes: bool,
+    ):
+        self._trials, self._skeleton, self._development = trials, skeleton, development
+        self._tunes = tunes and trials.goal.max_drop is not None
+        self.table: LevelTable | None = None
+        self._candidates: list[Candidate] = []
+        self._measured: list[Measured] = []
+
+    def measure_levels(self, levels: Sequence[Recipe]) -> None:
+        """Measure from the middle outwards, as far as mixes for the goal could use.
+
+        Args:
+            levels: Gentlest first.
+        """
+        middle = len(levels) // 2
+        if not self._trials.time_is_up():
+            self._trials.add(levels[middle])
+        gentler = (levels[:middle][::-1], self._is_gentle_enough)
+        bolder = (levels[middle + 1 :], self._is_bold_enough)
+        # Whatever comes first should meet the goal, in case that time runs out.
+        sides = (bolder, gentler) if self._trials.goal.is_budget else (gentler, bolder)
+        for recipes, is_enough in sides:
+            for recipe in track(recipes, "trying levels", len(recipes)):
+                if is_enough() or self._trials.time_is_up():
+                    break
+                self._trials.add(recipe)
+
+    def run(self) -> None:
+        """Mix the levels that were measured; then tune mixes, or pack the best in sequence."""
+        self._mix()
+        if self._tunes and self.table is not None:
+            self._tune()
+        self._pack_in_sequence()
+
+    def _levels(self) -> list[tuple[Recipe, Measurement]]:
+        tried = ((t.recipe, t.measurement) for t in self._trials.tried)
+        return [(recipe, m) for recipe, m in tried if m is not None and is_level(recipe)]
+
+    def _is_gentle_enough(self) -> bool:
+        """Whether enough levels lose less than the goal allows, or take more bytes than it does.
+
+        One that takes more bytes than another and loses as much doesn't count.
+        """
+        measured = [m for _, m in self._levels()]
+        gentle = [m for m in measured if bool(self._trials.verdict(m)) == self._is_budget]
+        return sum(not any(_is_better(o, m) for o in measured) for m in gentle) >= GENTLE
+
+    def _is_bold_enough(self) -> bool:
+        """Whether enough levels are far beyond the goal."""
+        return sum(self._trials.is_hopeless(m) for _, m in self._levels()) >= BOLD
+
+    @property
+    def _is_budget(self) -> bool:
+        return self._trials.goal.is_budget
+
+    def _mix(self) -> None:
+        """Mix levels, each mix in view of what those before it came to."""
+        levels = self._levels()
+        if len(levels) < 2 or self._trials.time_is_up():
+            return
+        self._candidates = [self._trials.workspace.apply(recipe) for recipe, _ in levels]
+        self.table = self._level_table([m.kl for _, m in levels])
+        if self.table is None:
+            return
+        units = len(self.table.units)
+        for index, (_, measurement) in enumerate(levels):
+            self._measured.append(Measured(torch.full((units,), index), measurement))
+        proposals = Proposals(self.table, self._trials.goal)
+        for _ in track(range(MOST), "mixing levels", MOST):
+            chosen = proposals.next(self._measured)
+            if chosen is None or self._trials.time_is_up():
+                break
+            trial = self._cut(chosen)
+            if trial.measurement is None:
+                break
+            self._measured.append(Measured(chosen, trial.measurement))
+
+    def _cut(self, chosen: Tensor, *tunings: Step) -> Trial:
+        """Try a mix, perhaps tuned.
+
+        Args:
+            chosen: (units,) levels.
+            tunings: Steps that train it.
+        """
+        assert self.table is not None
+        recipe = self.table.recipe(chosen)
+        recipe = replace(recipe, steps=(*recipe.steps, *tunings))
+        level_of = self.table.level_of(chosen).items()
+        parents = {name: self._candidates[level] for name, level in level_of}
+        return self._trials.add(recipe, self.table.loss(chosen), parents)
+
+    def _tune(self) -> None:
+        """Tune the smallest mix within the goal, then bolder ones, as far as that gains."""
+        best = _smallest(self._measured, self._trials)
+        chosen = None if best is None else best.chosen
+        tuned: list[Measured] = []
+        expected: list[Measured] = []
+        for _ in track(range(TUNED), "tuning mixes", TUNED):
+            if best is None or chosen is None or self._trials.time_is_up():
+                return
+            found = self._cut(chosen, Step(TUNING)).measurement
+            if found is None:
+                return
+            if not tuned:  # what it loses without tuning is known
+                gain = best.measurement.quality.drop.high / max(found.quality.drop.high, 1e-9)
+                if gain <= 1:
+                    return
+                expected = [_gained(m, gain) for m in self._measured]
+            tuned.append(Measured(chosen, found))
+            chosen = self._next_tuned(tuned, expected)
+
+    def _next_tuned(self, tuned: Sequence[Measured], expected: Sequence[Measured]) -> Tensor | None:
+        """A mix that is likely to keep the goal once it is tuned, smaller than those that did.
+
+        Args:
+            tuned: What mixes came to.
+            expected: What all that were measured without tuning would come to.
+        """
+        assert self.table is not None
+        proposed = Proposals(self.table, self._trials.goal).next([*expected, *tuned])
+        known = _smallest(expected, self._trials)
+        chosen = known.chosen if proposed is None and known else proposed
+        again = chosen is not None and any(bool((t.chosen == chosen).all()) for t in tuned)
+        return None if again else chosen
+
+    def _pack_in_sequence(self) -> None:
+        """Try the best recipe so far with each block calibrated behind the packed ones before it.
+
+        It takes as many bytes and mostly loses less.
+        """
+        best = self._trials.best()
+        if best is None or self._trials.time_is_up():
+            return
+        recipe = replace(self._trials.tried[best].recipe, apart=False)
+        if any(s.technique.looks_at_inputs for s in recipe.steps) and not recipe.tunings:
+            self._trials.add(recipe)
+
+    def _level_table(self, kls: Sequence[float | None]) -> LevelTable | None:
+        """The table of the candidates; None where a model's sensitivities can't be found."""
+        workspace, skeleton = self._trials.workspace, self._skeleton
+        source, structure = workspace.source, workspace.structure
+        loader = source.loader(skeleton, structure.blocks) if source.reader else None
+        data, made, journal = self._development, self._candidates, workspace.journal
+        try:
+            return level_table(skeleton, structure, loader, data, made, kls, journal)
+        except RuntimeError as error:  # torch: something in it has no derivative
+            reason = str(error).splitlines()[0]
+            _log.warning("levels aren't mixed, as the model has no sensitivities: %s", reason)
+            return None
+
+
+def _smallest(measured: Sequence[Measured], trials: Trials) -> Measured | None:
+    """The smallest mix or level within the goal."""
+    kept = [m for m in measured if not trials.verdict(m.measurement)]
+    return min(kept, key=lambda m: m.measurement.size_bytes, default=None)
+
+
+def _gained(measured: Measured, gain: float) -> Measured:
+    """A mix whose drop is divided by a gain."""
+    quality = measured.measurement.quality
+    drop = quality.drop
+    drop = replace(drop, value=drop.value / gain, low=drop.low / gain, high=drop.high / gain)
+    quality = replace(quality, drop=drop)
+    return replace(measured, measurement=replace(measured.measurement, quality=quality))
+
+
+def _is_better(one: Measurement, other: Measurement) -> bool:
+    """Whether it takes fewer bytes and loses no more."""
+    smaller = one.size_bytes < other.size_bytes
+    return smaller and one.quality.drop.value <= other.quality.drop.value

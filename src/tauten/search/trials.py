@@ -1,0 +1,177 @@
+"""The trials of a run: what each came to, which is best, and which stay on disk."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from time import monotonic
+from typing import Any
+
+from tauten.core.errors import TautenError
+from tauten.core.goal import Goal
+from tauten.core.measurement import Drop, Measurement, Quality, Trial
+from tauten.core.recipe import Recipe
+from tauten.search.evaluator import Evaluator
+from tauten.search.levels import is_level
+from tauten.search.workspace import Candidate, Workspace, recipe_id
+
+_log = logging.getLogger(__name__)
+HOPELESS = 3.0  # a drop this many times the limit: bolder recipes are out of reach
+
+
+class Trials:
+    """Tries recipes, one after the other, and judges them by a goal.
+
+    Args:
+        workspace: Keeps what they make, and the journal.
+        evaluator: Measures them.
+        goal: To judge by.
+        mixes: Layers of some will be mixed, so that those stay on disk.
+        max_time_s: Time for all of them; None for no limit.
+    Attributes:
+        tried: In order.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        evaluator: Evaluator,
+        goal: Goal,
+        mixes: bool = False,
+        max_time_s: float | None = None,
+    ):
+        self.workspace, self.evaluator, self.goal = workspace, evaluator, goal
+        self.tried: list[Trial] = []
+        self._mixes, self._max_time_s = mixes, max_time_s
+        self._started = self._longest_s = 0.0
+
+    def start(self) -> None:
+        """The time given begins."""
+        self._started = monotonic()
+
+    def add(
+        self,
+        recipe: Recipe,
+        predicted_kl: float | None = None,
+        parents: Mapping[str, Candidate] | None = None,
+    ) -> Trial:
+        """Try a recipe; keep it on disk if it is the best so far, or may be mixed.
+
+        Args:
+            recipe: To try.
+            predicted_kl: Its estimated divergence.
+            parents: By layer, candidates that it is cut from.
+        """
+        began = monotonic()
+        trial = replace(self.measure(recipe, parents), predicted_kl=predicted_kl)
+        self.tried.append(trial)
+        self._discard_losers()
+        self._longest_s = max(self._longest_s, monotonic() - began)
+        _log.info("trial %d, %s: %s", len(self.tried), recipe, _told(trial))
+        return trial
+
+    def measure(self, recipe: Recipe, parents: Mapping[str, Candidate] | None = None) -> Trial:
+        """Apply and measure a recipe, or find in the journal what it came to; as for `add`."""
+        journal = self.workspace.journal
+        known = journal.find("trial", trial=recipe_id(recipe))
+        if known is not None:
+            return _trial(recipe, known)
+        try:
+            workspace = self.workspace
+            candidate = workspace.cut(recipe, parents) if parents else workspace.apply(recipe)
+            measurement = self.evaluator.measure(candidate)
+            trial = Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
+        except TautenError as error:
+            trial = Trial(recipe, None, "failed", str(error))
+        entry = {**asdict(trial), "recipe": recipe.to_dict()}
+        journal.add("trial", trial=recipe_id(recipe), **entry)
+        return trial
+
+    def verdict(self, measurement: Measurement) -> str:
+        """What keeps a candidate from the goal; empty if nothing does."""
+        goal, reasons = self.goal, []
+        if goal.max_drop is not None and measurement.quality.drop.high > goal.max_drop:
+            high = measurement.quality.drop.high
+            reasons.append(f"drop may be {high:.2%}, limit {goal.max_drop:.2%}")
+        if goal.max_size_bytes is not None and measurement.size_bytes > goal.max_size_bytes:
+            reasons.append(f"{measurement.size_bytes} bytes, limit {goal.max_size_bytes}")
+        if goal.max_memory_bytes is not None and measurement.memory_bytes > goal.max_memory_bytes:
+            reasons.append(f"{measurement.memory_bytes} bytes of memory")
+        if goal.max_latency_s is not None and (measurement.latency_s or 0) > goal.max_latency_s:
+            reasons.append(f"slower than {goal.max_latency_s:.4f} s")  # figures: `timing.json`
+        if _is_slower(measurement) and goal.is_about_latency:
+            reasons.append("slower than the original on this machine")
+        return "; ".join(reasons)
+
+    def best(self) -> int | None:
+        """The cheapest trial within the goal, else the one that misses it least."""
+        measured = [
+            (i, t.measurement) for i, t in enumerate(self.tried) if t.measurement is not None
+        ]
+        if not measured:
+            return None
+        within = [(i, m) for i, m in measured if not self.verdict(m)]
+        if within:
+            return min(within, key=lambda item: self._cost(item[1]))[0]
+        if self.goal.is_about_latency:
+            measured = [item for item in measured if not _is_slower(item[1])] or measured
+        return min(measured, key=lambda item: self._excess(item[1]))[0]
+
+    def is_hopeless(self, measurement: Measurement) -> bool:
+        """Whether bolder recipes are out of question."""
+        limit = self.goal.max_drop
+        if self.goal.is_budget:  # they would fit as well, and lose more
+            return all(measurement.cost(name) <= value for name, value in self.goal.limits.items())
+        return limit is not None and measurement.quality.drop.low > HOPELESS * limit
+
+    def time_is_up(self) -> bool:
+        """Whether another trial, as long as the longest so far, would end after the time given."""
+        if self._max_time_s is None or not self.tried:
+            return False
+        spent = monotonic() - self._started
+        return spent + self._longest_s > self._max_time_s
+
+    def _cost(self, m: Measurement) -> tuple[float, float]:
+        if self.goal.is_budget:
+            return (m.quality.drop.value if m.kl is None else m.kl), m.size_bytes
+        costs = {"size": m.size_bytes, "latency": latency_ratio(m), "memory": m.memory_bytes}
+        return float(costs[self.goal.minimize]), m.quality.drop.value
+
+    def _excess(self, m: Measurement) -> float:
+        """Largest factor by which a limit is exceeded."""
+        limits = self.goal.limits
+        factors = [m.cost(name) / max(limit, 1e-9) for name, limit in limits.items()]
+        return max(factors, default=m.latency_s or 0)
+
+    def _discard_losers(self) -> None:
+        best = self.best()
+        for index, trial in enumerate(self.tried):
+            may_be_mixed = self._mixes and trial.predicted_kl is None and is_level(trial.recipe)
+            if index != best and trial.measurement is not None and not may_be_mixed:
+                self.workspace.discard(trial.recipe)
+
+
+def latency_ratio(measurement: Measurement) -> float:
+    """Beside the original of the same run: trials are timed at noisier and quieter moments."""
+    return (measurement.latency_s or 0) / (measurement.original_latency_s or 1)
+
+
+def _is_slower(measurement: Measurement) -> bool:
+    return latency_ratio(measurement) > 1
+
+
+def _told(trial: Trial) -> str:
+    """What a trial came to, in short."""
+    found = trial.measurement
+    if found is None:
+        return f"failed: {trial.error}"
+    drop = found.quality.drop
+    return f"{found.size_bytes / 1e6:.1f} MB, drop {drop.value:.2%}, at most {drop.high:.2%}"
+
+
+def _trial(recipe: Recipe, entry: dict[str, Any]) -> Trial:
+    raw = entry["measurement"]
+    measurement = None
+    if raw is not None:
+        quality = {**raw["quality"], "drop": Drop(**raw["quality"]["drop"])}
+        measurement = Measurement(**{**raw, "quality": Quality(**quality)})
+    return Trial(recipe, measurement, entry["verdict"], entry["error"])

@@ -1,0 +1,140 @@
+"""Mixing measures the levels that serve a goal, and tunes mixes as long as that gains."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tauten.core.goal import Goal
+from tauten.core.measurement import Drop, Measurement, Quality, Trial
+from tauten.core.recipe import Recipe
+from tauten.quantization import RTN, TuneScales
+from tauten.search import mixing
+from tauten.search.levels import LevelTable
+from tauten.search.mixing import TUNED, Mixing
+from tauten.search.trials import Trials
+
+BITS = (8, 6, 5, 4, 3, 2, 1)  # the middle is 4
+LEVELS = [Recipe.of(RTN(bits)) for bits in BITS]
+LOSSES = (0.0005, 0.003, 0.012, 0.05, 0.2, 0.9, 3.0)
+
+
+def whole_table(units: int = 20) -> LevelTable:
+    """Units of one size and very different sensitivity; levels lose `LOSSES` in all."""
+    share = torch.linspace(-2, 2, units).double().exp()
+    losses = (share / share.sum())[:, None] * torch.tensor(LOSSES).double()
+    sizes = torch.tensor(BITS).expand(units, -1) * 1000
+    names = tuple((f"layer{i}",) for i in range(units))
+    return LevelTable(names, tuple(LEVELS), sizes.contiguous(), losses)
+
+
+class Simulated(Trials):
+    """Recipes lose what the whole table says; tuning takes off a share of it."""
+
+    def __init__(self, goal: Goal, tuning_gain: float = 0.0):
+        workspace: Any = SimpleNamespace(
+            apply=lambda recipe: recipe, structure=None, discard=lambda recipe: None, journal=None
+        )
+        workspace.source = SimpleNamespace(reader=None)
+        super().__init__(workspace, SimpleNamespace(), goal, mixes=True)  # type: ignore[arg-type]
+        self.table, self.gain = whole_table(), tuning_gain
+
+    def measure(self, recipe: Recipe, parents: Any = None) -> Trial:
+        levels = []
+        for names in self.table.units:
+            found = recipe.step_for(names[0])
+            assert found is not None
+            levels.append(BITS.index(found[1].technique.bits))  # type: ignore[attr-defined]
+        chosen = torch.tensor(levels)
+        loss = self.table.loss(chosen) * (1 - self.gain * bool(recipe.tunings))
+        value = math.expm1(loss)
+        quality = Quality(
+            "perplexity", 1 + value, 1.0, Drop(value, value, value, 50), "development"
+        )
+        size = self.table.size(chosen)
+        return Trial(recipe, Measurement(quality, size, size, kl=loss))
+
+
+def mixed(trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool) -> Mixing:
+    def tried_table(*given: Any) -> LevelTable:
+        recipes = given[4]  # those that were applied
+        at = [LEVELS.index(recipe) for recipe in recipes]
+        whole = trials.table
+        return LevelTable(whole.units, tuple(recipes), whole.size_bytes[:, at], whole.losses[:, at])
+
+    monkeypatch.setattr(mixing, "level_table", tried_table)
+    made = Mixing(trials, nn.Module(), (), tunes)
+    made.measure_levels(LEVELS)
+    return made
+
+
+def bits_tried(trials: Trials) -> list[int]:
+    return [trial.recipe.steps[0].technique.bits for trial in trials.tried]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("goal", "bits"),
+    [
+        # From 4 bits to two that keep the limit, and to two that lose 3 times as much.
+        (Goal(max_drop=0.03), [4, 5, 6, 3, 2]),
+        (Goal(max_drop=0.01), [4, 5, 6, 8, 3]),
+        (Goal(max_drop=0.1), [4, 5, 3, 2, 1]),
+        # To two that fit, and to two that don't.
+        (Goal(max_drop=None, max_size_bytes=20 * 2500), [4, 3, 2, 1]),
+        (Goal(max_drop=None, max_size_bytes=20 * 3500), [4, 3, 2, 5]),
+        (Goal(max_drop=None, max_size_bytes=20 * 5500), [4, 3, 5, 6, 8]),
+    ],
+)
+def test_levels_on_both_sides_of_the_goal_are_measured_and_no_others(
+    goal: Goal, bits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Simulated(goal)
+    mixed(trials, monkeypatch, tunes=False)
+    assert bits_tried(trials) == bits
+
+
+def test_the_mix_comes_near_the_best_over_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Simulated(Goal(max_drop=0.03))
+    mixed(trials, monkeypatch, tunes=False).run()
+    best = trials.best()
+    assert best is not None
+    found = trials.tried[best].measurement
+    assert found is not None and found.quality.drop.high <= 0.03
+    whole = whole_table()
+    assert found.size_bytes <= 1.02 * whole.size(whole.within_loss(math.log1p(0.03)))
+    assert found.size_bytes < 0.9 * whole.size(torch.full((20,), BITS.index(5)))
+
+
+def test_what_tuning_gains_is_spent_on_fewer_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    for gain in (0.0, 0.4):
+        trials = Simulated(Goal(max_drop=0.03), gain)
+        mixed(trials, monkeypatch, tunes=True).run()
+        best = trials.best()
+        assert best is not None
+        found = trials.tried[best]
+        assert found.measurement is not None and found.measurement.quality.drop.high <= 0.03
+        assert bool(found.recipe.tunings) == bool(gain)
+        tuned = [trial for trial in trials.tried if trial.recipe.tunings]
+        assert len(tuned) <= TUNED if gain else len(tuned) == 1, "what gains nothing is left"
+        sizes.append(found.measurement.size_bytes)
+    whole = whole_table()
+    assert sizes[1] <= 1.03 * whole.size(whole.within_loss(math.log1p(0.03) / 0.6))
+    assert sizes[1] < 0.97 * sizes[0]
+
+
+def test_a_budget_or_a_model_that_does_not_fit_is_not_tuned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for goal, tunes in (
+        (Goal(max_drop=None, max_size_bytes=20 * 3500), True),
+        (Goal(max_drop=0.03), False),
+    ):
+        trials = Simulated(goal, 0.5)
+        mixed(trials, monkeypatch, tunes).run()
+        assert not any(isinstance(t, TuneScales) for r in trials.tried for t in r.recipe.tunings)
+        best = trials.best()
+        assert best is not None and len(trials.tried[best].recipe.steps) > 1, "a mix is best"
