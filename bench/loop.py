@@ -1,13 +1,14 @@
 """The loop on SmolLM2-135M: the smallest model within a drop, the best within a size.
 
     python bench/quality.py --install        # the model, once
-    python bench/loop.py                     # three quarters of an hour on two cores
+    python bench/loop.py --tpe               # an hour and a half on two cores
 
 One run serves all goals: what single recipes come to hangs on none of them. Beside the loop stands
 the smallest single recipe at one bit width that keeps the same limit by the same rule, as it comes
 and entropy-coded like the loop's, and under a limit on bytes GPTQ of at least as many, all
-calibrated on the same text. Drops are those of the
-sealed test split; KL is measured there as well. The limits are those of issue 6.
+calibrated on the same text. With --tpe, Optuna looks for mixes of the same levels in as many
+measurements. Drops are those of the sealed test split; KL is measured there as well. Rows of other
+goals that are in the results stay. The limits are those of issue 6.
 """
 
 import argparse
@@ -33,7 +34,9 @@ from tauten.evaluation.task import Task, make_task
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
 from tauten.search.certificate import conclude
+from tauten.search.levels import LevelTable
 from tauten.search.loop import Search
+from tauten.search.trials import Trials
 from tauten.search.workspace import Workspace
 
 DROPS = (0.01, 0.03, 0.1)
@@ -49,9 +52,9 @@ Row = dict[str, Any]
 class Run:
     """One folder that all goals share."""
 
-    def __init__(self, source: Source, folder: Path, data: str):
+    def __init__(self, source: Source, folder: Path, data: str, max_tokens: int):
         self.source, self.skeleton = source, source.skeleton()
-        self.task: Task = make_task(source, self.skeleton, data)
+        self.task: Task = make_task(source, self.skeleton, data, max_tokens=max_tokens)
         structure = find_structure(self.skeleton)
         self.weights = sum(p.numel() for p in self.skeleton.parameters())
         batches = calibration_batches(self.task.splits.calibration, self.skeleton)
@@ -93,9 +96,10 @@ class Run:
         return facts | {"test_kl": float(self._divergence.of(source.open()).mean())}
 
 
-def within_drop(run: Run, limit: float) -> list[Row]:
+def within_drop(run: Run, limit: float, tpe: bool) -> list[Row]:
     """What the loop finds within a drop, and the smallest single recipe that keeps the limit."""
-    search, row = run.search(Goal(max_drop=limit))
+    goal = Goal(max_drop=limit)
+    search, row = run.search(goal)
     singles = [t for t in search.trials if len(t.recipe.steps) == 1 and t.measurement is not None]
     kept = [t.measurement for t in singles if t.measurement and not search.verdict(t.measurement)]
     if kept:
@@ -103,7 +107,22 @@ def within_drop(run: Run, limit: float) -> list[Row]:
         row |= {"smallest_single_bytes": plain, "smallest_coded_single_bytes": coded}
         row["fewer_bytes"] = 1 - row["size_bytes"] / plain
         row["fewer_than_coded"] = 1 - row["size_bytes"] / coded
+    if tpe and search.table is not None:
+        row |= by_tpe(run, search, search.table)
     return [{"goal": f"drop {limit:.0%}", **row}]
+
+
+def by_tpe(run: Run, search: Search, table: LevelTable) -> Row:
+    """What Optuna finds in as many measurements as the loop made after those of the levels."""
+    from tpe import smallest_by_tpe
+
+    tried = {trial.recipe: trial.measurement for trial in search.trials}
+    levels = [m for m in map(tried.__getitem__, table.levels) if m is not None]
+    candidates = [run.workspace.apply(recipe) for recipe in table.levels]
+    trials = Trials(run.workspace, search.evaluator, search.goal)
+    count = len(search.trials) - len(levels)
+    smallest, kept = smallest_by_tpe(table, levels, trials, candidates, count)
+    return {"tpe_bytes": smallest, "tpe_mixes": count, "tpe_mixes_within": kept}
 
 
 def within_bits(run: Run, bits: float) -> list[Row]:
@@ -131,12 +150,24 @@ def show(rows: list[Row]) -> None:
     Console(width=110).print(table)
 
 
+def save(out: Path, rows: list[Row]) -> None:
+    """Write rows beside those of other goals that are there."""
+    named = {row["goal"]: row for row in rows}
+    held = json.loads(out.read_text())["rows"] if out.exists() else []
+    kept = [row for row in held if row["goal"] not in named]
+    out.write_text(
+        json.dumps({"rows": sorted(kept + rows, key=lambda row: row["goal"])}, indent=1) + "\n"
+    )
+
+
 def missed(rows: list[Row]) -> list[str]:
     """Which limits don't hold."""
     found = []
     for row in rows:
         if row.get("fewer_bytes", LESS_BYTES) < LESS_BYTES:
             found.append(f"{row['goal']}: {row['fewer_bytes']:.1%} fewer bytes")
+        if row.get("tpe_bytes", row["size_bytes"]) < row["size_bytes"]:
+            found.append(f"{row['goal']}: Optuna finds {row['tpe_bytes']} bytes")
         if row.get("kl_ratio", 0.0) > KL_RATIO or row.get("over_bytes", 0):
             found.append(f"{row['goal']}: KL {row['kl_ratio']:.2f} of GPTQ's")
     return found
@@ -151,23 +182,26 @@ def main() -> None:
     parser.add_argument("--data", default="python-docs")
     parser.add_argument("--drops", type=float, nargs="*", default=DROPS)
     parser.add_argument("--bits", type=float, nargs="*", default=BITS, choices=BITS)
+    parser.add_argument("--tokens", type=int, default=8192, help="of each split")
+    parser.add_argument("--tpe", action="store_true", help="compare with Optuna")
     parser.add_argument("--out", type=Path, default=Path("bench/results/loop.json"))
     options = parser.parse_args()
     model = original("SmolLM2-135M", options.folder / "models")
     model = rescaled(model) if options.rescaled else model
-    folder = options.folder / "loop"
+    folder = options.folder / f"loop-{options.tokens}"
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(open_source(model), folder, options.data)
+    run = Run(open_source(model), folder, options.data, options.tokens)
     rows: list[Row] = []
     for limit in options.drops:
-        rows += within_drop(run, limit)
+        rows += within_drop(run, limit, options.tpe)
         show(rows[-1:])
     for bits in options.bits:
         rows += within_bits(run, bits)
         show(rows[-2:])
     show(rows)
-    setting = {"model": model.parent.name, "data": options.data, "threads": torch.get_num_threads()}
-    options.out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+    setting = {"model": model.parent.name, "data": options.data, "tokens": options.tokens}
+    setting |= {"documents": run.task.documents, "threads": torch.get_num_threads()}
+    save(options.out, [{**row, "setting": setting} for row in rows])
     shutil.rmtree(folder)
     if found := missed(rows):
         raise SystemExit("; ".join(found))
