@@ -17,7 +17,7 @@ from tauten.search.levels import LevelTable
 from tauten.search.mixing import TUNED, Mixing
 from tauten.search.trials import Trials
 
-BITS = (8, 6, 5, 4, 3, 2, 1)  # the middle is 4
+BITS = (8, 6, 5, 4, 3, 2, 1)
 LEVELS = [Recipe.of(RTN(bits)) for bits in BITS]
 LOSSES = (0.0005, 0.003, 0.012, 0.05, 0.2, 0.9, 3.0)
 
@@ -67,7 +67,7 @@ def mixed(trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool) -> Mi
 
     monkeypatch.setattr(mixing, "level_table", tried_table)
     made = Mixing(trials, nn.Module(), (), tunes)
-    made.measure_levels(LEVELS)
+    made.measure_levels(LEVELS, BITS.index(4))
     return made
 
 

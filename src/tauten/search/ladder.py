@@ -44,6 +44,7 @@ LEVELS: tuple[WeightTechnique, ...] = (
     KQuant(3),
     KQuant(2),
 )
+MIDDLE = LEVELS.index(KQuant(4))
 SHARING: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
     # One book a tensor loses language models to a few large weights; passes over data for each
     # trial cost more than the weighing of errors gains.

@@ -17,7 +17,7 @@ from tauten.evaluation.task import Task
 from tauten.models.calibration import CalibrationBatch
 from tauten.runtime.library import load as native_kernels
 from tauten.search.evaluator import Evaluator
-from tauten.search.ladder import faster_twin, ladders
+from tauten.search.ladder import MIDDLE, faster_twin, ladders
 from tauten.search.levels import LevelTable
 from tauten.search.mixing import LOOKS, Mixing
 from tauten.search.speed import FormatGuard
@@ -94,7 +94,7 @@ class Search:
         mixing = Mixing(self._made, skeleton, development, tunes)
         for recipes in found:
             if self._mixes and "quantize" in pillars:
-                mixing.measure_levels(recipes)
+                mixing.measure_levels(recipes, MIDDLE)
             else:
                 self._descend(recipes)
         if self._mixes:

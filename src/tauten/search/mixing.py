@@ -51,13 +51,13 @@ class Mixing:
         self._candidates: list[Candidate] = []
         self._measured: list[Measured] = []
 
-    def measure_levels(self, levels: Sequence[Recipe]) -> None:
+    def measure_levels(self, levels: Sequence[Recipe], middle: int) -> None:
         """Measure from the middle outwards, as far as mixes for the goal could use.
 
         Args:
             levels: Gentlest first.
+            middle: Index of the one to begin with.
         """
-        middle = len(levels) // 2
         if not self._trials.time_is_up():
             self._trials.add(levels[middle])
         gentler = (levels[:middle][::-1], self._is_gentle_enough)
@@ -82,17 +82,21 @@ class Mixing:
         return [(recipe, m) for recipe, m in tried if m is not None and is_level(recipe)]
 
     def _is_gentle_enough(self) -> bool:
-        """Whether enough levels lose less than the goal allows, or take more bytes than it does.
-
-        One that takes more bytes than another and loses as much doesn't count.
-        """
-        measured = [m for _, m in self._levels()]
-        gentle = [m for m in measured if bool(self._trials.verdict(m)) == self._is_budget]
-        return sum(not any(_is_better(o, m) for o in measured) for m in gentle) >= GENTLE
+        """Whether enough levels lose less than the goal allows, or take more bytes than it does."""
+        if self._is_budget:
+            gentle = [m for m in self._useful() if self._trials.verdict(m)]
+        else:
+            gentle = [m for _, m in self._levels() if not self._trials.verdict(m)]
+        return len(gentle) >= GENTLE
 
     def _is_bold_enough(self) -> bool:
         """Whether enough levels are far beyond the goal."""
-        return sum(self._trials.is_hopeless(m) for _, m in self._levels()) >= BOLD
+        return sum(map(self._trials.is_hopeless, self._useful())) >= BOLD
+
+    def _useful(self) -> list[Measurement]:
+        """Levels but those that lose as much as a smaller one."""
+        measured = [m for _, m in self._levels()]
+        return [m for m in measured if not any(_is_better(other, m) for other in measured)]
 
     @property
     def _is_budget(self) -> bool:
