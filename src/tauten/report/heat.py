@@ -45,10 +45,10 @@ def heat_maps(manifest: Mapping[str, Any]) -> list[HeatMap]:
     """Maps of an artifact; empty for a model without numbered blocks."""
     records = manifest.get("layers") or []
     bits = {record["name"]: record["bits_per_weight"] for record in records}
-    maps = [_map("Bits a weight", bits, _linear(bits), "darker: more bits")]
+    maps = [_map("Bits a weight", bits, _linear(bits), "stronger colour: more bits")]
     losses = _sensitivities(manifest, records)
     if losses:
-        key = "darker: more of the model's quality is lost where this layer is packed coarsely"
+        key = "stronger colour: more quality is lost where this layer is packed coarsely"
         maps.append(_map("Sensitivity (KL at the coarsest level)", losses, _decades(losses), key))
     return [found for found in maps if found is not None]
 
