@@ -64,6 +64,12 @@ def worker_limit_bytes() -> int | None:
     return int(min(rooms) / SLACK) if rooms else None
 
 
+def fits_one_worker(model: nn.Module) -> bool:
+    """Whether a worker may hold all weights of a model, whose tensors may be empty."""
+    limit = worker_limit_bytes()
+    return limit is None or sum(slot.empty.nbytes for slot in tensor_slots(model)) <= limit
+
+
 def _status_bytes(pid: int, field: str) -> int:
     """A size from a process' status; workers are copies of the launcher, and start with its."""
     status = Path(f"/proc/{pid}/status")

@@ -18,7 +18,7 @@ from tauten.parallel.executors import (
     join_torchrun,
     under_torchrun,
 )
-from tauten.parallel.footprint import worker_limit_bytes
+from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
 from tauten.parallel.links import measure_links
 from tauten.parallel.main_guard import check_guard
 from tauten.parallel.module import ParallelModule
@@ -54,15 +54,9 @@ class Given:
             whole = model if self._source is None else self._source.open()
             if any(tensor.is_meta for tensor in (*whole.parameters(), *whole.buffers())):
                 raise InputError(f"{type(whole).__name__} has empty tensors; load it first")
-            self._source = None
-            self.name, self.model = type(whole).__name__, whole
+            self.name = type(whole).__name__ if self._source is None else self._source.name
+            self._source, self.model = None, whole
             self.parcel = pack(whole, self.folder)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its tensors."""
-        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
-        return sum(tensor.nbytes for tensor in tensors.values())
 
     def runnable(self, stream: bool) -> nn.Module:
         """The model for calls in this process; streamed from disk it needs a block's memory."""
@@ -114,12 +108,11 @@ def start(
     given = Given(model)
     count = _worker_count(workers)
     if plan is not None:
-        return _by_plan(given, plan if isinstance(plan, Plan) else Plan.read(plan))
+        return by_plan(given, plan if isinstance(plan, Plan) else Plan.read(plan))
     if mode == "data" and example_inputs is None:
-        return _by_plan(given, _data_plan(given, goal, count))
+        return by_plan(given, _data_plan(given, goal, count))
     inputs = example_call(given, example_inputs)
-    limit = worker_limit_bytes()
-    fits = limit is None or given.size_bytes <= limit
+    limit, fits = worker_limit_bytes(), fits_one_worker(given.model)
     runnable = given.runnable(stream=not fits)
     threads = max(_cores(), torch.get_num_threads())
     task = Task(given.name, runnable, fits, inputs, count, threads, mode, goal, limit)
@@ -133,18 +126,19 @@ def start(
     if found.layout.workers > 1:
         return ParallelModule(bench, found, config)
     bench.close()
-    return ParallelModule(LocalExecutor(runnable), found, config)
+    return ParallelModule(LocalExecutor(runnable, found.layout.threads), found, config)
 
 
 def _pool_bench(given: Given) -> PoolBench:
     return PoolBench(Pool(given.parcel, given.folder))
 
 
-def _by_plan(given: Given, plan: Plan) -> ParallelModule:
+def by_plan(given: Given, plan: Plan) -> ParallelModule:
     """Lay a model out as a plan says."""
     config = getattr(given.model, "config", None)
     if plan.layout.workers == 1:
-        return ParallelModule(LocalExecutor(given.runnable(stream=False)), plan, config)
+        local = LocalExecutor(given.runnable(stream=False), plan.layout.threads)
+        return ParallelModule(local, plan, config)
     bench = SpmdBench(given.parcel) if under_torchrun() else _pool_bench(given)
     bench.load(plan.layout, plan.ends, plan.chain)
     return ParallelModule(bench, plan, config)
