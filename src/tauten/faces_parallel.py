@@ -8,13 +8,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from tauten.api import parallelize
 from tauten.core.errors import InputError
 from tauten.core.progress import progress_bars
 from tauten.faces import open_model
 from tauten.parallel.plan import Plan
 from tauten.parallel.replay import replay
-from tauten.parallel.start import example_tokens
+from tauten.parallel.start import example_tokens, start
 from tauten.report.plan import print_plan, print_replay
 
 
@@ -41,7 +40,7 @@ def write_plan(
     given: Any = model if base is None else open_model(model, base)
     inputs = _example(open_model(model, base).skeleton(), *batch)
     count: int | str = workers if workers == "auto" else int(workers)
-    with progress_bars(), parallelize(given, inputs, count, mode, goal) as parallel:
+    with progress_bars(), start(given, inputs, count, mode, goal) as parallel:
         plan = parallel.plan
     plan.save(out)
     print_plan(plan, console)

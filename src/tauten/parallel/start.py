@@ -15,10 +15,12 @@ from tauten.parallel.executors import (
     LocalExecutor,
     PoolExecutor,
     SpmdExecutor,
+    device_of,
     join_torchrun,
     under_torchrun,
 )
-from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
+from tauten.parallel.footprint import fits_one_worker, trains_whole, worker_limit_bytes
+from tauten.parallel.group import Assignment
 from tauten.parallel.links import measure_links
 from tauten.parallel.main_guard import check_guard
 from tauten.parallel.module import ParallelModule
@@ -27,6 +29,9 @@ from tauten.parallel.plan import GOALS, MODES, Layout, Plan
 from tauten.parallel.planner import Planner, Task
 from tauten.parallel.pool import Pool, pool_folder
 from tauten.parallel.rows import count_rows
+from tauten.parallel.training import Trainee, check_trainable, distributed
+from tauten.parallel.training_module import TrainingModule
+from tauten.parallel.worker import Place
 
 _ROWS, _TOKENS = 8, 64  # of the call that a language model is planned for by default
 # Between processes that share a machine; used where each waits for the others at every step.
@@ -131,6 +136,29 @@ def start(
 
 def _pool_bench(given: Given) -> PoolBench:
     return PoolBench(Pool(given.parcel, given.folder))
+
+
+def start_training(model: Any, workers: Any, goal: str) -> nn.Module:
+    """See `tauten.parallelize` with `train=True`."""
+    check_guard()
+    _check("data", goal)
+    if not isinstance(model, nn.Module):
+        raise InputError("train=True takes a module: load the model, then pass it")
+    check_trainable(model)
+    count = _worker_count(workers)
+    sharded = goal == "memory" or not trains_whole(model, count)
+    if under_torchrun():
+        join_torchrun()
+        return distributed(model.to(device_of(int(os.environ["LOCAL_RANK"]))), count, sharded)
+    given = Given(model)
+    layout = Layout(data=count, threads=max(1, _cores() // count))
+    kind = "FSDP2: each holds a part" if sharded else "DDP: each holds all"
+    reason = f"{kind} of weights, gradients and optimizer state"
+    plan = Plan(given.name, goal, 0, {}, layout, reason=reason)
+    part = Trainee(sharded, torch.initial_seed() % 2**31)
+    places = [Place(rank, count, layout.threads, device_of(rank)) for rank in range(count)]
+    assignments = [Assignment(part, place) for place in places]
+    return TrainingModule(given.parcel, assignments, given.folder, plan)
 
 
 def by_plan(given: Given, plan: Plan) -> ParallelModule:
