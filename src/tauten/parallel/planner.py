@@ -132,9 +132,16 @@ class Planner:
 
     def _profile(self) -> tuple[Profile, Any]:
         counts = {max(1, self._task.threads // n) for n in self._sizes()}
-        profile, outputs = measure(
-            self._task.model, self._inputs, self._tensor, self._task.threads, sorted(counts)
-        )
+        task = self._task
+        try:
+            profile, outputs = measure(
+                task.model, self._inputs, self._tensor, task.threads, sorted(counts)
+            )
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise InputError(
+                f"example_inputs: {task.name} can't be called with them ({error}); pass what the "
+                "model is called with: a tensor, a tuple of arguments or a dict of keywords"
+            ) from error
         return self._bench.agree(profile), outputs
 
     def _sizes(self) -> list[int]:

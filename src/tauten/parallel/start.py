@@ -1,6 +1,9 @@
 """From a model to its workers: check what is asked for, plan, start."""
 
+import atexit
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from tauten.parallel.executors import (
 )
 from tauten.parallel.footprint import fits_one_worker, trains_whole, worker_limit_bytes
 from tauten.parallel.group import Assignment
+from tauten.parallel.launcher import memory_folder
 from tauten.parallel.links import measure_links
 from tauten.parallel.main_guard import check_guard
 from tauten.parallel.module import ParallelModule
@@ -49,7 +53,7 @@ class Given:
     """
 
     def __init__(self, model: Any):
-        self.folder = pool_folder()
+        self.folder = _own_folder() if under_torchrun() else pool_folder()
         self._source = None if isinstance(model, nn.Module) else open_source(model)
         on_disk = isinstance(model, str | os.PathLike) and self._source is not None
         if self._source is not None and on_disk and self._source.reader is not None:
@@ -212,6 +216,13 @@ def example_call(given: Given, example: Any) -> tuple[tuple[Any, ...], dict[str,
 def example_tokens(vocabulary: int, rows: int, tokens: int) -> Tensor:
     """Some tokens, (rows, tokens)."""
     return torch.arange(rows * tokens).view(rows, tokens) * 7919 % vocabulary
+
+
+def _own_folder() -> Path:
+    """A folder for a process that starts no workers, removed at its end."""
+    folder = memory_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _check(mode: str, goal: str) -> None:
