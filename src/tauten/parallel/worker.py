@@ -99,6 +99,7 @@ class Failed:
 def main(control: int, log: int) -> NoReturn:
     """Entry of the process: descriptors of its connection and of its log."""
     os.dup2(log, 2)
+    os.setsid()  # Linux shares processors out by sessions: each worker counts as much as others
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(control,), daemon=True).start()
     status = 1
