@@ -190,7 +190,7 @@ class Planner:
                 difference(self._bench.call("forward", *inputs), outputs)
                 for inputs, outputs in expected
             ]
-        except (InputError, NotApplicableError, WorkerError) as error:
+        except (InputError, NotApplicableError, WorkerError, RuntimeError, MemoryError) as error:
             return replace(option, refusal=str(error))
         worst = self._bench.agree(max(found))
         if not worst <= tolerance(self._task.model):
