@@ -61,7 +61,7 @@ def laid_out(layout: Layout, model: nn.Module, case: Case) -> Plan:
     """A plan of a layout, for a pipeline with stages that are balanced by measured costs."""
     if layout.pipeline == 1:
         return Plan(case.name, "throughput", 0, {}, layout)
-    profile, _ = measure(model, case.call, tensor_plan(model), 1, [1])
+    profile, _ = measure(model, case.call, tensor_plan(model), [1])
     ends = stage_ends(profile, layout.pipeline)
     return Plan(case.name, "throughput", 0, {}, layout, ends, profile.chain)
 

@@ -18,7 +18,7 @@ def inference() -> None:
     with torch.inference_mode():
         expected = main(model(TOKENS))
         first = main(model(TOKENS[:1]))
-    chain = measure(model, ((TOKENS,), {}), tensor_plan(model), 1, [1])[0].chain
+    chain = measure(model, ((TOKENS,), {}), tensor_plan(model), [1])[0].chain
     layouts = [(Layout(data=2), ()), (Layout(tensor=2), ()), (Layout(pipeline=2), (1, 3))]
     for layout, ends in layouts:
         plan = Plan("", "throughput", 0, {}, layout, ends, chain)
