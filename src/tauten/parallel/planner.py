@@ -19,6 +19,7 @@ from tauten.parallel.rows import count_rows, cut_rows, describe_call
 from tauten.parallel.tensor_parallel import TensorPlan, tensor_plan
 from tauten.parallel.trials import Bench, Trials, better_than_predicted, finalists
 
+_TIME_S = 25.0  # for a plan, as far as calls that take seconds allow
 _TIMED = 3  # layouts, the single worker besides
 _HOPELESS = 3.0  # times the best prediction: isn't timed
 _LEAST_GAIN = 0.03  # of a call's time, for which more processes are worth having
@@ -110,18 +111,26 @@ class Planner:
         """The options, those timed that may be the best."""
         done = {option.layout: option for option in options}
         for option in track(self._worth_timing(options), "timing layouts", _TIMED):
-            done[option.layout] = trials.first(option)
+            if self._has_time(trials):
+                done[option.layout] = trials.first(option)
         if self._task.goal == "memory":
             return list(done.values())
         more = better_than_predicted(list(done.values()))
-        if more is not None:
+        if more is not None and self._has_time(trials):
             done[more.layout] = trials.first(more)
         close = finalists(list(done.values()))
         one = [o for o in done.values() if o.layout.workers == 1 and o.measured_s is not None]
         # The single worker was timed first, when all was cold.
         for option in [*(o for o in one if o not in close), *close]:
-            done[option.layout] = trials.again(option)
+            if self._has_time(trials):
+                done[option.layout] = trials.again(option)
         return list(done.values())
+
+    def _has_time(self, trials: Trials) -> bool:
+        """Whether another trial is likely to end in time; there is always time for one."""
+        spent_s = time.perf_counter() - self._start_s
+        within: bool = self._bench.agree(spent_s + trials.longest_s < _TIME_S)
+        return within or not trials.longest_s
 
     def _profile(self) -> tuple[Profile, Any]:
         counts = {max(1, self._task.threads // n) for n in self._sizes()}

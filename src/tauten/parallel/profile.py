@@ -71,9 +71,12 @@ def measure(
     """
     rows = count_rows(inputs)
     trace = Trace(model, tensor)
-    with trace.watching(), torch.inference_mode():
-        outputs = model(*inputs[0], **inputs[1])
-    lines = {count: _line_s(trace, model, inputs, count) for count in sorted(counts, reverse=True)}
+    outputs: Any = None
+    lines = {}
+    for count in sorted(counts, reverse=True):
+        with with_threads(count):
+            lines[count], made = _line_s(trace, model, inputs)
+        outputs = made if outputs is None else outputs
     shares = trace.shares()
     return Profile(
         rows=rows,
@@ -220,27 +223,29 @@ def tree_bytes(tree: Any) -> int:
 
 
 def _line_s(
-    trace: Trace, model: nn.Module, inputs: tuple[Any, Any], threads: int
-) -> tuple[float, float]:
-    """Seconds of a call whatever its rows, and of each row, from all rows and from half of them."""
+    trace: Trace, model: nn.Module, inputs: tuple[Any, Any]
+) -> tuple[tuple[float, float], Any]:
+    """Seconds of a call whatever its rows, and of each row, by all rows and half of them; outputs.
+
+    Long calls are run once.
+    """
     rows = count_rows(inputs)
     few = max(1, rows // 2)
-    with with_threads(threads):
-        all_s = _traced_s(trace, model, inputs)
-        if all_s < _REPEAT_S:
-            all_s = min(all_s, *(_traced_s(trace, model, inputs) for _ in range(2)))
-        if few == rows:
-            return 0.0, all_s / rows
-        half = cut_rows(inputs, [few, rows - few])[0]
-        half_s = median_s(lambda: _call(model, half))
+    all_s, outputs = _traced(trace, model, inputs)
+    if all_s < _REPEAT_S:
+        all_s = min(all_s, *(_traced(trace, model, inputs)[0] for _ in range(2)))
+    if few == rows:
+        return (0.0, all_s / rows), outputs
+    half = cut_rows(inputs, [few, rows - few])[0]
+    half_s = median_s(lambda: _call(model, half))
     row_s = min(max((all_s - half_s) / (rows - few), 0.0), all_s / rows)
-    return all_s - row_s * rows, row_s
+    return (all_s - row_s * rows, row_s), outputs
 
 
-def _traced_s(trace: Trace, model: nn.Module, inputs: tuple[Any, Any]) -> float:
+def _traced(trace: Trace, model: nn.Module, inputs: tuple[Any, Any]) -> tuple[float, Any]:
     with trace.watching():
-        _call(model, inputs)
-    return trace.total_s
+        outputs = _call(model, inputs)
+    return trace.total_s, outputs
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Try layouts out: are their outputs the model's, and how long does a call take?"""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -47,6 +48,8 @@ class Trials:
         inputs: Of the call that is timed.
         profile: Of the model on it.
         outputs: Of the model on it.
+    Attributes:
+        longest_s: That a trial has taken.
     """
 
     def __init__(
@@ -60,9 +63,17 @@ class Trials:
         self._bench, self._model, self._inputs, self._profile = bench, model, inputs, profile
         self._expected = [(inputs, outputs), self._second_shape()]
         self._loaded: Layout | None = None
+        self.longest_s = 0.0
 
     def first(self, option: Option) -> Option:
         """The option, checked at two shapes and timed; or refused, and why."""
+        start_s = time.perf_counter()
+        try:
+            return self._first(option)
+        finally:
+            self.longest_s = max(self.longest_s, time.perf_counter() - start_s)
+
+    def _first(self, option: Option) -> Option:
         try:
             self.load(option.layout)
             found = [
