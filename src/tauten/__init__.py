@@ -1,6 +1,7 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
+from tauten.api_parallel import map, parallelize
 from tauten.compression import (
     Distill,
     PruneChannels,
@@ -21,6 +22,7 @@ from tauten.core.errors import (
     InputError,
     NotApplicableError,
     TautenError,
+    WorkerError,
 )
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
@@ -81,9 +83,12 @@ __all__ = [
     "Ternary",
     "TuneBlocks",
     "TuneScales",
+    "WorkerError",
     "__version__",
     "compress",
     "load",
+    "map",
     "optimize",
+    "parallelize",
     "quantize",
 ]

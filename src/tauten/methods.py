@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from tauten import api
+from tauten import api, api_parallel
 
-for _call in (api.quantize, api.compress, api.optimize):
+for _call in (api.quantize, api.compress, api.optimize, api_parallel.parallelize):
     setattr(nn.Module, _call.__name__, _call)
