@@ -1,6 +1,6 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
-from tauten.api import compress, load, optimize, quantize
+from tauten.api import compress, load, map, optimize, parallelize, quantize
 from tauten.compression import (
     Distill,
     PruneChannels,
@@ -21,6 +21,7 @@ from tauten.core.errors import (
     InputError,
     NotApplicableError,
     TautenError,
+    WorkerError,
 )
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
@@ -81,9 +82,12 @@ __all__ = [
     "Ternary",
     "TuneBlocks",
     "TuneScales",
+    "WorkerError",
     "__version__",
     "compress",
     "load",
+    "map",
     "optimize",
+    "parallelize",
     "quantize",
 ]

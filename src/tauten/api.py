@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
+from tauten.parallel.module import ParallelModule
+from tauten.parallel.plan import Plan
+from tauten.parallel.start import start
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe, run_search
@@ -206,6 +209,69 @@ def optimize(
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
     return run_search(source, data, *chosen, entropy_coding, max_time_s)
+
+
+def parallelize(
+    model: ModelLike,
+    example_inputs: Any = None,
+    workers: int | str = "auto",
+    mode: str = "auto",
+    goal: str = "throughput",
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+) -> ParallelModule:
+    """Compute a model on several cores or GPUs of this machine, laid out by a measured plan.
+
+    Layouts of up to `workers` processes are predicted, the best few are timed, and their outputs
+    are compared with the model's at two shapes. One worker is kept where splitting loses; the
+    plan has the figures. Under torchrun its processes are the workers, and all of them make the
+    same calls.
+
+    A model in memory is handed to workers through shared memory, all of which read the same
+    tensors; its modules are pickled without them, for processes that this one started alone. A
+    script that defines the model's classes needs `if __name__ == "__main__":`, as workers import
+    it.
+
+    Args:
+        model: As for `quantize`; a folder is opened by each worker, which loads its share alone.
+        example_inputs: A call like those to come: a tensor, a tuple of arguments or a dict of
+            keywords, with the batch first. May be left out for language models, and with
+            `mode="data"`, which then isn't measured.
+        workers: Most processes; by default one for each core, or GPU where there is one.
+        mode: `data` cuts batches, `task` cuts the model (tensor and pipeline parallel), `auto`
+            looks at both and at their combinations.
+        goal: `throughput` for calls like the example, `latency` for a call of one row of it,
+            `memory` for the least weights in one worker.
+        plan: An earlier one, or its file; then nothing is measured.
+    Returns:
+        A module that is called like the model, for inference. Close it, or use it in `with`.
+    Raises:
+        InputError: An argument or the model doesn't serve.
+        WorkerError: Workers can't be started.
+    """
+    return start(model, example_inputs, workers, mode, goal, plan)
+
+
+def map(
+    model: ModelLike | ParallelModule, inputs: Iterable[Any], workers: int | str = "auto"
+) -> Iterator[Any]:
+    """Outputs of a model for a stream of inputs, in order.
+
+    Each input goes whole to one copy of the model. Inputs are drawn only as copies get free and
+    outputs are taken, so neither piles up; a bar shows progress on a terminal.
+
+    Args:
+        model: What `parallelize` returned, or a model, of which each worker then holds a copy.
+        inputs: Tensors, dicts of keywords, or (inputs, targets) pairs, such as a DataLoader's.
+        workers: As for `parallelize`; unused where the model is on workers already.
+    Yields:
+        Outputs of each input, as the model returns them.
+    """
+    if isinstance(model, ParallelModule):
+        yield from model.map(inputs)
+        return
+    with parallelize(model, workers=workers, mode="data") as parallel:
+        yield from parallel.map(inputs)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

@@ -23,3 +23,7 @@ class GoalError(TautenError):
 
 class BusyError(TautenError):
     """An output folder exists already or another run is writing to it."""
+
+
+class WorkerError(TautenError):
+    """Worker processes keep ending; the message holds how, and the end of their log."""

@@ -1,0 +1,55 @@
+"""Whether a layout computes what the model does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tauten.models.packing import packed_modules
+from tauten.parallel.rows import count_rows
+
+_FINE = 1e-3  # relative difference of outputs in float32, from sums in another order
+_COARSE = 5e-2  # in 16 bits, and where activations are rounded by parts
+
+
+def difference(made: Any, expected: Any) -> float:
+    """Largest |made - expected| of all floating tensors, over the largest |expected| of each."""
+    (ours, form), (theirs, their_form) = tree_flatten(made), tree_flatten(expected)
+    if form != their_form:
+        return float("inf")
+    worst = 0.0
+    for one, other in zip(ours, theirs, strict=True):
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            worst = max(worst, _difference(one, other))
+    return worst
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    if not one.numel():
+        return 0.0
+    if not one.is_floating_point():
+        return 0.0 if torch.equal(one, other.to(one.device)) else float("inf")
+    other = other.to(one.device).float()
+    scale = float(other.abs().max()) or 1.0
+    return float((one.float() - other).abs().max()) / scale
+
+
+def twice(inputs: Any) -> Any:
+    """Inputs with all rows doubled."""
+    rows = count_rows(inputs)
+
+    def double(leaf: Any) -> Any:
+        is_batch = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows
+        return torch.cat([leaf, leaf]) if is_batch else leaf
+
+    return tree_map(double, inputs)
+
+
+def tolerance(model: nn.Module) -> float:
+    """The largest `difference` of a layout that computes the same."""
+    rounds = any(layer.activation != "float" for _, layer in packed_modules(model))
+    dtypes = {p.dtype for p in model.parameters()}
+    return _COARSE if rounds or dtypes & {torch.float16, torch.bfloat16} else _FINE

@@ -1,0 +1,38 @@
+"""Data parallel inference: every worker holds the model, a batch is cut by rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauten.models.packing import write_out
+from tauten.parallel.parcel import Parcel
+from tauten.parallel.rows import to_device
+from tauten.parallel.worker import Place
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The whole model; workers on one machine share the memory of its weights."""
+
+    def load(self, parcel: Parcel, place: Place) -> "WholeModel":
+        """Load all tensors."""
+        opened = parcel.open()
+        opened.load()
+        write_out(opened.model, opened.written_out)
+        return WholeModel(opened.model.eval().to(place.device), place.device)
+
+
+class WholeModel:
+    """A model that this worker computes alone."""
+
+    def __init__(self, model: nn.Module, device: str):
+        self.model, self._device = model, device
+
+    @torch.inference_mode()
+    def __call__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method of the model."""
+        args, kwargs = to_device((args, kwargs), self._device)
+        function = self.model if method == "forward" else getattr(self.model, method)
+        return function(*args, **kwargs)

@@ -1,0 +1,122 @@
+"""A model on its way to workers: its tensors in shared memory or on disk, its modules without any.
+
+No worker gets more than it asks for: tensors are read one by one, by name, and those in shared
+memory are the same memory for all workers. What is pickled is the
+module skeleton (tensors on the meta device) of a model that stands in this process' memory; it is
+unpickled only by workers of this process. A model on disk isn't pickled at all: workers open the
+folder themselves, as `tauten.load` does, and run no remote code.
+"""
+
+import copy
+import mmap
+import pickle
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauten.models.loader import Loader, place, tensor_slots
+from tauten.models.source import open_source
+from tauten.parallel.main_guard import pickled
+from tauten.parallel.shared_file import SharedFile, Tree
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A model that workers can open.
+
+    Attributes:
+        name: Of the model, for messages; without `tensors` also where it is on disk.
+        skeleton: Pickled modules.
+        file: In memory, of the tensors that belong to the skeleton.
+        tensors: Where each lies in it, by name; None for models that are opened from disk.
+    """
+
+    name: str
+    skeleton: bytes = b""
+    file: Path = Path()
+    tensors: Tree | None = None
+
+    def open(self) -> "Opened":
+        """Its modules, all tensors empty."""
+        if self.tensors is None:
+            source = open_source(self.name)
+            model = source.skeleton()
+            return Opened(model, source.loader(model, ()), source.written_out)
+        model = pickle.loads(self.skeleton)
+        reader = MappedReader(self.file, self.tensors)
+        return Opened(model, Loader(model, reader, (), dtype=None))
+
+
+class Opened:
+    """A model whose tensors are loaded on demand.
+
+    Attributes:
+        model: Its tensors are on the meta device until they are loaded.
+        written_out: Packed layers that are to be made dense once they are loaded.
+    """
+
+    def __init__(self, model: nn.Module, loader: Loader, written_out: tuple[str, ...] = ()):
+        self.model, self.written_out = model, written_out
+        self._loader = loader
+        config: Any = getattr(model, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False  # parts of a cache can't be handed back
+
+    def load(self, names: Set[str] | None = None) -> None:
+        """Fill tensors by their names in the model; all by default. Tied ones are one tensor."""
+        for slot in self._loader.slots(""):
+            if slot.empty.is_meta and (names is None or not names.isdisjoint(slot.names)):
+                tensor = self._loader.raw(slot)
+                value = tensor if slot.packed else self._loader.cast(tensor)
+                if isinstance(slot.empty, nn.Parameter):
+                    value = nn.Parameter(value, requires_grad=slot.empty.requires_grad)
+                place(slot, value)
+
+
+class MappedReader:
+    """Tensors of a parcel where they lie; who writes into one writes into a copy of his own."""
+
+    def __init__(self, file: Path, tensors: Tree):
+        self._tensors: dict[str, Tensor] = SharedFile(file, mmap.ACCESS_COPY).read(tensors)
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self._tensors.keys()
+
+    def read(self, name: str) -> Tensor:
+        """A tensor."""
+        return self._tensors[name]
+
+
+def pack(model: nn.Module, folder: Path) -> Parcel:
+    """Make a parcel of a module in memory, with its gradient flags.
+
+    Args:
+        model: Isn't changed.
+        folder: In memory, for a file that holds each tensor once.
+    Raises:
+        InputError: The modules can't be pickled.
+    """
+    tensors = {slot.names[0]: slot.empty for slot in tensor_slots(model)}
+    file = folder / "model"
+    written = SharedFile(file).write(tensors)
+    return Parcel(type(model).__name__, pickled(_without_tensors(model)), file, written)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A model of its own modules on the same tensors."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
+def _without_tensors(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for slot in tensor_slots(model):
+        empty = torch.empty_like(slot.empty, device="meta")
+        if isinstance(slot.empty, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=slot.empty.requires_grad)
+        memo[id(slot.empty)] = empty
+    return copy.deepcopy(model, memo)

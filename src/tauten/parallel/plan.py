@@ -1,0 +1,167 @@
+"""A plan: how a model is laid out over workers, and the figures that speak for it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tauten.core.errors import InputError
+from tauten.core.files import write_json
+from tauten.parallel.pipeline_parallel import ChainShape
+
+MODES = ("auto", "data", "task")
+GOALS = ("throughput", "latency", "memory")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How workers divide the work: `data * tensor * pipeline` of them.
+
+    Attributes:
+        data: Copies of the model, each of which computes some rows of a batch.
+        tensor: Workers that hold parts of each layer.
+        pipeline: Stages that hold some blocks each.
+        microbatches: That a stage's rows are cut into.
+        threads: Of each worker.
+    """
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    microbatches: int = 1
+    threads: int = 1
+
+    @property
+    def workers(self) -> int:
+        """Processes that it takes."""
+        return self.data * self.tensor * self.pipeline
+
+    def __str__(self) -> str:
+        sizes = {"data": self.data, "tensor": self.tensor, "pipeline": self.pipeline}
+        parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+        if self.microbatches > 1:
+            parts.append(f"{self.microbatches} micro-batches")
+        return ", ".join(parts) or "one worker"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layout and what is known of it.
+
+    Attributes:
+        layout: Of workers.
+        predicted_s: Of a call, by the cost model.
+        memory_bytes: Of the weights that the fullest worker holds.
+        measured_s: Median of a call; None where it wasn't timed.
+        difference: Largest |output - original's|, over the largest |original's|; None as above.
+        refusal: Why it can't be used; empty where it can.
+    """
+
+    layout: Layout
+    predicted_s: float
+    memory_bytes: int
+    measured_s: float | None = None
+    difference: float | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planner decided.
+
+    Attributes:
+        model: Name of the model.
+        goal: One of `GOALS`.
+        rows: Of a call.
+        inputs: Shapes and dtypes of the call that it was made for.
+        layout: The chosen one.
+        ends: Number of the block that each pipeline stage ends before.
+        chain: How the model uses its blocks, for a pipeline.
+        options: All layouts that were looked at, best first.
+        reason: Why this one.
+        facts: Of the machine, and what was measured of the model.
+    """
+
+    model: str
+    goal: str
+    rows: int
+    inputs: dict[str, Any]
+    layout: Layout
+    ends: tuple[int, ...] = ()
+    chain: ChainShape | None = None
+    options: tuple[Option, ...] = ()
+    reason: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, file: str | Path) -> None:
+        """Write it as JSON."""
+        write_json(Path(file), {"format": _FORMAT, **asdict(self)})
+
+    @classmethod
+    def read(cls, file: str | Path) -> "Plan":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: It can't be read or is no plan.
+        """
+        try:
+            raw = json.loads(Path(file).read_text(encoding="utf-8"))
+            if raw.pop("format") != _FORMAT:
+                raise InputError(f"{file}: another format of plan; make it anew")
+            raw["layout"] = Layout(**raw["layout"])
+            raw["ends"] = tuple(raw["ends"])
+            raw["chain"] = None if raw["chain"] is None else _chain(raw["chain"])
+            raw["options"] = tuple(
+                Option(**{**option, "layout": Layout(**option["layout"])})
+                for option in raw["options"]
+            )
+            return cls(**raw)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{file}: isn't a plan ({error}); make one with `tauten parallelize MODEL`"
+            ) from None
+
+
+def layouts(
+    workers: int, rows: int, blocks: int, tensor: int, threads: int, mode: str
+) -> Iterator[Layout]:
+    """Every layout that could serve, the single worker first.
+
+    Args:
+        workers: Most processes.
+        rows: Of a call.
+        blocks: That a pipeline could cut between; 0 for none.
+        tensor: Most workers that layers deal out to.
+        threads: Of all workers together.
+        mode: One of `MODES`.
+    """
+    yield Layout(threads=threads)
+    for count in range(2, workers + 1):
+        for data in _divisors(count):
+            for pipeline in _divisors(count // data):
+                parts = count // data // pipeline
+                if data > rows or pipeline > max(1, blocks) or parts > tensor:
+                    continue
+                if (mode == "data" and data < count) or (mode == "task" and data > 1):
+                    continue
+                each = max(1, threads // count)
+                for microbatches in _microbatches(-(-rows // data), pipeline):
+                    yield Layout(data, parts, pipeline, microbatches, each)
+
+
+def _chain(raw: dict[str, Any]) -> ChainShape:
+    first = tuple((name, features) for name, features in raw["first"])
+    return ChainShape(tuple(raw["blocks"]), raw["returns_tuple"], first, tuple(raw["last"]))
+
+
+def _microbatches(rows: int, pipeline: int) -> Iterable[int]:
+    """Powers of two, and one: with more than four a stage there is little left to gain."""
+    if pipeline == 1:
+        return (1,)
+    return [n for n in (1, 2, 4, 8, 16, 32) if n <= min(rows, 4 * pipeline) and rows % n == 0]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -1,0 +1,270 @@
+"""Choose a layout: enumerate, predict, time the best few, check outputs, keep what wins."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from tauten.core.errors import InputError, NotApplicableError, WorkerError
+from tauten.core.progress import track
+from tauten.models.packing import packed_modules
+from tauten.parallel.comparison import difference, tolerance, twice
+from tauten.parallel.cost_model import Division, Links, call_s, stage_ends
+from tauten.parallel.footprint import weight_bytes
+from tauten.parallel.pipeline_parallel import ChainShape
+from tauten.parallel.plan import Layout, Option, Plan, layouts
+from tauten.parallel.profile import Profile, measure, median_s
+from tauten.parallel.rows import count_rows, cut_rows, describe_call
+from tauten.parallel.tensor_parallel import TensorPlan, tensor_plan
+
+_TIMED = 3  # layouts, the single worker besides
+_HOPELESS = 2.0  # times the best prediction: isn't timed
+_LEAST_GAIN = 0.03  # of a call's time, for which more processes are worth having
+
+
+class Bench(Protocol):
+    """Where layouts are tried out."""
+
+    def links(self) -> Links:
+        """How fast its workers reach each other."""
+        ...
+
+    def load(self, layout: Layout, ends: tuple[int, ...], chain: ChainShape | None) -> None:
+        """Take up a layout."""
+        ...
+
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute a call by it."""
+        ...
+
+    def agree(self, value: Any) -> Any:
+        """The first process' value, where several plan side by side."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be planned.
+
+    Attributes:
+        name: Of the model.
+        model: Called in this process, or, where it doesn't fit, streamed from disk.
+        fits: Whether one worker can hold it.
+        inputs: Positional and keyword arguments of a call.
+        workers: Most processes, or exactly so many of torchrun's.
+        threads: Of all of them together.
+        mode: One of `plan.MODES`.
+        goal: One of `plan.GOALS`.
+        limit_bytes: Weights that a worker may hold; None for no limit.
+    """
+
+    name: str
+    model: nn.Module
+    fits: bool
+    inputs: tuple[Any, Any]
+    workers: int
+    threads: int
+    mode: str
+    goal: str
+    limit_bytes: int | None
+
+
+class Planner:
+    """Plans one task.
+
+    Args:
+        task: What to plan.
+        bench: Where layouts are timed.
+        exact: Only layouts of exactly `task.workers` besides the single worker.
+    """
+
+    def __init__(self, task: Task, bench: Bench, exact: bool = False):
+        self._task, self._bench, self._exact = task, bench, exact
+        self._inputs = task.inputs
+        rows = count_rows(task.inputs)
+        if task.goal == "latency" and rows > 1:  # of a single request
+            self._inputs = cut_rows(task.inputs, [1, rows - 1])[0]
+        self._rows = count_rows(self._inputs)
+        self._tensor: TensorPlan = tensor_plan(task.model)
+        self._start_s = time.perf_counter()
+
+    def run(self) -> Plan:
+        """Make the plan; the bench is left with its layout loaded, unless that is one worker."""
+        profile, outputs = self._profile()
+        links = self._bench.agree(self._bench.links())
+        options = self._predicted(profile, links)
+        expected = [(self._inputs, outputs), self._second_shape()]
+        done = {option.layout: option for option in options}
+        loaded: Layout | None = None
+        for option in track(self._worth_timing(options), "timing layouts", _TIMED):
+            loaded = option.layout
+            done[loaded] = self._timed(option, profile, expected)
+        tried = self._retimed(list(done.values()))
+        best, reason = self._choose(tried)
+        ends = stage_ends(profile, best.layout.pipeline)
+        if best.layout.workers > 1 and best.layout != loaded:
+            self._bench.load(best.layout, ends, profile.chain)
+        facts = {
+            "workers": self._task.workers,
+            "threads": self._task.threads,
+            "torch": torch.__version__,
+            "planning_s": time.perf_counter() - self._start_s,
+            "obstacles": list(self._tensor.obstacles) if self._tensor.most_workers == 1 else [],
+        }
+        ranked = [o for o in sorted(tried, key=self._rank) if o.layout != best.layout]
+        plan = Plan(
+            model=self._task.name,
+            goal=self._task.goal,
+            rows=self._rows,
+            inputs=describe_call(self._inputs),
+            layout=best.layout,
+            ends=ends,
+            chain=profile.chain if ends else None,
+            options=(best, *ranked),
+            reason=reason,
+            facts=facts,
+        )
+        agreed: Plan = self._bench.agree(plan)
+        return agreed
+
+    def _profile(self) -> tuple[Profile, Any]:
+        counts = {max(1, self._task.threads // n) for n in self._sizes()}
+        profile, outputs = measure(
+            self._task.model, self._inputs, self._tensor, self._task.threads, sorted(counts)
+        )
+        return self._bench.agree(profile), outputs
+
+    def _sizes(self) -> list[int]:
+        """Numbers of workers that are thought of."""
+        return [self._task.workers] if self._exact else list(range(2, self._task.workers + 1))
+
+    def _predicted(self, profile: Profile, links: Links) -> list[Option]:
+        task = self._task
+        blocks = len(profile.chain.blocks) if profile.chain is not None else 0
+        most = self._tensor.most_workers
+        division = Division(_dealt_out(task.model, self._tensor), most)
+        options = []
+        for layout in layouts(task.workers, self._rows, blocks, most, task.threads, task.mode):
+            if layout.workers > 1 and layout.workers not in self._sizes():
+                continue
+            ends = stage_ends(profile, layout.pipeline)
+            size = weight_bytes(task.model, layout, ends, profile.chain, self._tensor)
+            option = Option(layout, call_s(layout, profile, links, division), size)
+            if layout.workers == 1 and task.fits:
+                option = replace(option, measured_s=profile.one_s, difference=0.0)
+            too_large = task.limit_bytes is not None and size > task.limit_bytes
+            if too_large or (layout.workers == 1 and not task.fits):
+                room = (task.limit_bytes or 0) / 1e6
+                refusal = f"{size / 1e6:.0f} MB of weights; a worker has room for {room:.0f} MB"
+                option = replace(option, refusal=refusal)
+            options.append(option)
+        return options
+
+    def _worth_timing(self, options: Sequence[Option]) -> list[Option]:
+        split = [o for o in options if o.layout.workers > 1 and not o.refusal]
+        if not split and any(o.refusal for o in options if o.layout.workers == 1):
+            raise self._impossible(options)
+        split.sort(key=self._rank)
+        if self._task.goal == "memory":
+            return split[:_TIMED]
+        best = min((o.predicted_s for o in options if not o.refusal), default=0.0)
+        return [o for o in split if o.predicted_s <= _HOPELESS * best][:_TIMED]
+
+    def _timed(
+        self, option: Option, profile: Profile, expected: Sequence[tuple[Any, Any]]
+    ) -> Option:
+        ends = stage_ends(profile, option.layout.pipeline)
+        try:
+            self._bench.load(option.layout, ends, profile.chain)
+            found = [
+                difference(self._bench.call("forward", *inputs), outputs)
+                for inputs, outputs in expected
+            ]
+        except (InputError, NotApplicableError, WorkerError) as error:
+            return replace(option, refusal=str(error))
+        worst = self._bench.agree(max(found))
+        if not worst <= tolerance(self._task.model):
+            return replace(option, difference=worst, refusal=f"outputs differ by {worst:.2g}")
+        seconds = median_s(lambda: self._bench.call("forward", *self._inputs))
+        return replace(option, measured_s=self._bench.agree(seconds), difference=worst)
+
+    def _retimed(self, options: Sequence[Option]) -> list[Option]:
+        """The options, the single worker timed again: it was timed first, when all was cold."""
+
+        def again(option: Option) -> Option:
+            if option.layout.workers > 1 or option.measured_s is None:
+                return option
+            args, kwargs = self._inputs
+            with torch.inference_mode():
+                seconds = median_s(lambda: self._task.model(*args, **kwargs))
+            return replace(option, measured_s=min(option.measured_s, self._bench.agree(seconds)))
+
+        return [again(option) for option in options]
+
+    def _second_shape(self) -> tuple[Any, Any]:
+        """Other inputs, fewer rows or twice as many, and what the model makes of them."""
+        few = max(1, self._rows // 2)
+        if few < self._rows:
+            inputs = cut_rows(self._inputs, [few, self._rows - few])[0]
+        else:
+            inputs = twice(self._inputs)
+        with torch.inference_mode():
+            return inputs, self._task.model(*inputs[0], **inputs[1])
+
+    def _choose(self, options: Sequence[Option]) -> tuple[Option, str]:
+        able = [o for o in options if o.measured_s is not None and not o.refusal]
+        if not able:
+            raise self._impossible(options)
+        best = min(able, key=self._rank)
+        one = next((o for o in able if o.layout.workers == 1), None)
+        if one is None:
+            return best, f"one worker can't hold it; {best.layout} takes {_ms(best)} a call"
+        if self._task.goal == "memory":
+            beside = f"{best.memory_bytes / 1e6:.1f} MB of weights in the fullest worker"
+            return best, f"{beside}, of {one.memory_bytes / 1e6:.1f} MB in one"
+        assert best.measured_s is not None and one.measured_s is not None, "they are able"
+        if best is not one and best.measured_s < (1 - _LEAST_GAIN) * one.measured_s:
+            gain = one.measured_s / best.measured_s
+            return best, f"{_ms(best)} a call, {_ms(one)} on one worker: {gain:.2f} times as fast"
+        others = [o for o in able if o is not one]
+        if not others:
+            return one, f"{_ms(one)} a call; no split was predicted to come near"
+        rival = min(others, key=self._rank)
+        return one, (
+            f"splitting doesn't pay: {_ms(one)} a call on one worker with "
+            f"{one.layout.threads} threads, {_ms(rival)} with {rival.layout}"
+        )
+
+    def _rank(self, option: Option) -> tuple[Any, ...]:
+        known_s = option.predicted_s if option.measured_s is None else option.measured_s
+        late = bool(option.refusal), option.measured_s is None
+        if self._task.goal == "memory":
+            return (late[0], option.memory_bytes, late[1], known_s)
+        return (*late, known_s)
+
+    def _impossible(self, options: Sequence[Option]) -> InputError:
+        why = "; ".join(f"{o.layout}: {o.refusal}" for o in options if o.refusal)
+        return InputError(
+            f"{self._task.name}: no layout of up to {self._task.workers} workers serves ({why}); "
+            "use more workers, or compress the model first"
+        )
+
+
+def _dealt_out(model: nn.Module, plan: TensorPlan) -> float:
+    """Share of the multiplications that tensor parallel deals out."""
+    cut = {cut.layer for cut in plan.cuts}
+    sizes: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or name in cut:
+            sizes[name] = module.weight.numel()
+    for name, packed in packed_modules(model):
+        sizes[name] = packed.packed.out_features * packed.packed.in_features
+    total = sum(sizes.values())
+    return sum(size for name, size in sizes.items() if name in cut) / total if total else 0.0
+
+
+def _ms(option: Option) -> str:
+    return f"{1e3 * (option.measured_s or 0):.1f} ms"

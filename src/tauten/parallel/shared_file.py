@@ -1,0 +1,128 @@
+"""Tensors in memory that several processes see: a file in memory, mapped by each of them."""
+
+import errno
+import mmap
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from tauten.core.errors import TautenError
+
+_ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor's place in a shared file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its values."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree whose tensors lie in a shared file.
+
+    Attributes:
+        form: The tree with a `Placed` for each tensor; other leaves as they are.
+        end: Bytes of the file that it takes.
+    """
+
+    form: Any
+    end: int
+
+
+class SharedFile:
+    """A file that grows, mapped into memory.
+
+    One process writes a tree, tells another (by a pipe) what `write` returned, and waits until
+    that has read it.
+
+    Args:
+        path: Made where it isn't there yet; on a file system in memory nothing touches a disk.
+        access: `mmap.ACCESS_COPY` keeps to this process what it writes into tensors that it read.
+    """
+
+    def __init__(self, path: Path, access: int = mmap.ACCESS_WRITE):
+        self._access = access
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._map: mmap.mmap | None = None
+
+    def write(self, tree: Any) -> Tree:
+        """Copy the tensors of a tree into the file.
+
+        Raises:
+            TautenError: The file system is full.
+        """
+        leaves, spec = tree_flatten(tree)
+        placed, end = _layout(leaves)
+        self._reserve(end)
+        for leaf, place in zip(leaves, placed, strict=True):
+            if isinstance(place, Placed) and place.size_bytes:
+                self._view(place).copy_(leaf.detach())
+        return Tree(tree_unflatten(placed, spec), end)
+
+    def read(self, tree: Tree) -> Any:
+        """A tree that another process wrote; its tensors are views until the next `write`."""
+        self._remap(tree.end)
+        return tree_map(lambda p: self._view(p) if isinstance(p, Placed) else p, tree.form)
+
+    def close(self) -> None:
+        """Forget the file; views that are left keep their memory."""
+        os.close(self._file)
+        self._map = None
+
+    def _view(self, place: Placed) -> Tensor:
+        if not place.size_bytes:
+            return torch.empty(place.shape, dtype=place.dtype)
+        assert self._map is not None, "it is mapped before it is viewed"
+        count = place.size_bytes
+        flat = torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=place.offset)
+        return flat.view(place.dtype).view(place.shape)
+
+    def _reserve(self, size_bytes: int) -> None:
+        size = os.fstat(self._file).st_size
+        if size < size_bytes:
+            try:  # not ftruncate: pages that can't be had would kill the process as it writes
+                os.posix_fallocate(self._file, 0, size_bytes)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise TautenError(
+                    f"{self._path.parent}: no room for {size_bytes / 1e6:.0f} MB of tensors; give "
+                    "shared memory more room (docker run --shm-size) or call with fewer rows"
+                ) from None
+        self._remap(size_bytes)
+
+    def _remap(self, size_bytes: int) -> None:
+        if size_bytes and (self._map is None or len(self._map) < size_bytes):
+            size = os.fstat(self._file).st_size
+            self._map = mmap.mmap(self._file, size, access=self._access)
+
+
+def _layout(leaves: Iterable[Any]) -> tuple[list[Any], int]:
+    """Where each tensor comes to lie, and where the last one ends."""
+    placed: list[Any] = []
+    end = 0
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            start = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            place = Placed(start, tuple(leaf.shape), leaf.dtype)
+            placed.append(place)
+            end = start + place.size_bytes
+        else:
+            placed.append(leaf)
+    return placed, end

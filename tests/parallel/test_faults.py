@@ -1,0 +1,151 @@
+"""Workers that die, scripts without a guard, and what is left after the end of a process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faulty_models import Dies, Slow
+from parallel_layouts import laid_out
+from tiny_models import tiny_llama
+from torch import nn
+
+import tauten
+from tauten.core.errors import InputError, WorkerError
+from tauten.parallel.plan import Layout
+
+TWO = Layout(data=2)
+NO_GUARD = """
+import tauten, torch
+class Net(torch.nn.Linear):
+    pass
+tauten.parallelize(Net(3, 3), workers=2, mode="data")
+"""
+ENDS_TWICE = """
+import tauten, torch, time
+from torch import nn
+from tauten.parallel.plan import Layout, Plan
+plan = Plan("", "throughput", 0, {}, Layout(tensor=2))
+model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+try:
+    with tauten.parallelize(model, plan=plan) as parallel:
+        print(*parallel.worker_pids, flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+parallel = tauten.parallelize(model, plan=plan)
+from tauten.parallel.launcher import the_launcher
+print(*parallel.worker_pids, the_launcher().pid, the_launcher().folder, flush=True)
+time.sleep(60)
+"""
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    return True
+
+
+def run_python(*arguments: str | Path) -> Any:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **pipes)
+
+
+def test_the_work_of_a_worker_killed_amid_a_batch_is_done_again(tmp_path: Path) -> None:
+    x = torch.arange(10.0)[:, None]
+    with laid_out(Slow(tmp_path), TWO) as parallel:
+        victim = parallel.worker_pids[1]
+
+        def kill() -> None:
+            until((tmp_path / str(victim)).exists)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        assert torch.equal(parallel(x), 2 * x)
+        killer.join()
+        assert victim not in parallel.worker_pids and is_gone(victim)
+        assert torch.equal(parallel(x), 2 * x)
+
+
+def test_a_stream_is_complete_and_in_order_whichever_worker_dies(tmp_path: Path) -> None:
+    inputs = [torch.full((1,), float(k)) for k in range(8)]
+    with laid_out(Slow(tmp_path, 0.05), TWO) as parallel:
+        made = []
+        for number, result in enumerate(parallel.map(inputs)):
+            made.append(result)
+            if number in (1, 4):
+                os.kill(parallel.worker_pids[number % 2], signal.SIGKILL)
+    assert torch.equal(torch.cat(made), 2 * torch.arange(8.0))
+
+
+@pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(pipeline=2, microbatches=2)])
+def test_workers_that_compute_together_are_replaced_together(layout: Layout) -> None:
+    model, x = tiny_llama(), torch.arange(24).view(2, 12)
+    with laid_out(model, layout, x) as parallel:
+        before = parallel(x).logits
+        pids = parallel.worker_pids
+        os.kill(pids[0], signal.SIGKILL)
+        assert torch.equal(parallel(x).logits, before)
+        assert not set(pids) & set(parallel.worker_pids)
+
+
+def test_a_worker_that_keeps_dying_is_an_error_with_its_last_words() -> None:
+    x = torch.ones(4, 1)
+    with laid_out(Dies(), TWO) as parallel:
+        with pytest.raises(WorkerError, match=r"exit code 7(.|\n)*out of cheese"):
+            parallel(-x)
+        assert torch.equal(parallel(x), 2 * x)
+
+
+def test_models_that_no_other_process_can_make_are_refused() -> None:
+    class Local(nn.Linear):
+        pass
+
+    for model in (Local(3, 3), nn.Linear(3, 3)):
+        model.function = lambda x: x
+        with pytest.raises(InputError, match="at the top of a module"):
+            tauten.parallelize(model, workers=2, mode="data")
+
+
+def test_a_missing_guard_is_explained(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(NO_GUARD)
+    process = run_python(script)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert "if __name__ == '__main__':" in last and "InputError" in last
+
+
+def test_nothing_is_left_after_ctrl_c_or_a_kill() -> None:
+    process = run_python("-c", ENDS_TWICE)
+    try:
+        pids = list(map(int, process.stdout.readline().split()))
+        assert len(pids) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        until(lambda: all(map(is_gone, pids)))
+        *again, folder = process.stdout.readline().split()
+        assert len(again) == 3 and Path(folder).is_dir()
+        process.kill()
+        until(lambda: all(is_gone(int(pid)) for pid in again))
+        until(lambda: not Path(folder).exists())
+    finally:
+        process.kill()
+        process.communicate()
