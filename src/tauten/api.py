@@ -19,7 +19,7 @@ from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.parallel.module import ParallelModule
 from tauten.parallel.plan import Plan
-from tauten.parallel.start import start
+from tauten.parallel.start import start, start_training
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe, run_search
@@ -217,9 +217,10 @@ def parallelize(
     workers: int | str = "auto",
     mode: str = "auto",
     goal: str = "throughput",
+    train: bool = False,
     *,
     plan: Plan | str | os.PathLike[str] | None = None,
-) -> ParallelModule:
+) -> nn.Module:
     """Compute a model on several cores or GPUs of this machine, laid out by a measured plan.
 
     Layouts of up to `workers` processes are predicted, the best few are timed, and their outputs
@@ -242,13 +243,22 @@ def parallelize(
             looks at both and at their combinations.
         goal: `throughput` for calls like the example, `latency` for a call of one row of it,
             `memory` for the least weights in one worker.
+        train: Train it, data parallel: by DDP, or by FSDP2 where copies for all workers would
+            not fit, or with `goal="memory"`. Nothing is measured.
         plan: An earlier one, or its file; then nothing is measured.
     Returns:
-        A module that is called like the model, for inference. Close it, or use it in `with`.
+        A module that is called like the model: a `ParallelModule` for inference, or with `train`
+        a `TrainingModule`, whose method `optimizer` makes one (under torchrun it is torch's own
+        DDP or FSDP2 module, with parameters for an optimizer of yours). Close it, or use it in
+        `with`.
     Raises:
         InputError: An argument or the model doesn't serve.
         WorkerError: Workers can't be started.
     """
+    if train:
+        if plan is not None or example_inputs is not None or mode == "task":
+            raise InputError("train=True is data parallel and not planned: leave out the others")
+        return start_training(model, workers, goal)
     return start(model, example_inputs, workers, mode, goal, plan)
 
 
@@ -270,7 +280,7 @@ def map(
     if isinstance(model, ParallelModule):
         yield from model.map(inputs)
         return
-    with parallelize(model, workers=workers, mode="data") as parallel:
+    with start(model, None, workers, "data", "throughput") as parallel:
         yield from parallel.map(inputs)
 
 

@@ -213,8 +213,32 @@ def eval_(
 
 
 @command
-def bench(
+def parallelize(
     model: Model,
+    workers: Annotated[str, typer.Option(help="Most processes; auto: one a core or GPU.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Rows of a call.", min=1)] = 8,
+    length: Annotated[int, typer.Option(help="Tokens a row, for language models.", min=1)] = 64,
+    shape: Annotated[
+        str | None, typer.Option(help="Size of a row of other models' input, such as 3x224x224.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="auto, data or task (cut the model).")] = "auto",
+    goal: Annotated[str, typer.Option(help="throughput, latency or memory.")] = "throughput",
+    base: Base = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File for the plan.")] = Path(
+        "plan.json"
+    ),
+) -> None:
+    """Find how a model is best laid out over workers on this machine, by measurement."""
+    from tauten.faces_parallel import write_plan
+
+    write_plan(model, base, (workers, mode, goal), (batch, length, shape), out, console)
+
+
+@command
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="As elsewhere; by default the plan's.", show_default=False)
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="The original, timed alternately with the model.")
     ] = None,
@@ -223,10 +247,20 @@ def bench(
     layers: Annotated[
         bool, typer.Option("--layers", help="Time each kind of layer in each format instead.")
     ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json: time its layout beside one worker instead.")
+    ] = None,
 ) -> None:
     """Time a language model's prompts and tokens, beside its original."""
+    from tauten.core.errors import InputError
     from tauten.faces import bench_facts, bench_layers, print_bench, print_layers
+    from tauten.faces_parallel import time_plan
 
+    if plan is not None:
+        time_plan(plan, model, base, rounds, console)
+        return
+    if model is None:
+        raise InputError("pass a model, or --plan with a file that `tauten parallelize` wrote")
     if layers:
         print_layers(bench_layers(model, base, rounds), console)
         return

@@ -32,7 +32,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
         return 0.0
     if not one.is_floating_point():
         return 0.0 if torch.equal(one, other.to(one.device)) else float("inf")
-    other = other.to(one.device).float()
+    one, other = one.detach(), other.detach().to(one.device).float()
     scale = float(other.abs().max()) or 1.0
     return float((one.float() - other).abs().max()) / scale
 

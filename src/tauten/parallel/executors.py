@@ -16,6 +16,7 @@ from tauten.parallel.parcel import Parcel
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
 from tauten.parallel.pool import Pool
+from tauten.parallel.profile import with_threads
 from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows, to_device
 from tauten.parallel.share import Share
 from tauten.parallel.worker import Part, Place, Runner
@@ -40,15 +41,21 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """This process, with the model as it is."""
+    """This process, with the model as it is.
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    Args:
+        model: To call.
+        threads: That it computes with.
+    """
+
+    def __init__(self, model: nn.Module, threads: int):
+        self._model, self._threads = model, threads
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model."""
-        function = self.model if method == "forward" else getattr(self.model, method)
-        return function(*args, **kwargs)
+        function = self._model if method == "forward" else getattr(self._model, method)
+        with with_threads(self._threads):
+            return function(*args, **kwargs)
 
     def map(self, calls: Calls) -> Iterator[Any]:
         """One after the other."""

@@ -1,5 +1,6 @@
 """Memory that workers need, and how much each may have."""
 
+import math
 import resource
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tauten.parallel.pipeline_parallel import ChainShape, Stage
 from tauten.parallel.plan import Layout
 from tauten.parallel.tensor_parallel import TensorPlan
 
+_TRAINING_COPIES = 4
 SLACK = 1.1  # of the weights: what a layer needs besides while it is loaded
 
 
@@ -62,6 +64,24 @@ def worker_limit_bytes() -> int | None:
         if limit != resource.RLIM_INFINITY:
             rooms.append(limit - _status_bytes(the_launcher().pid, field))
     return int(min(rooms) / SLACK) if rooms else None
+
+
+def fits_one_worker(model: nn.Module) -> bool:
+    """Whether a worker may hold all weights of a model, whose tensors may be empty."""
+    limit = worker_limit_bytes()
+    return limit is None or sum(slot.empty.nbytes for slot in tensor_slots(model)) <= limit
+
+
+def trains_whole(model: nn.Module, workers: int) -> bool:
+    """Whether each worker may hold a model's weights, gradients and two moments of an optimizer."""
+    needed = _TRAINING_COPIES * sum(slot.empty.nbytes for slot in tensor_slots(model))
+    limit = worker_limit_bytes()
+    memory = Path("/proc/meminfo")
+    machine = math.inf
+    if not torch.cuda.is_available() and memory.exists():
+        line = next(x for x in memory.read_text().splitlines() if x.startswith("MemAvailable"))
+        machine = int(line.split()[1]) * 1024 / workers
+    return needed <= min(machine, math.inf if limit is None else limit)
 
 
 def _status_bytes(pid: int, field: str) -> int:

@@ -77,7 +77,8 @@ class Group:
     def __init__(self, folder: Path, parcel: Parcel, main: MainModule | None):
         folder.mkdir()
         self._folder, self._parcel, self._main = folder, parcel, main
-        self._inputs, self._outputs = (SharedFile(folder / name) for name in ("in", "out"))
+        self._inputs = SharedFile(folder / "in")
+        self._outputs: list[SharedFile] = []  # of each worker
         self._workers: list[Worker] = []
         self._answers: dict[int, Done | Failed] = {}
         self._loads = 0
@@ -92,11 +93,13 @@ class Group:
             self._workers.pop().end()
         while len(self._workers) < len(assignments):
             self._workers.append(Worker())
+        while len(self._outputs) < len(assignments):
+            self._outputs.append(SharedFile(self._folder / f"out{len(self._outputs)}"))
         self._loads += 1
         rendezvous = self._folder / f"rendezvous{self._loads}"
-        files = (rendezvous, self._folder / "in", self._folder / "out")
         self.is_ready, self._answers = False, {}
         for rank, (worker, wanted) in enumerate(zip(self._workers, assignments, strict=True)):
+            files = (rendezvous, self._folder / "in", self._folder / f"out{rank}")
             load = Load(wanted.part, self._parcel, wanted.place, *files, self._main)
             self._send(rank, worker, load)
 
@@ -130,7 +133,7 @@ class Group:
         """Take answers from connections that have some.
 
         Returns:
-            What came of it, once all have answered; None before.
+            Whether it worked, once all have answered or one has failed; None before.
         Raises:
             WorkerEnded: A worker has ended.
         """
@@ -144,13 +147,21 @@ class Group:
         if len(self._answers) < len(self._workers):
             return None
         self.is_ready = True
-        made = (a for a in self._answers.values() if isinstance(a, Done) and a.outputs is not None)
-        return next(made, Done(None))
+        return self._answers[0]
 
-    def outputs(self, done: Done) -> Any:
-        """The outputs; their tensors are views until the next call is submitted."""
-        assert done.outputs is not None, "one worker of a group answers"
-        return self._outputs.read(done.outputs)
+    def outputs(self) -> Any:
+        """Outputs of the call; their tensors are views until the next call is submitted."""
+        (made,) = self.all_outputs()
+        return made
+
+    def all_outputs(self) -> list[Any]:
+        """Outputs of the workers that have some, by rank."""
+        answers = sorted(self._answers.items())
+        return [
+            self._outputs[rank].read(answer.outputs)
+            for rank, answer in answers
+            if isinstance(answer, Done) and answer.outputs is not None
+        ]
 
     def end(self) -> None:
         """End its processes."""
@@ -163,8 +174,8 @@ class Group:
     def close(self) -> None:
         """End its processes and forget its files."""
         self.end()
-        self._inputs.close()
-        self._outputs.close()
+        for file in (self._inputs, *self._outputs):
+            file.close()
 
     def _check_peers(self) -> None:
         """A worker may have failed only because a peer of it ended: then that is what counts."""

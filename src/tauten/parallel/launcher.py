@@ -42,9 +42,9 @@ class Launcher:
         # fork. A session of its own keeps Ctrl-C for this process, which ends the others.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tauten.parallel.launcher", str(theirs.fileno())]
+        entry = "from tauten.parallel.launcher import main; main()"
         self._process = subprocess.Popen(
-            [*command, str(self.folder)],
+            [sys.executable, "-c", entry, str(theirs.fileno()), str(self.folder)],
             pass_fds=[theirs.fileno()],
             env=environment,
             start_new_session=True,
@@ -153,7 +153,8 @@ def _collect(pid: int) -> int:
         time.sleep(0.005)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Entry of the process: descriptor of its socket, and the folder to remove."""
     with socket.socket(fileno=int(sys.argv[1])) as opened:
         _serve(opened)
     shutil.rmtree(sys.argv[2], ignore_errors=True)

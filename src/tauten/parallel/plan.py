@@ -42,7 +42,7 @@ class Layout:
         sizes = {"data": self.data, "tensor": self.tensor, "pipeline": self.pipeline}
         parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
         if self.microbatches > 1:
-            parts.append(f"{self.microbatches} micro-batches")
+            parts.append(f"micro {self.microbatches}")
         return ", ".join(parts) or "one worker"
 
 

@@ -21,7 +21,7 @@ from tauten.parallel.rows import count_rows, cut_rows, describe_call
 from tauten.parallel.tensor_parallel import TensorPlan, tensor_plan
 
 _TIMED = 3  # layouts, the single worker besides
-_HOPELESS = 2.0  # times the best prediction: isn't timed
+_HOPELESS = 3.0  # times the best prediction: isn't timed
 _LEAST_GAIN = 0.03  # of a call's time, for which more processes are worth having
 
 

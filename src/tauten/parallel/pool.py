@@ -19,7 +19,7 @@ from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.launcher import the_launcher
 from tauten.parallel.main_guard import MainModule, guard_is_missing, missing_guard
 from tauten.parallel.parcel import Parcel
-from tauten.parallel.worker import Done, Failed
+from tauten.parallel.worker import Failed
 
 Results = dict[int, tuple[Group | None, Any]]  # outputs, and the group in whose memory they lie
 _ATTEMPTS = 3  # of a call, or of loading, before it is given up
@@ -168,11 +168,8 @@ class Pool:
                 if group in self._task_of:
                     self._submit(group)
             else:
-                self._finish(group, answer, results)
-
-    def _finish(self, group: Group, done: Done, results: Results) -> None:
-        self._failures[group] = 0
-        results[self._task_of.pop(group).index] = (group, group.outputs(done))
+                self._failures[group] = 0
+                results[self._task_of.pop(group).index] = (group, group.outputs())
 
     def _raise(self, group: Group, failed: Failed) -> None:
         """Raise the model's error here; workers whose peers wait for them start anew."""

@@ -79,11 +79,11 @@ def measure(
         outputs = model(*inputs[0], **inputs[1])
     few = max(1, rows // 2)
     half = cut_rows(inputs, [few, rows - few])[0] if few < rows else inputs
-    with _threads(threads):
+    with with_threads(threads):
         one_s = median_s(lambda: _call(model, inputs))
     base, row = {}, {}
     for count in sorted(set(counts), reverse=True):
-        with _threads(count):
+        with with_threads(count):
             all_s = min(
                 _traced_s(trace, model, inputs) for _ in range(3 if one_s < _REPEAT_S else 1)
             )
@@ -249,7 +249,8 @@ def _call(model: nn.Module, inputs: tuple[Any, Any]) -> Any:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def with_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

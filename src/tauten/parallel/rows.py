@@ -81,6 +81,11 @@ def _join(column: Sequence[Any], sizes: Sequence[int]) -> Any:
     raise InputError(f"parts of a batch returned different {type(column[0]).__name__} values")
 
 
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is a tensor that can have a gradient."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
 def to_device(tree: Any, device: str | torch.device) -> Any:
     """A tree with its tensors on a device."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)

@@ -15,10 +15,12 @@ from tauten.parallel.executors import (
     LocalExecutor,
     PoolExecutor,
     SpmdExecutor,
+    device_of,
     join_torchrun,
     under_torchrun,
 )
-from tauten.parallel.footprint import worker_limit_bytes
+from tauten.parallel.footprint import fits_one_worker, trains_whole, worker_limit_bytes
+from tauten.parallel.group import Assignment
 from tauten.parallel.links import measure_links
 from tauten.parallel.main_guard import check_guard
 from tauten.parallel.module import ParallelModule
@@ -27,6 +29,9 @@ from tauten.parallel.plan import GOALS, MODES, Layout, Plan
 from tauten.parallel.planner import Planner, Task
 from tauten.parallel.pool import Pool, pool_folder
 from tauten.parallel.rows import count_rows
+from tauten.parallel.training import Trainee, check_trainable, distributed
+from tauten.parallel.training_module import TrainingModule
+from tauten.parallel.worker import Place
 
 _ROWS, _TOKENS = 8, 64  # of the call that a language model is planned for by default
 # Between processes that share a machine; used where each waits for the others at every step.
@@ -54,15 +59,9 @@ class Given:
             whole = model if self._source is None else self._source.open()
             if any(tensor.is_meta for tensor in (*whole.parameters(), *whole.buffers())):
                 raise InputError(f"{type(whole).__name__} has empty tensors; load it first")
-            self._source = None
-            self.name, self.model = type(whole).__name__, whole
+            self.name = type(whole).__name__ if self._source is None else self._source.name
+            self._source, self.model = None, whole
             self.parcel = pack(whole, self.folder)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its tensors."""
-        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
-        return sum(tensor.nbytes for tensor in tensors.values())
 
     def runnable(self, stream: bool) -> nn.Module:
         """The model for calls in this process; streamed from disk it needs a block's memory."""
@@ -114,12 +113,11 @@ def start(
     given = Given(model)
     count = _worker_count(workers)
     if plan is not None:
-        return _by_plan(given, plan if isinstance(plan, Plan) else Plan.read(plan))
+        return by_plan(given, plan if isinstance(plan, Plan) else Plan.read(plan))
     if mode == "data" and example_inputs is None:
-        return _by_plan(given, _data_plan(given, goal, count))
+        return by_plan(given, _data_plan(given, goal, count))
     inputs = example_call(given, example_inputs)
-    limit = worker_limit_bytes()
-    fits = limit is None or given.size_bytes <= limit
+    limit, fits = worker_limit_bytes(), fits_one_worker(given.model)
     runnable = given.runnable(stream=not fits)
     threads = max(_cores(), torch.get_num_threads())
     task = Task(given.name, runnable, fits, inputs, count, threads, mode, goal, limit)
@@ -133,18 +131,42 @@ def start(
     if found.layout.workers > 1:
         return ParallelModule(bench, found, config)
     bench.close()
-    return ParallelModule(LocalExecutor(runnable), found, config)
+    return ParallelModule(LocalExecutor(runnable, found.layout.threads), found, config)
 
 
 def _pool_bench(given: Given) -> PoolBench:
     return PoolBench(Pool(given.parcel, given.folder))
 
 
-def _by_plan(given: Given, plan: Plan) -> ParallelModule:
+def start_training(model: Any, workers: Any, goal: str) -> nn.Module:
+    """See `tauten.parallelize` with `train=True`."""
+    check_guard()
+    _check("data", goal)
+    if not isinstance(model, nn.Module):
+        raise InputError("train=True takes a module: load the model, then pass it")
+    check_trainable(model)
+    count = _worker_count(workers)
+    sharded = goal == "memory" or not trains_whole(model, count)
+    if under_torchrun():
+        join_torchrun()
+        return distributed(model.to(device_of(int(os.environ["LOCAL_RANK"]))), count, sharded)
+    given = Given(model)
+    layout = Layout(data=count, threads=max(1, _cores() // count))
+    kind = "FSDP2: each holds a part" if sharded else "DDP: each holds all"
+    reason = f"{kind} of weights, gradients and optimizer state"
+    plan = Plan(given.name, goal, 0, {}, layout, reason=reason)
+    part = Trainee(sharded, torch.initial_seed() % 2**31)
+    places = [Place(rank, count, layout.threads, device_of(rank)) for rank in range(count)]
+    assignments = [Assignment(part, place) for place in places]
+    return TrainingModule(given.parcel, assignments, given.folder, plan)
+
+
+def by_plan(given: Given, plan: Plan) -> ParallelModule:
     """Lay a model out as a plan says."""
     config = getattr(given.model, "config", None)
     if plan.layout.workers == 1:
-        return ParallelModule(LocalExecutor(given.runnable(stream=False)), plan, config)
+        local = LocalExecutor(given.runnable(stream=False), plan.layout.threads)
+        return ParallelModule(local, plan, config)
     bench = SpmdBench(given.parcel) if under_torchrun() else _pool_bench(given)
     bench.load(plan.layout, plan.ends, plan.chain)
     return ParallelModule(bench, plan, config)
