@@ -6,6 +6,7 @@ a factory is imported on the worker, where it must be installed.
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError
 from tauten.distributed.wire import to_bytes, to_tensor
 from tauten.models.huggingface import download
+from tauten.models.loader import Loader
 from tauten.models.packing import write_out
-from tauten.models.source import open_source
+from tauten.models.source import open_source, shared_copy
+from tauten.models.structure import find_structure
 from tauten.parallel.parcel import Parcel
 
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".yaml")  # of what travels
@@ -64,6 +67,28 @@ def open_model(model: Parcel | dict[str, Any]) -> nn.Module:
         write_out(opened.model, opened.written_out)
         return opened.model.eval()
     return open_source(model.get("path") or _unpacked(model["files"])).open()
+
+
+def open_skeleton(model: Parcel | dict[str, Any]) -> Callable[[], tuple[nn.Module, Loader | None]]:
+    """A function that makes modules of their own on the same tensors.
+
+    Returns:
+        The modules, and what loads their tensors block by block; None where they are in memory.
+    """
+    if isinstance(model, Parcel) and model.tensors is not None:
+        whole = open_model(model)
+        return lambda: (shared_copy(whole), None)
+    if isinstance(model, Parcel):
+        source = open_source(model.name)
+    else:
+        source = open_source(model.get("path") or _unpacked(model["files"]))
+
+    def opened() -> tuple[nn.Module, Loader | None]:
+        made = source.skeleton()
+        has_reader = source.reader is not None
+        return made, source.loader(made, find_structure(made).blocks) if has_reader else None
+
+    return opened
 
 
 def _files(path: Path) -> dict[str, Tensor]:

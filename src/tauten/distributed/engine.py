@@ -60,6 +60,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def size(self) -> int:
+        """Workers that it has or is starting."""
+        ...
+
+    @property
     def pids(self) -> list[int]:
         """Process ids of workers on this machine."""
         ...

@@ -42,6 +42,11 @@ class LocalEngine:
         self._events: list[Event] = []
 
     @property
+    def size(self) -> int:
+        """Workers that weren't given up."""
+        return len(self._names if self._job is None else self._groups)
+
+    @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [pid for group in self._groups.values() for pid in group.pids]
