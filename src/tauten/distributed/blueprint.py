@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.progress import quiet_elsewhere
 from tauten.distributed.wire import to_bytes, to_tensor
 from tauten.models.huggingface import download
 from tauten.models.loader import Loader
@@ -38,7 +39,7 @@ def blueprint(model: Any, shared_folders: bool) -> dict[str, Any]:
         InputError: It can't be opened elsewhere.
     """
     if isinstance(model, transformers.PreTrainedModel):
-        with tempfile.TemporaryDirectory(prefix="tauten-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tauten-") as folder, quiet_elsewhere():
             model.save_pretrained(folder)
             return {"files": _files(Path(folder))}
     if isinstance(model, nn.Module) or not isinstance(model, str | Path):

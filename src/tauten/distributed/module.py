@@ -59,6 +59,10 @@ class DistributedModule(nn.Module):
         calls = [("forward", *part) for part in parts]
         return join_rows(list(self.cluster.run(self._job, calls, len(calls))), sizes)
 
+    def wait_for(self, workers: int) -> None:
+        """Wait until so many workers hold the model; calls begin with those that are ready."""
+        self.cluster.load(self._job, workers)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one worker."""
         return next(self.cluster.run(self._job, [("generate", args, kwargs)], 1))

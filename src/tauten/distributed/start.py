@@ -2,47 +2,107 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tauten.core.errors import InputError
+from tauten.distributed.blueprint import blueprint
 from tauten.distributed.cluster import Cluster
+from tauten.distributed.engine import Engine
+from tauten.distributed.host_engine import SHELL, HostEngine
+from tauten.distributed.hosts import LOOPBACK, read_hosts
 from tauten.distributed.local_engine import LocalEngine
 from tauten.distributed.module import DistributedModule
+from tauten.distributed.ray_engine import RayEngine
+from tauten.distributed.token import read_token
+from tauten.parallel.executors import under_torchrun
 from tauten.parallel.start import Given
+from tauten.parallel.start import start as start_parallel
 
 
-def start(model: Any, cluster: Any, workers: int | None) -> Any:
+@dataclass(frozen=True)
+class Access:
+    """How the machines of a hosts file are reached.
+
+    Attributes:
+        interface: Name or address of this machine's network interface that they reach it by.
+        token: File of the cluster's token; see `tauten.distributed.token.read_token`.
+        shell: What runs a command on `{host}`.
+        python: Interpreter there.
+        shared_folders: They see the same folders, so that models needn't be sent.
+    """
+
+    interface: str = LOOPBACK
+    token: str | None = None
+    shell: str = SHELL
+    python: str = sys.executable
+    shared_folders: bool = False
+
+
+def start(model: Any, cluster: str | None, workers: int | None, access: Access) -> Any:
     """See `tauten.distribute`."""
-    if cluster is None:
-        return _local(model, workers)
-    raise InputError(f"cluster={cluster!r}")
+    if cluster == "auto" and under_torchrun():
+        return start_parallel(model, None, "auto", "data", "throughput")
+    reference, name, config, release = for_workers(model, cluster, access)
+    try:
+        engine = open_engine(cluster, workers, access)
+    except BaseException:
+        release()
+        raise
+    return DistributedModule(Cluster(engine), reference, name, config, release)
 
 
-def local_cluster(workers: int | None) -> Cluster:
-    """Workers on this machine, by default one for each GPU or core."""
-    count = _count(workers)
-    return Cluster(LocalEngine(count, max(1, _cores() // count)))
+def open_engine(cluster: str | None, workers: int | None, access: Access) -> Engine:
+    """Start workers.
 
-
-def _local(model: Any, workers: int | None) -> DistributedModule:
-    given = Given(model)
-    cluster = local_cluster(workers)
-    config = getattr(given.model, "config", None)
-
-    def release() -> None:
-        shutil.rmtree(given.folder, ignore_errors=True)
-
-    return DistributedModule(cluster, given.parcel, given.name, config, release)
-
-
-def _count(workers: int | None) -> int:
-    if workers is None:
-        return torch.cuda.device_count() if torch.cuda.is_available() else _cores()
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+    Args:
+        cluster: None for this machine, `ray://host:port` or `auto` for Ray, or a hosts file.
+        workers: On this machine or of Ray; by default one for each core or GPU.
+        access: To the machines of a hosts file.
+    Raises:
+        InputError: There is no such cluster.
+    """
+    if workers is not None and (isinstance(workers, bool) or workers < 1):
         raise InputError(f"workers={workers!r}: expected a number from 1 on")
-    return workers
+    if cluster is None:
+        count = workers or _count()
+        return LocalEngine(count, max(1, _cores() // count))
+    if cluster == "auto" or cluster.startswith("ray://"):
+        return RayEngine(cluster, workers)
+    if not Path(cluster).is_file():
+        raise InputError(
+            f"cluster={cluster!r}: no such file; pass a hosts file, ray://host:port, or auto"
+        )
+    if workers is not None:
+        raise InputError("workers beside a hosts file: write slots=N into the file instead")
+    hosts = read_hosts(cluster)
+    token = read_token(access.token)
+    return HostEngine(hosts, token, access.interface, access.shell, access.python)
+
+
+def for_workers(
+    model: Any, cluster: str | None, access: Access
+) -> tuple[Any, str, Any, Callable[[], None]]:
+    """A model for a cluster's workers; its name, configuration, and what removes its files."""
+    if cluster is None:
+        given = Given(model)
+
+        def release() -> None:
+            shutil.rmtree(given.folder, ignore_errors=True)
+
+        return given.parcel, given.name, getattr(given.model, "config", None), release
+    name = str(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+    config = getattr(model, "config", None)
+    return blueprint(model, access.shared_folders), name, config, lambda: None
+
+
+def _count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else _cores()
 
 
 def _cores() -> int:
