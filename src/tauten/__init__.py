@@ -1,6 +1,6 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
-from tauten.api import compress, load, map, optimize, parallelize, quantize
+from tauten.api import compress, distribute, load, map, optimize, parallelize, quantize
 from tauten.compression import (
     Distill,
     PruneChannels,
@@ -27,6 +27,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
+from tauten.distributed.start import Access
 from tauten.quantization import (
     AWQ,
     GPTQ,
@@ -50,6 +51,7 @@ __all__ = [
     "GPTQ",
     "HQQ",
     "RTN",
+    "Access",
     "AdaRound",
     "AutoRound",
     "Binary",
@@ -85,6 +87,7 @@ __all__ = [
     "WorkerError",
     "__version__",
     "compress",
+    "distribute",
     "load",
     "map",
     "optimize",

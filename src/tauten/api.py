@@ -15,6 +15,9 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
+from tauten.distributed.module import DistributedModule
+from tauten.distributed.start import Access
+from tauten.distributed.start import start as start_distributed
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.parallel.module import ParallelModule
@@ -282,6 +285,42 @@ def map(
         return
     with start(model, None, workers, "data", "throughput") as parallel:
         yield from parallel.map(inputs)
+
+
+def distribute(
+    model: ModelLike,
+    cluster: str | os.PathLike[str] | None = None,
+    *,
+    workers: int | None = None,
+    access: Access | None = None,
+) -> DistributedModule:
+    """Compute a model on workers of this machine or of many; each holds all of it.
+
+    Batches are dealt out by the speed that workers prove to have, in small portions towards the
+    end. A worker or machine that is lost is started anew where it can be, and its work is done
+    again; results come in order, once each.
+
+    Models travel to other machines as safetensors and JSON. A module of your own can't travel:
+    pass `package.module:factory`, which workers import.
+
+    Args:
+        model: As for `quantize`.
+        cluster: None for processes on this machine; a hosts file (a host a line, perhaps `slots=N`
+            behind it), whose workers a remote shell starts; `ray://host:port`; or `auto` for the
+            Ray cluster that this machine is part of, or for the processes of torchrun.
+        workers: On this machine or of Ray, by default one for each core or GPU.
+        access: How machines of a hosts file are reached, and by which of this machine's network
+            interfaces; by default as the environment says (`TAUTEN_INTERFACE`, ...).
+    Returns:
+        A module that is called like the model, for inference, with `map` for streams of inputs,
+        which goes on after a kill if it is given a folder, and `evaluate`. Close it, or use it in
+        `with`.
+    Raises:
+        InputError: There is no such cluster, or the model can't travel.
+        WorkerError: No worker is left.
+    """
+    name = None if cluster is None else os.fspath(cluster)
+    return start_distributed(model, name, workers, access or Access.from_environment())
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

@@ -4,5 +4,5 @@ from torch import nn
 
 from tauten import api
 
-for _call in (api.quantize, api.compress, api.optimize, api.parallelize):
+for _call in (api.quantize, api.compress, api.optimize, api.parallelize, api.distribute):
     setattr(nn.Module, _call.__name__, _call)

@@ -19,7 +19,7 @@ from tauten.distributed.hosts import LOOPBACK, read_hosts
 from tauten.distributed.local_engine import LocalEngine
 from tauten.distributed.module import DistributedModule
 from tauten.distributed.ray_engine import RayEngine
-from tauten.distributed.token import read_token
+from tauten.distributed.token import ENVIRONMENT, read_token
 from tauten.parallel.executors import under_torchrun
 from tauten.parallel.start import Given
 from tauten.parallel.start import start as start_parallel
@@ -42,6 +42,14 @@ class Access:
     shell: str = SHELL
     python: str = sys.executable
     shared_folders: bool = False
+
+    @classmethod
+    def from_environment(cls) -> "Access":
+        """As `TAUTEN_INTERFACE`, `TAUTEN_TOKEN_PATH`, `TAUTEN_SHELL`, `TAUTEN_PYTHON` say."""
+        names = {"interface": "TAUTEN_INTERFACE", "token": ENVIRONMENT}
+        names |= {"shell": "TAUTEN_SHELL", "python": "TAUTEN_PYTHON"}
+        found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
+        return cls(**found)  # type: ignore[arg-type]
 
 
 def start(model: Any, cluster: str | None, workers: int | None, access: Access) -> Any:
