@@ -21,7 +21,7 @@ def laid_out(model: nn.Module, layout: Layout, *args: Any, **kwargs: Any) -> Ite
     """The model on workers; arguments are a call, from which a pipeline learns its blocks."""
     ends, chain = (), None
     if layout.pipeline > 1:
-        profile, _ = measure(without_cache(model), (args, kwargs), tensor_plan(model), 1, [1])
+        profile, _ = measure(without_cache(model), (args, kwargs), tensor_plan(model), [1])
         ends, chain = stage_ends(profile, layout.pipeline), profile.chain
         assert chain is not None, "its blocks form a chain"
     plan = Plan("test", "throughput", 0, {}, layout, ends, chain)

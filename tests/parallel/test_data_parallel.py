@@ -12,7 +12,9 @@ from tiny_models import MODELS, tiny_llama
 import tauten
 from tauten.core.errors import InputError
 from tauten.parallel.plan import Layout
+from tauten.parallel.pool import Pool
 from tauten.parallel.rows import cut_rows, even_sizes, join_rows
+from tauten.parallel.start import Given, PoolBench
 
 TWO = Layout(data=2)
 TOKENS = torch.arange(7 * 12).view(7, 12) * 5 % 256
@@ -114,3 +116,25 @@ def test_parts_make_up_the_whole() -> None:
     assert all(part[0][1] is mask and part[1] == {"n": 4} for part in parts)
     joined = join_rows([part[0][0] for part in parts], sizes)
     assert torch.equal(joined, x) and joined.data_ptr() != x.data_ptr()
+
+
+def test_fewer_calls_than_copies_after_a_map_was_left() -> None:
+    with laid_out(Parts(), TWO) as parallel:
+        x = torch.randn(1, 4)
+        for _ in parallel.map([x, x, x]):
+            break
+        assert len(list(parallel.map([x]))) == 1
+        assert parallel(x)["y"].shape == (1, 3)
+
+
+def test_a_layout_that_fails_to_load_leaves_the_pool_usable() -> None:
+    bench = PoolBench(Pool((given := Given(tiny_llama())).parcel, given.folder))
+    try:
+        with pytest.raises(InputError, match="at most 2"):
+            bench.load(Layout(tensor=3, data=2), (), None)
+        bench.load(TWO, (), None)
+        assert torch.equal(
+            bench.call("forward", (TOKENS,), {}).logits, by_parts(tiny_llama(), TOKENS, [4, 3])
+        )
+    finally:
+        bench.close()

@@ -81,7 +81,7 @@ def test_blocks_that_are_no_chain_are_seen() -> None:
 
 
 def chain_of(model: nn.Module, x: Any) -> ChainShape | None:
-    profile, _ = measure(without_cache(model), ((x,), {}), tensor_plan(model), 1, [1])
+    profile, _ = measure(without_cache(model), ((x,), {}), tensor_plan(model), [1])
     return profile.chain
 
 

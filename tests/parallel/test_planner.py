@@ -11,7 +11,7 @@ from torch import nn
 
 import tauten
 from tauten.core.errors import InputError, WorkerError
-from tauten.parallel import planner
+from tauten.parallel import planner, trials
 from tauten.parallel.comparison import difference
 from tauten.parallel.cost_model import Division, Link, Links, call_s, stage_ends
 from tauten.parallel.footprint import weight_bytes
@@ -22,6 +22,7 @@ from tauten.parallel.tensor_parallel import tensor_plan
 
 TOKENS = torch.arange(8 * 12).view(8, 12) * 5 % 256
 FAST = Links(Link(0.0, 1e12), Link(0.0, 1e12), Link(0.0, 1e12))
+ONE = Layout(threads=2)
 DATA, TENSOR = Layout(data=2), Layout(tensor=2)
 
 
@@ -60,7 +61,7 @@ def plan_with(
     dying: Any = (),
     **task: Any,
 ) -> Plan:
-    """A plan in which nothing is timed: the single worker takes a second."""
+    """A plan in which nothing is timed: one worker with two threads takes a second."""
     model = without_cache(tiny_llama())
     bench = Stage(model, wrong, dying)
 
@@ -69,16 +70,9 @@ def plan_with(
         call()
         return seconds.get(bench.loaded[-1], 9.0) if bench.calls > before else 1.0
 
-    monkeypatch.setattr(planner, "median_s", timed)
+    monkeypatch.setattr(trials, "median_s", timed)
     monkeypatch.setattr("tauten.parallel.profile._REPEAT_S", 1e-9)
-    monkeypatch.setattr(planner, "call_s", lambda layout, *_: seconds.get(layout, 9.0))
-    real = planner.measure
-
-    def measured(*arguments: Any) -> Any:
-        profile, outputs = real(*arguments)
-        return Profile(**{**vars(profile), "one_s": 1.0}), outputs
-
-    monkeypatch.setattr(planner, "measure", measured)
+    monkeypatch.setattr(planner, "call_s", lambda o, *_: seconds.get(o, 1.0 if o == ONE else 9.0))
     wanted = {"workers": 2, "threads": 2, "mode": "auto", "goal": "throughput", "limit_bytes": None}
     fields = {"name": "llama", "model": model, "fits": True, "inputs": ((TOKENS,), {})}
     plan = Planner(Task(**{**fields, **wanted, **task}), bench).run()
@@ -87,7 +81,7 @@ def plan_with(
 
 
 def test_the_fastest_of_the_best_three_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {DATA: 0.6, TENSOR: 0.5, Layout(): 1.0}
+    seconds = {DATA: 0.6, TENSOR: 0.5}
     plan = plan_with(monkeypatch, seconds)
     assert plan.layout == TENSOR and "2.00 times as fast" in plan.reason
     assert [option.layout for option in plan.options[:2]] == [TENSOR, DATA]
@@ -95,8 +89,8 @@ def test_the_fastest_of_the_best_three_is_taken(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_worker_is_kept_where_splitting_loses(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_with(monkeypatch, {DATA: 1.4, TENSOR: 1.6, Layout(threads=2): 1.0})
-    assert plan.layout.workers == 1
+    plan = plan_with(monkeypatch, {DATA: 1.4, TENSOR: 1.6})
+    assert plan.layout == ONE
     assert "doesn't pay: 1000.0 ms" in plan.reason and "1400.0 ms with data 2" in plan.reason
 
 
@@ -144,13 +138,15 @@ def test_a_plan_comes_back_from_its_file_and_is_used_again(
 
 def test_every_layout_is_thought_of_once() -> None:
     found = list(layouts(4, rows=8, blocks=3, tensor=2, threads=8, mode="auto"))
-    assert len(set(found)) == len(found) and found[0] == Layout(threads=8)
+    assert len(set(found)) == len(found)
+    assert found[:3] == [Layout(threads=8), Layout(threads=4), Layout(threads=1)]
     sizes = {(o.data, o.tensor, o.pipeline) for o in found}
     expected = {(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (3, 1, 1), (1, 1, 3), (4, 1, 1)}
     assert sizes == expected | {(2, 2, 1), (2, 1, 2), (1, 2, 2)}
     assert {o.microbatches for o in found if o.pipeline == 2 and o.data == 1} == {1, 2, 4, 8}
     assert {o.threads for o in found if o.workers == 3} == {2}
     assert all(o.data == o.workers for o in layouts(4, 8, 3, 2, 4, "data"))
+    assert {o.threads for o in layouts(1, 8, 3, 2, 1, "auto")} == {1}
     assert all(o.data == 1 for o in layouts(4, 8, 3, 2, 4, "task"))
     assert all(o.data <= 2 for o in layouts(4, 2, 0, 1, 4, "auto"))
 
@@ -158,9 +154,8 @@ def test_every_layout_is_thought_of_once() -> None:
 def profile(**changes: Any) -> Profile:
     fields = {
         "rows": 8,
-        "base_s": {1: 0.0},
-        "row_s": {1: 1.0},
-        "one_s": 4.0,
+        "base_s": {1: 0.0, 2: 0.0},
+        "row_s": {1: 1.0, 2: 0.5},
         "blocks_share": (0.25, 0.25, 0.25, 0.25),
         "ends_share": (0.0, 0.0),
         "chain": None,
@@ -174,7 +169,7 @@ def profile(**changes: Any) -> Profile:
 
 def test_predictions_are_those_of_arithmetic() -> None:
     half = Division(share=0.5, units=3)
-    assert call_s(Layout(), profile(), FAST, half) == 4.0
+    assert call_s(Layout(threads=2), profile(), FAST, half) == 4.0
     assert call_s(DATA, profile(), FAST, half) == pytest.approx(4.0)
     assert call_s(Layout(pipeline=2), profile(), FAST, half) == pytest.approx(8.0)
     # Two stages of half the work, four micro-batches of two rows: five steps of one second each.

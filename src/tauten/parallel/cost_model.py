@@ -69,7 +69,7 @@ def stage_ends(profile: Profile, pipeline: int) -> tuple[int, ...]:
 def call_s(layout: Layout, profile: Profile, links: Links, division: Division) -> float:
     """Predicted seconds of a call."""
     if layout.workers == 1:
-        return profile.one_s
+        return profile.call_s(profile.rows, layout.threads)
     rows = -(-profile.rows // layout.data)
     count = even_microbatches(rows, layout.microbatches)
     micro_rows = rows / count

@@ -35,7 +35,7 @@ class Launcher:
     """
 
     def __init__(self) -> None:
-        self.folder = _folder()
+        self.folder = memory_folder()
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
         # Workers import what this process could; a library of BLAS threads would not survive a
@@ -114,7 +114,7 @@ def the_launcher() -> Launcher:
         return _launcher
 
 
-def _folder() -> Path:
+def memory_folder() -> Path:
     """A new folder in memory, or on disk where the memory file system is small."""
     place = None
     if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM_BYTES:

@@ -43,7 +43,7 @@ class Layout:
         parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
         if self.microbatches > 1:
             parts.append(f"micro {self.microbatches}")
-        return ", ".join(parts) or "one worker"
+        return ", ".join(parts) or f"one worker, threads {self.threads}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Plan:
 def layouts(
     workers: int, rows: int, blocks: int, tensor: int, threads: int, mode: str
 ) -> Iterator[Layout]:
-    """Every layout that could serve, the single worker first.
+    """Every layout that could serve; the single worker first, with all threads and with fewer.
 
     Args:
         workers: Most processes.
@@ -137,7 +137,7 @@ def layouts(
         threads: Of all workers together.
         mode: One of `MODES`.
     """
-    yield Layout(threads=threads)
+    yield from (Layout(threads=n) for n in single_threads(threads))
     for count in range(2, workers + 1):
         for data in _divisors(count):
             for pipeline in _divisors(count // data):
@@ -149,6 +149,11 @@ def layouts(
                 each = max(1, threads // count)
                 for microbatches in _microbatches(-(-rows // data), pipeline):
                     yield Layout(data, parts, pipeline, microbatches, each)
+
+
+def single_threads(threads: int) -> list[int]:
+    """Threads that a single worker may have: small calls are faster with fewer than all."""
+    return sorted({threads, max(1, threads // 2), 1}, reverse=True)
 
 
 def _chain(raw: dict[str, Any]) -> ChainShape:

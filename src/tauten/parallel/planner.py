@@ -3,46 +3,26 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from tauten.core.errors import InputError, NotApplicableError, WorkerError
+from tauten.core.errors import InputError
 from tauten.core.progress import track
 from tauten.models.packing import packed_modules
-from tauten.parallel.comparison import difference, tolerance, twice
 from tauten.parallel.cost_model import Division, Links, call_s, stage_ends
 from tauten.parallel.footprint import weight_bytes
-from tauten.parallel.pipeline_parallel import ChainShape
-from tauten.parallel.plan import Layout, Option, Plan, layouts
-from tauten.parallel.profile import Profile, measure, median_s
+from tauten.parallel.plan import Option, Plan, layouts, single_threads
+from tauten.parallel.profile import Profile, measure
 from tauten.parallel.rows import count_rows, cut_rows, describe_call
 from tauten.parallel.tensor_parallel import TensorPlan, tensor_plan
+from tauten.parallel.trials import Bench, Trials, better_than_predicted, finalists
 
+_TIME_S = 25.0  # for a plan, as far as calls that take seconds allow
 _TIMED = 3  # layouts, the single worker besides
 _HOPELESS = 3.0  # times the best prediction: isn't timed
 _LEAST_GAIN = 0.03  # of a call's time, for which more processes are worth having
-
-
-class Bench(Protocol):
-    """Where layouts are tried out."""
-
-    def links(self) -> Links:
-        """How fast its workers reach each other."""
-        ...
-
-    def load(self, layout: Layout, ends: tuple[int, ...], chain: ChainShape | None) -> None:
-        """Take up a layout."""
-        ...
-
-    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Compute a call by it."""
-        ...
-
-    def agree(self, value: Any) -> Any:
-        """The first process' value, where several plan side by side."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -93,27 +73,15 @@ class Planner:
 
     def run(self) -> Plan:
         """Make the plan; the bench is left with its layout loaded, unless that is one worker."""
+        links = self._bench.agree(self._bench.links())  # first: what it starts takes processors
         profile, outputs = self._profile()
-        links = self._bench.agree(self._bench.links())
         options = self._predicted(profile, links)
-        expected = [(self._inputs, outputs), self._second_shape()]
-        done = {option.layout: option for option in options}
-        loaded: Layout | None = None
-        for option in track(self._worth_timing(options), "timing layouts", _TIMED):
-            loaded = option.layout
-            done[loaded] = self._timed(option, profile, expected)
-        tried = self._retimed(list(done.values()))
+        trials = Trials(self._bench, self._task.model, self._inputs, profile, outputs)
+        tried = self._tried(options, trials)
         best, reason = self._choose(tried)
+        if best.layout.workers > 1:
+            trials.load(best.layout)
         ends = stage_ends(profile, best.layout.pipeline)
-        if best.layout.workers > 1 and best.layout != loaded:
-            self._bench.load(best.layout, ends, profile.chain)
-        facts = {
-            "workers": self._task.workers,
-            "threads": self._task.threads,
-            "torch": torch.__version__,
-            "planning_s": time.perf_counter() - self._start_s,
-            "obstacles": list(self._tensor.obstacles) if self._tensor.most_workers == 1 else [],
-        }
         ranked = [o for o in sorted(tried, key=self._rank) if o.layout != best.layout]
         plan = Plan(
             model=self._task.name,
@@ -125,16 +93,56 @@ class Planner:
             chain=profile.chain if ends else None,
             options=(best, *ranked),
             reason=reason,
-            facts=facts,
+            facts=self._facts(),
         )
         agreed: Plan = self._bench.agree(plan)
         return agreed
 
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "workers": self._task.workers,
+            "threads": self._task.threads,
+            "torch": torch.__version__,
+            "planning_s": time.perf_counter() - self._start_s,
+            "obstacles": list(self._tensor.obstacles) if self._tensor.most_workers == 1 else [],
+        }
+
+    def _tried(self, options: Sequence[Option], trials: Trials) -> list[Option]:
+        """The options, those timed that may be the best."""
+        done = {option.layout: option for option in options}
+        for option in track(self._worth_timing(options), "timing layouts", _TIMED):
+            if self._has_time(trials):
+                done[option.layout] = trials.first(option)
+        if self._task.goal == "memory":
+            return list(done.values())
+        more = better_than_predicted(list(done.values()))
+        if more is not None and self._has_time(trials):
+            done[more.layout] = trials.first(more)
+        close = finalists(list(done.values()))
+        one = [o for o in done.values() if o.layout.workers == 1 and o.measured_s is not None]
+        # The single worker was timed first, when all was cold.
+        for option in [*(o for o in one if o not in close), *close]:
+            if self._has_time(trials):
+                done[option.layout] = trials.again(option)
+        return list(done.values())
+
+    def _has_time(self, trials: Trials) -> bool:
+        """Whether another trial is likely to end in time; there is always time for one."""
+        spent_s = time.perf_counter() - self._start_s
+        within: bool = self._bench.agree(spent_s + trials.longest_s < _TIME_S)
+        return within or not trials.longest_s
+
     def _profile(self) -> tuple[Profile, Any]:
         counts = {max(1, self._task.threads // n) for n in self._sizes()}
-        profile, outputs = measure(
-            self._task.model, self._inputs, self._tensor, self._task.threads, sorted(counts)
-        )
+        counts |= set(single_threads(self._task.threads))
+        task = self._task
+        try:
+            profile, outputs = measure(task.model, self._inputs, self._tensor, sorted(counts))
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise InputError(
+                f"example_inputs: {task.name} can't be called with them ({error}); pass what the "
+                "model is called with: a tensor, a tuple of arguments or a dict of keywords"
+            ) from error
         return self._bench.agree(profile), outputs
 
     def _sizes(self) -> list[int]:
@@ -154,7 +162,7 @@ class Planner:
             size = weight_bytes(task.model, layout, ends, profile.chain, self._tensor)
             option = Option(layout, call_s(layout, profile, links, division), size)
             if layout.workers == 1 and task.fits:
-                option = replace(option, measured_s=profile.one_s, difference=0.0)
+                option = replace(option, measured_s=option.predicted_s, difference=0.0)
             too_large = task.limit_bytes is not None and size > task.limit_bytes
             if too_large or (layout.workers == 1 and not task.fits):
                 room = (task.limit_bytes or 0) / 1e6
@@ -173,69 +181,29 @@ class Planner:
         best = min((o.predicted_s for o in options if not o.refusal), default=0.0)
         return [o for o in split if o.predicted_s <= _HOPELESS * best][:_TIMED]
 
-    def _timed(
-        self, option: Option, profile: Profile, expected: Sequence[tuple[Any, Any]]
-    ) -> Option:
-        ends = stage_ends(profile, option.layout.pipeline)
-        try:
-            self._bench.load(option.layout, ends, profile.chain)
-            found = [
-                difference(self._bench.call("forward", *inputs), outputs)
-                for inputs, outputs in expected
-            ]
-        except (InputError, NotApplicableError, WorkerError) as error:
-            return replace(option, refusal=str(error))
-        worst = self._bench.agree(max(found))
-        if not worst <= tolerance(self._task.model):
-            return replace(option, difference=worst, refusal=f"outputs differ by {worst:.2g}")
-        seconds = median_s(lambda: self._bench.call("forward", *self._inputs))
-        return replace(option, measured_s=self._bench.agree(seconds), difference=worst)
-
-    def _retimed(self, options: Sequence[Option]) -> list[Option]:
-        """The options, the single worker timed again: it was timed first, when all was cold."""
-
-        def again(option: Option) -> Option:
-            if option.layout.workers > 1 or option.measured_s is None:
-                return option
-            args, kwargs = self._inputs
-            with torch.inference_mode():
-                seconds = median_s(lambda: self._task.model(*args, **kwargs))
-            return replace(option, measured_s=min(option.measured_s, self._bench.agree(seconds)))
-
-        return [again(option) for option in options]
-
-    def _second_shape(self) -> tuple[Any, Any]:
-        """Other inputs, fewer rows or twice as many, and what the model makes of them."""
-        few = max(1, self._rows // 2)
-        if few < self._rows:
-            inputs = cut_rows(self._inputs, [few, self._rows - few])[0]
-        else:
-            inputs = twice(self._inputs)
-        with torch.inference_mode():
-            return inputs, self._task.model(*inputs[0], **inputs[1])
-
     def _choose(self, options: Sequence[Option]) -> tuple[Option, str]:
         able = [o for o in options if o.measured_s is not None and not o.refusal]
         if not able:
             raise self._impossible(options)
         best = min(able, key=self._rank)
-        one = next((o for o in able if o.layout.workers == 1), None)
+        single = [option for option in able if option.layout.workers == 1]
+        one = min(single, key=self._rank, default=None)
         if one is None:
             return best, f"one worker can't hold it; {best.layout} takes {_ms(best)} a call"
         if self._task.goal == "memory":
             beside = f"{best.memory_bytes / 1e6:.1f} MB of weights in the fullest worker"
             return best, f"{beside}, of {one.memory_bytes / 1e6:.1f} MB in one"
         assert best.measured_s is not None and one.measured_s is not None, "they are able"
-        if best is not one and best.measured_s < (1 - _LEAST_GAIN) * one.measured_s:
+        if best.layout.workers > 1 and best.measured_s < (1 - _LEAST_GAIN) * one.measured_s:
             gain = one.measured_s / best.measured_s
             return best, f"{_ms(best)} a call, {_ms(one)} on one worker: {gain:.2f} times as fast"
-        others = [o for o in able if o is not one]
+        others = [option for option in able if option.layout.workers > 1]
         if not others:
             return one, f"{_ms(one)} a call; no split was predicted to come near"
         rival = min(others, key=self._rank)
         return one, (
-            f"splitting doesn't pay: {_ms(one)} a call on one worker with "
-            f"{one.layout.threads} threads, {_ms(rival)} with {rival.layout}"
+            f"splitting doesn't pay: {_ms(one)} a call on {one.layout}, "
+            f"{_ms(rival)} with {rival.layout}"
         )
 
     def _rank(self, option: Option) -> tuple[Any, ...]:

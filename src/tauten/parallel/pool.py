@@ -69,10 +69,15 @@ class Pool:
                 folder = self._folder / f"group{next(self._names)}"
                 self._groups.append(Group(folder, self._parcel, self._main))
             self._failures = dict.fromkeys(self._groups, 0)
-            for group in self._groups:
-                self._start(group)
-            while not all(group.is_ready for group in self._groups):
-                self._progress({})
+            try:
+                for group in self._groups:
+                    self._start(group)
+                while not all(group.is_ready for group in self._groups):
+                    self._progress({})
+            finally:
+                for group in self._groups:
+                    if not group.is_ready:  # it would answer this when it is asked something else
+                        group.end()
 
     @property
     def pids(self) -> list[int]:
@@ -151,7 +156,8 @@ class Pool:
 
     def _progress(self, results: Results) -> None:
         """Wait for an answer of some group and act on it."""
-        active = [g for g in self._groups if g in self._task_of or not g.is_ready]
+        running = [group for group in self._groups if group.is_running]
+        active = [group for group in running if group in self._task_of or not group.is_ready]
         ready = wait([c for group in active for c in group.connections])
         for group in active:
             was_ready = group.is_ready

@@ -29,7 +29,6 @@ class Profile:
         rows: Of the call.
         base_s: By threads: seconds of a call whatever its rows, by a straight line.
         row_s: By threads: seconds of each row.
-        one_s: Median of the call with all threads; what splitting has to beat.
         blocks_share: Share of the time that each block takes; the rest is before and after.
         ends_share: Share of what is before the blocks, and after.
         chain: How blocks hand on their state; None where they don't.
@@ -41,7 +40,6 @@ class Profile:
     rows: int
     base_s: dict[int, float]
     row_s: dict[int, float]
-    one_s: float
     blocks_share: tuple[float, ...]
     ends_share: tuple[float, float]
     chain: ChainShape | None
@@ -59,7 +57,6 @@ def measure(
     model: nn.Module,
     inputs: tuple[Any, Any],
     tensor: TensorPlan,
-    threads: int,
     counts: Sequence[int],
 ) -> tuple[Profile, Any]:
     """Profile a call.
@@ -68,35 +65,23 @@ def measure(
         model: Called in this process.
         inputs: Positional and keyword arguments.
         tensor: Layers whose outputs would be put together.
-        threads: Of this process' computations.
         counts: Threads that workers might have.
     Returns:
         The profile, and the outputs of the call.
     """
     rows = count_rows(inputs)
     trace = Trace(model, tensor)
-    with trace.watching(), torch.inference_mode():
-        outputs = model(*inputs[0], **inputs[1])
-    few = max(1, rows // 2)
-    half = cut_rows(inputs, [few, rows - few])[0] if few < rows else inputs
-    with with_threads(threads):
-        one_s = median_s(lambda: _call(model, inputs))
-    base, row = {}, {}
-    for count in sorted(set(counts), reverse=True):
+    outputs: Any = None
+    lines = {}
+    for count in sorted(counts, reverse=True):
         with with_threads(count):
-            all_s = min(
-                _traced_s(trace, model, inputs) for _ in range(3 if one_s < _REPEAT_S else 1)
-            )
-            half_s = median_s(lambda: _call(model, half)) if few < rows else all_s
-        slope = (all_s - half_s) / (rows - few) if few < rows else all_s / rows
-        row[count] = min(max(slope, 0.0), all_s / rows)
-        base[count] = all_s - row[count] * rows
+            lines[count], made = _line_s(trace, model, inputs)
+        outputs = made if outputs is None else outputs
     shares = trace.shares()
     return Profile(
         rows=rows,
-        base_s=base,
-        row_s=row,
-        one_s=one_s,
+        base_s={count: base_s for count, (base_s, _) in lines.items()},
+        row_s={count: row_s for count, (_, row_s) in lines.items()},
         blocks_share=shares[1:-1],
         ends_share=(shares[0], shares[-1]),
         chain=trace.chain(),
@@ -237,10 +222,30 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def _traced_s(trace: Trace, model: nn.Module, inputs: tuple[Any, Any]) -> float:
+def _line_s(
+    trace: Trace, model: nn.Module, inputs: tuple[Any, Any]
+) -> tuple[tuple[float, float], Any]:
+    """Seconds of a call whatever its rows, and of each row, by all rows and half of them; outputs.
+
+    Long calls are run once.
+    """
+    rows = count_rows(inputs)
+    few = max(1, rows // 2)
+    all_s, outputs = _traced(trace, model, inputs)
+    if all_s < _REPEAT_S:
+        all_s = min(all_s, *(_traced(trace, model, inputs)[0] for _ in range(2)))
+    if few == rows:
+        return (0.0, all_s / rows), outputs
+    half = cut_rows(inputs, [few, rows - few])[0]
+    half_s = median_s(lambda: _call(model, half))
+    row_s = min(max((all_s - half_s) / (rows - few), 0.0), all_s / rows)
+    return (all_s - row_s * rows, row_s), outputs
+
+
+def _traced(trace: Trace, model: nn.Module, inputs: tuple[Any, Any]) -> tuple[float, Any]:
     with trace.watching():
-        _call(model, inputs)
-    return trace.total_s
+        outputs = _call(model, inputs)
+    return trace.total_s, outputs
 
 
 @torch.inference_mode()

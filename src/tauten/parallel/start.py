@@ -1,6 +1,11 @@
 """From a model to its workers: check what is asked for, plan, start."""
 
+import atexit
+import functools
 import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +26,7 @@ from tauten.parallel.executors import (
 )
 from tauten.parallel.footprint import fits_one_worker, trains_whole, worker_limit_bytes
 from tauten.parallel.group import Assignment
+from tauten.parallel.launcher import memory_folder
 from tauten.parallel.links import measure_links
 from tauten.parallel.main_guard import check_guard
 from tauten.parallel.module import ParallelModule
@@ -44,24 +50,29 @@ class Given:
     Attributes:
         name: Of the model.
         model: In memory; or with empty tensors, where it is on disk.
-        parcel: For workers.
-        folder: For the files of a pool.
     """
 
     def __init__(self, model: Any):
-        self.folder = pool_folder()
         self._source = None if isinstance(model, nn.Module) else open_source(model)
         on_disk = isinstance(model, str | os.PathLike) and self._source is not None
         if self._source is not None and on_disk and self._source.reader is not None:
             self.name, self.model = self._source.name, self._source.skeleton()
-            self.parcel = Parcel(self.name)
         else:
             whole = model if self._source is None else self._source.open()
             if any(tensor.is_meta for tensor in (*whole.parameters(), *whole.buffers())):
                 raise InputError(f"{type(whole).__name__} has empty tensors; load it first")
             self.name = type(whole).__name__ if self._source is None else self._source.name
             self._source, self.model = None, whole
-            self.parcel = pack(whole, self.folder)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """For the files of a pool."""
+        return _own_folder() if under_torchrun() else pool_folder()
+
+    @functools.cached_property
+    def parcel(self) -> Parcel:
+        """What workers open."""
+        return pack(self.model, self.folder) if self._source is None else Parcel(self.name)
 
     def runnable(self, stream: bool) -> nn.Module:
         """The model for calls in this process; streamed from disk it needs a block's memory."""
@@ -117,6 +128,10 @@ def start(
     if mode == "data" and example_inputs is None:
         return by_plan(given, _data_plan(given, goal, count))
     inputs = example_call(given, example_inputs)
+    if count == 1:
+        layout, reason = Layout(threads=_cores()), "one worker was asked for"
+        plan = Plan(given.name, goal, count_rows(inputs), {}, layout, reason=reason)
+        return by_plan(given, plan)
     limit, fits = worker_limit_bytes(), fits_one_worker(given.model)
     runnable = given.runnable(stream=not fits)
     threads = max(_cores(), torch.get_num_threads())
@@ -214,13 +229,20 @@ def example_tokens(vocabulary: int, rows: int, tokens: int) -> Tensor:
     return torch.arange(rows * tokens).view(rows, tokens) * 7919 % vocabulary
 
 
+def _own_folder() -> Path:
+    """A folder for a process that starts no workers, removed at its end."""
+    folder = memory_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _check(mode: str, goal: str) -> None:
     if mode not in MODES:
         raise InputError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
     if goal not in GOALS:
         raise InputError(f"goal={goal!r}: expected one of {', '.join(GOALS)}")
-    if os.name != "posix":
-        raise InputError("parallelize needs Linux or macOS; under Windows run it in WSL")
+    if sys.platform != "linux":
+        raise InputError("parallelize runs on Linux; under Windows use WSL")
 
 
 def _worker_count(workers: Any) -> int:

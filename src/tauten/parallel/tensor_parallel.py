@@ -135,19 +135,24 @@ def shard_layers(
         yield cut.layer
         part: Any = shard_layer(layer, rank, world, cut.dim, cut.unit)
         part._is_part = True
-        if cut.dim == 1:
-            part.register_forward_hook(lambda _, __, y: _summed(y, group))
-        if cut.unit_in:
-            sizes = _sizes(_width(layer, 1), world, cut.unit_in)
-            part.register_forward_pre_hook(lambda _, x, n=sizes: (_gathered(x[0], n, group),))
-        if cut.gathered:
-            sizes = _sizes(_width(layer, 0), world, cut.unit)
-            part.register_forward_hook(lambda _, __, y, n=sizes: _gathered(y, n, group))
+        _connect(part, layer, cut, world, group)
         replace_modules(model, {layer: part})
     for attention in plan.heads:
         begin, end = shard_range(attention.kv_heads, rank, world)
         queries = attention.heads // attention.kv_heads
         set_heads(model, attention, (end - begin) * queries, end - begin)
+
+
+def _connect(part: nn.Module, layer: nn.Module, cut: Cut, world: int, group: Any) -> None:
+    """Have a part of a layer put together what the workers' parts need or make together."""
+    if cut.dim == 1:
+        part.register_forward_hook(lambda _, __, y: _summed(y, group))
+    if cut.unit_in:
+        taken = _sizes(_width(layer, 1), world, cut.unit_in)
+        part.register_forward_pre_hook(lambda _, x: (_gathered(x[0], taken, group),))
+    if cut.gathered:
+        made = _sizes(_width(layer, 0), world, cut.unit)
+        part.register_forward_hook(lambda _, __, y: _gathered(y, made, group))
 
 
 def shard_layer(layer: nn.Module, rank: int, world: int, dim: int, unit: int) -> nn.Module:

@@ -157,11 +157,16 @@ class _Workers:
 
     def ask(self, method: str, *args: Any) -> list[Any]:
         """What each worker answers, by rank; views of shared memory until the next question."""
+        if not self.group.is_running:
+            raise InputError("the workers of this model have ended; call parallelize again")
         try:
             self.group.submit(method, args, {})
             self._answers()
         except WorkerEnded as ended:
             raise _lost(ended) from None
+        except BaseException:
+            self.group.end()  # they would answer this when they are asked something else
+            raise
         return self.group.all_outputs()
 
     def _answers(self) -> None:
@@ -169,7 +174,6 @@ class _Workers:
         while answer is None:
             answer = self.group.receive(wait(self.group.connections))
         if isinstance(answer, Failed):
-            self.group.end()
             raise answer.error from RuntimeError(f"in a worker:\n{answer.where}")
 
     def close(self) -> None:

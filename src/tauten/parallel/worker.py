@@ -5,6 +5,7 @@ socket that no other process can open.
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import select
@@ -20,6 +21,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 import torch.distributed as dist
 
+from tauten.models.allocator import return_freed_memory
 from tauten.parallel.main_guard import MainModule
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.shared_file import SharedFile, Tree
@@ -99,6 +101,7 @@ class Failed:
 def main(control: int, log: int) -> NoReturn:
     """Entry of the process: descriptors of its connection and of its log."""
     os.dup2(log, 2)
+    os.setsid()  # Linux shares processors out by sessions: each worker counts as much as others
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(control,), daemon=True).start()
     status = 1
@@ -124,6 +127,8 @@ def _serve(connection: Connection) -> None:
     load = connection.recv()
     while True:
         load = _serve_part(connection, load)
+        gc.collect()  # modules and their hooks refer to each other: free them before the next
+        return_freed_memory()
 
 
 def _serve_part(connection: Connection, load: Load) -> Load:

@@ -3,6 +3,7 @@
 import statistics
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,8 @@ def print_plan(plan: Plan, console: Console, most: int = 12) -> None:
         most: Rows of the table; layouts that fare worse are counted only.
     """
     title = f"{plan.model}: {plan.goal} of calls of {plural(plan.rows, 'row')}"
-    table = Table(title=title, title_justify="left")
+    # Eighty columns have to do.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("layout", no_wrap=True)
     for heading in ("threads", "predicted", "measured", "rows/s", "weights"):
         table.add_column(heading, justify="right")
@@ -55,7 +57,7 @@ def _cells(option: Option, rows: int) -> list[str]:
     outputs = "" if difference is None else f"differ by {difference:.1g}"
     rate = None if measured is None else rows / measured
     return [
-        str(option.layout),
+        str(option.layout) if option.layout.workers > 1 else "one worker",
         f"{option.layout.workers} x {option.layout.threads}",
         format_seconds(option.predicted_s),
         format_seconds(measured),
