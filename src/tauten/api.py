@@ -181,6 +181,7 @@ def optimize(
     max_tokens: int = 8192,
     entropy_coding: bool = False,
     max_time_s: float | None = None,
+    workers: int | str | None = None,
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
@@ -198,6 +199,8 @@ def optimize(
         entropy_coding: As for `quantize`; sizes are those of the coded files.
         max_time_s: Time in which to find the best; what was found by then is the answer, certified
             and written in some time more. A killed run that goes on has it anew.
+        workers: Processes of this machine, or a cluster as for `distribute`, that try recipes side
+            by side; the result is the same. Unused with a limit on time or a goal of latency.
     Returns:
         The model and what is known of it. If nothing meets the goal, the nearest miss and why.
     Raises:
@@ -211,7 +214,7 @@ def optimize(
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
-    return run_search(source, data, *chosen, entropy_coding, max_time_s)
+    return run_search(source, data, *chosen, entropy_coding, max_time_s, workers)
 
 
 def parallelize(
@@ -293,7 +296,7 @@ def distribute(
     *,
     workers: int | None = None,
     access: Access | None = None,
-) -> DistributedModule:
+) -> DistributedModule | ParallelModule:
     """Compute a model on workers of this machine or of many; each holds all of it.
 
     Batches are dealt out by the speed that workers prove to have, in small portions towards the

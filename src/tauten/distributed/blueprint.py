@@ -19,7 +19,7 @@ from tauten.distributed.wire import to_bytes, to_tensor
 from tauten.models.huggingface import download
 from tauten.models.loader import Loader
 from tauten.models.packing import write_out
-from tauten.models.source import open_source, shared_copy
+from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
 from tauten.parallel.parcel import Parcel
 
@@ -67,7 +67,16 @@ def open_model(model: Parcel | dict[str, Any]) -> nn.Module:
         opened.load()
         write_out(opened.model, opened.written_out)
         return opened.model.eval()
-    return open_source(model.get("path") or _unpacked(model["files"])).open()
+    return source_of(model).open()
+
+
+def source_of(model: Parcel | dict[str, Any]) -> Source:
+    """A model in a worker as a source, which can be opened any number of times."""
+    if isinstance(model, dict):
+        return open_source(model.get("path") or _unpacked(model["files"]))
+    if model.tensors is None:
+        return open_source(model.name)
+    return open_source(open_model(model))
 
 
 def open_skeleton(model: Parcel | dict[str, Any]) -> Callable[[], tuple[nn.Module, Loader | None]]:
@@ -76,13 +85,7 @@ def open_skeleton(model: Parcel | dict[str, Any]) -> Callable[[], tuple[nn.Modul
     Returns:
         The modules, and what loads their tensors block by block; None where they are in memory.
     """
-    if isinstance(model, Parcel) and model.tensors is not None:
-        whole = open_model(model)
-        return lambda: (shared_copy(whole), None)
-    if isinstance(model, Parcel):
-        source = open_source(model.name)
-    else:
-        source = open_source(model.get("path") or _unpacked(model["files"]))
+    source = source_of(model)
 
     def opened() -> tuple[nn.Module, Loader | None]:
         made = source.skeleton()

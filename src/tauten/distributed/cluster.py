@@ -70,6 +70,7 @@ class Cluster:
         payloads: Iterable[Any],
         total: int | None = None,
         record: Record | None = None,
+        ahead: bool = True,
     ) -> Iterator[Any]:
         """Results of tasks, in order.
 
@@ -78,6 +79,8 @@ class Cluster:
             payloads: One a task.
             total: How many, where that is known.
             record: Where finished tasks are kept, and found by a run that goes on.
+            ahead: Give workers their next tasks while they are at one; not for tasks that may
+                turn out not to be needed.
         Raises:
             WorkerError: No worker is left, or a task ends all that try it.
             Exception: Whatever the job raised.
@@ -88,7 +91,7 @@ class Cluster:
         try:
             self.load(job, 0)
             table = TaskTable(numbered(payloads), record, _WINDOW)
-            yield from self._run(table, f"{next(self._runs)}/", total)
+            yield from self._run(table, f"{next(self._runs)}/", total, ahead)
         finally:
             self._is_running = False
 
@@ -96,11 +99,13 @@ class Cluster:
         """End the workers."""
         self._engine.close()
 
-    def _run(self, table: TaskTable, run: str, total: int | None) -> Iterator[Any]:
+    def _run(self, table: TaskTable, run: str, total: int | None, ahead: bool) -> Iterator[Any]:
         self.done, finished = {}, 0
         while not table.is_finished:
             for worker in self.workers:
-                self._feed(worker, table, run, None if total is None else total - finished)
+                if ahead or not self._queues[worker]:
+                    remaining = None if total is None else total - finished
+                    self._feed(worker, table, run, self._shard(worker, remaining) if ahead else 1)
             for result in table.give_back():
                 finished += 1
                 yield result
@@ -112,14 +117,19 @@ class Cluster:
                 self._act(event, table, run)
             self._check_hope()
 
-    def _feed(self, worker: str, table: TaskTable, run: str, remaining: int | None) -> None:
-        """Give a worker that is about to run out of tasks some more."""
+    def _shard(self, worker: str, remaining: int | None) -> int:
+        """Tasks that a worker should have now; none where it has more than one yet."""
+        if len(self._queues[worker]) > 1:
+            return 0
+        return 1 + shard_size(self._paces[worker], list(self._paces.values()), remaining)
+
+    def _feed(self, worker: str, table: TaskTable, run: str, count: int) -> None:
+        """Give a worker tasks until it has so many."""
         queue = self._queues[worker]
-        if len(queue) > 1:
+        if len(queue) >= count:
             return
-        count = shard_size(self._paces[worker], list(self._paces.values()), remaining)
         now_s = time.monotonic()
-        for task in table.take(worker, count + 1 - len(queue), now_s):
+        for task in table.take(worker, count - len(queue), now_s):
             if not queue:
                 self._since_s[worker] = now_s
             queue.append(run + task.id)

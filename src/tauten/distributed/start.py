@@ -21,6 +21,7 @@ from tauten.distributed.module import DistributedModule
 from tauten.distributed.ray_engine import RayEngine
 from tauten.distributed.token import ENVIRONMENT, read_token
 from tauten.parallel.executors import under_torchrun
+from tauten.parallel.module import ParallelModule
 from tauten.parallel.start import Given
 from tauten.parallel.start import start as start_parallel
 
@@ -52,7 +53,9 @@ class Access:
         return cls(**found)  # type: ignore[arg-type]
 
 
-def start(model: Any, cluster: str | None, workers: int | None, access: Access) -> Any:
+def start(
+    model: Any, cluster: str | None, workers: int | None, access: Access
+) -> DistributedModule | ParallelModule:
     """See `tauten.distribute`."""
     if cluster == "auto" and under_torchrun():
         return start_parallel(model, None, "auto", "data", "throughput")

@@ -29,6 +29,7 @@ from tauten.models.packing import write_out
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
+from tauten.search.ahead import trials_ahead
 from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
 from tauten.search.forecast import Forecast, forecast
@@ -64,6 +65,7 @@ def run_search(
     max_tokens: int = 8192,
     entropy_coding: bool = False,
     max_time_s: float | None = None,
+    workers: int | str | None = None,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
@@ -89,7 +91,12 @@ def run_search(
         workspace = Workspace(folder, source, structure, run, calibration)
         search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s)
         development = calibration_batches(task.splits.development, skeleton)
-        chosen = search.run(source.skeleton(), pillars, development)
+        search.evaluator.start()  # the workers needn't measure the original again
+        side_by_side = None if goal.is_about_latency else workers
+        with trials_ahead(workspace, search.evaluator, task, needs.stream, side_by_side) as ahead:
+            search.use(ahead)
+            chosen = search.run(source.skeleton(), pillars, development)
+        search.use(None)
         chosen, candidate, timing = _timed(search, chosen)
         result = conclude(search, chosen, candidate, "given_up" in timing)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
