@@ -43,6 +43,7 @@ def quantize(
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
+    workers: int | str | None = None,
 ) -> nn.Module:
     """Hold a model's weights in fewer bits.
 
@@ -57,6 +58,8 @@ def quantize(
         where: Pattern of the layers to pack; the others stay as they are.
         out: Also write the result there, as a folder that `load` reads.
         entropy_coding: Code what is written losslessly into fewer bytes; takes a moment to load.
+        workers: Processes of this machine, or a cluster as for `distribute`, that the calibration
+            data is dealt out to; the packed weights are the same to the bit.
     Returns:
         A module that is called like the model. The model itself isn't changed; what stays
         unpacked is shared with it.
@@ -74,7 +77,7 @@ def quantize(
         if isinstance(technique, str):
             technique = quantization_technique(technique, bits, group_size)
         recipe = Recipe((Step(technique, where),))
-    return _apply(source, replace(recipe, entropy_coding=entropy_coding), path, data)
+    return _apply(source, replace(recipe, entropy_coding=entropy_coding), path, data, None, workers)
 
 
 def quantization_technique(name: str, bits: int | None, group_size: int | None) -> Technique:
@@ -356,8 +359,10 @@ def _apply(
     out: Path | None,
     data: Any = None,
     teacher: Source | None = None,
+    workers: int | str | None = None,
 ) -> nn.Module:
-    result = run_recipe(source, recipe, render_html, out, data=data, teacher=teacher)
+    options = {"data": data, "teacher": teacher, "workers": workers}
+    result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
     return result.model
 

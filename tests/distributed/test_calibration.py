@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,16 @@ def test_a_worker_killed_while_calibrating_is_replaced(engine: LocalEngine) -> N
     alone = packed(model, recipe, Calibration(calls))
     assert len(shards.crew.lost) == 1
     assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
+def test_quantize_takes_workers(tmp_path: Path, llama_folder: Path, texts: list[str]) -> None:
+    """From a folder: each worker streams its own copy, and files are the same to the byte."""
+    options: dict[str, Any] = {"bits": 4, "technique": "gptq", "data": texts}
+    for workers in (None, 2):
+        out = tmp_path / str(workers)
+        tauten.quantize(str(llama_folder), out=out, workers=workers, **options)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("None", "2"))
+    assert one == two
 
 
 def test_what_needs_all_data_on_one_machine_is_refused() -> None:

@@ -59,7 +59,7 @@ class Calibration:
     ):
         if not batches:
             raise InputError("calibration needs at least one batch of data")
-        self.batches, self.correct, self._counted = batches, correct, counted
+        self.batches, self.correct, self.counted = batches, correct, counted
         self._carries_originals = correct or fits_blocks
         self._held_out = -(-len(batches) // HELD_OUT) if fits_blocks and len(batches) > 1 else 0
         self._first, self._total = place or (0, len(batches))
@@ -164,7 +164,7 @@ class Calibration:
             return observer.sums()
 
     def _observer(self, layers: Mapping[str, nn.Module], shifted: bool = False) -> Observer:
-        return Observer(layers, shifted, self._counted, min(SHARDS, self._total))
+        return Observer(layers, shifted, self.counted, min(SHARDS, self._total))
 
     def _shard_of(self, index: int) -> int:
         return shard_of(self._first + index, self._total)

@@ -12,6 +12,7 @@ from tauten.distributed.job import Job
 from tauten.distributed.start import Access, for_workers, open_engine
 from tauten.distributed.wire import to_bytes
 from tauten.evaluation.task import Task
+from tauten.search.calibrating import model_of
 from tauten.search.evaluator import Evaluator
 from tauten.search.trial_worker import plain_task, portable_metric
 from tauten.search.workspace import Workspace, recipe_id
@@ -89,11 +90,9 @@ def trials_ahead(
     if workers is None:
         yield None
         return
-    source = workspace.source
     count, name = (workers, None) if isinstance(workers, int) else (None, workers)
     access = Access.from_environment()
-    model: Any = source.skeleton() if source.kind == "module" else source.name
-    reference, _, _, release = for_workers(model, name, access)
+    reference, _, _, release = for_workers(model_of(workspace.source), name, access)
     known = [entry for entry in workspace.journal.entries if entry["event"] == "scores"]
     settings = {"model": reference, "task": plain_task(task), "stream": stream, "known": known}
     settings["metric"] = portable_metric(task)
