@@ -9,10 +9,7 @@ import tauten
 from tauten.core.goal import Goal
 from tauten.search import ladder, run
 
-LADDER = [
-    (technique, technique)
-    for technique in (tauten.Int8(), tauten.RTN(4, 32), tauten.GPTQ(3, 32), tauten.RTN(2, 32))
-]
+LADDER = [(technique, technique) for technique in (tauten.RTN(4, 32), tauten.GPTQ(3, 32))]
 
 
 def test_the_result_is_that_of_a_search_without_workers(

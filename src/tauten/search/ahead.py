@@ -39,6 +39,10 @@ class Ahead:
         self._order: deque[Recipe] = deque()
         self._results: Iterator[Any] = iter(())
 
+    def wait_for(self, workers: int) -> None:
+        """Wait until so many workers are ready; trials begin with those that are."""
+        self._cluster.load(self._job, workers)
+
     def expect(self, recipes: Sequence[Recipe]) -> None:
         """What will be asked for, in this order unless the loop thinks better of it."""
         journal = self._workspace.journal
