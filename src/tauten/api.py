@@ -361,7 +361,7 @@ def _apply(
     teacher: Source | None = None,
     workers: int | str | None = None,
 ) -> nn.Module:
-    options = {"data": data, "teacher": teacher, "workers": workers}
+    options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
     result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
     return result.model

@@ -55,6 +55,19 @@ Coding = Annotated[
 Seed = Annotated[int, typer.Option(help="Deals documents out to calibration, development, test.")]
 
 
+Workers = Annotated[
+    str | None,
+    typer.Option(help="Work on so many processes, or on a hosts file, ray://host:port or auto."),
+]
+Interface = Annotated[
+    str | None, typer.Option(help="Network interface of this machine, by name or address.")
+]
+Token = Annotated[Path | None, typer.Option(help="File of the cluster's token.")]
+Shell = Annotated[
+    str | None, typer.Option(help="What runs a command on a host, such as 'ssh {host}'.")
+]
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command whose expected errors end in one line and exit code 2."""
 
@@ -113,11 +126,13 @@ def optimize(
     entropy_coding: Coding = False,
     max_tokens: Tokens = 8192,
     seed: Seed = 0,
+    workers: Workers = None,
 ) -> None:
     """Find the best model within a goal, and prove it. Killed runs go on where they stopped."""
     from tauten.api import optimize as call
     from tauten.core.goal import parse_seconds
     from tauten.faces import goal_from_text, print_artifact
+    from tauten.faces_distributed import parse_workers
     from tauten.models.source import open_source
     from tauten.search.run import check_out
 
@@ -133,6 +148,7 @@ def optimize(
         max_tokens=max_tokens,
         entropy_coding=entropy_coding,
         max_time_s=None if time is None else parse_seconds(time),
+        workers=parse_workers(workers),
     )
     print_artifact(out, console)
 
@@ -151,12 +167,14 @@ def quantize(
     time: Annotated[str | None, typer.Option(help="Most time to take, such as 20m.")] = None,
     out: Out = Path("quantized"),
     entropy_coding: Coding = False,
+    workers: Workers = None,
 ) -> None:
     """Hold the weights in fewer bits; with data, so that little is lost on it."""
     from tauten.faces import write_quantized
+    from tauten.faces_distributed import parse_workers
 
-    wanted = (bits, group_size, technique)
-    write_quantized(model, wanted, data, time, out, console, entropy_coding)
+    wanted, count = (bits, group_size, technique), parse_workers(workers)
+    write_quantized(model, wanted, data, time, out, console, entropy_coding, count)
 
 
 @command
@@ -291,6 +309,52 @@ def report(
     file = write_report(folder)
     if open_:
         webbrowser.open(file.resolve().as_uri())
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def launch(
+    context: typer.Context,
+    nodes: Annotated[
+        str, typer.Option(help="A hosts file, a Ray cluster, or a number of machines for a script.")
+    ],
+    interface: Interface = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(help="host:port where the machines of a script meet.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Of each machine, for a script.", min=1)] = 1,
+    token: Token = None,
+    shell: Shell = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
+) -> None:
+    """Run optimize, quantize or a script on many machines: launch --nodes hosts optimize MODEL."""
+    from tauten.distributed.launch import plan_launch
+    from tauten.faces_distributed import run_launch
+
+    reached = (interface, rendezvous, processes, token, shell)
+    try:
+        run_launch(plan_launch(nodes, context.args, *reached), console, dry_run)
+    except TautenError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+@command
+def cluster(
+    action: Annotated[str, typer.Argument(help="status")],
+    nodes: Annotated[
+        str | None, typer.Option(help="A hosts file or a Ray cluster; by default this machine.")
+    ] = None,
+    interface: Interface = None,
+    token: Token = None,
+    shell: Shell = None,
+) -> None:
+    """Show the workers of a cluster: cluster status --nodes hosts."""
+    from tauten.core.errors import InputError
+    from tauten.faces_distributed import print_status
+
+    if action != "status":
+        raise InputError(f"cluster {action}: expected status")
+    print_status(nodes, interface, token, shell, console)
 
 
 def main() -> None:
