@@ -27,6 +27,7 @@ from hosts import address, end_all, hosts, obstacle
 from rich.console import Console
 
 RATES = ("1gbit", "100mbit")
+MOST_REGRET = 1.05
 Row = dict[str, Any]
 
 
@@ -103,8 +104,25 @@ def calibration() -> list[Row]:
     return rows
 
 
-SECTIONS = {"inference": inference, "calibration": calibration, "search": search}
-NEED_HOSTS = {"inference", "calibration"}
+def planner() -> list[Row]:
+    """Calls of which each layout wins some: large batches, and one long row."""
+    rows = []
+    for rate in RATES:
+        for call in (("16", "128"), ("1", "512")):
+            with hosts(2, rate):
+                row = {"rate": rate, **driver("planner", *call)}
+            row["ok"] = row.get("regret") is not None and row["regret"] <= MOST_REGRET
+            rows.append(row)
+    return rows
+
+
+SECTIONS = {
+    "inference": inference,
+    "calibration": calibration,
+    "planner": planner,
+    "search": search,
+}
+NEED_HOSTS = {"inference", "calibration", "planner"}
 
 
 def main() -> None:

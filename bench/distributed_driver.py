@@ -16,10 +16,18 @@ from hosts import address, cut_off, end_all
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import tauten
-from tauten.distributed.start import Access
+from tauten.distributed.blueprint import blueprint
+from tauten.distributed.remote_pool import RemotePool
+from tauten.distributed.start import Access, open_engine
+from tauten.parallel.pipeline_parallel import ChainShape
+from tauten.parallel.plan import Layout
+from tauten.parallel.profile import median_s
+from tauten.parallel.start import PoolBench
 
 Row = dict[str, Any]
 ITEMS, KILLED_AT = 90, 20
+EVERY = [Layout(data=2), Layout(tensor=2), Layout(pipeline=2)]
+EVERY += [Layout(pipeline=2, microbatches=n) for n in (2, 4, 8)]
 
 
 def folder(where: Path, hidden: int = 256, layers: int = 6) -> str:
@@ -112,6 +120,51 @@ def calibration(where: Path, count: str) -> Row:
     return {"sha256": hashlib.sha256(weights).hexdigest(), "seconds": taken_s}
 
 
+def planner(where: Path, rows: str, length: str) -> Row:
+    """The plan for two hosts, and every layout of two workers timed besides."""
+    model, given = folder(where / "model"), access(where)
+    inputs = {"input_ids": torch.randint(0, 256, (int(rows), int(length)))}
+    cluster = hosts_file(where, 2)
+    options: dict[str, Any] = {"access": given, "mode": "auto", "example_inputs": inputs}
+    with tauten.distribute(model, cluster, **options) as planned:
+        plan = planned.plan
+    reference = blueprint(model, False)
+    remote: Any = RemotePool(open_engine(cluster, None, given), reference)
+    bench, times = PoolBench(remote), {}
+    ends = (plan_blocks(model) // 2, plan_blocks(model))
+    for layout in EVERY:
+        cut = ends if layout.pipeline > 1 else ()
+        bench.load(layout, cut, chain_of(model) if cut else None)
+        call = {**inputs, "use_cache": False}
+        times[str(layout)] = median_s(lambda call=call: bench.call("forward", (), call))
+    bench.close()
+    one = transformers.LlamaForCausalLM.from_pretrained(model).eval()
+    with torch.inference_mode():
+        times["one worker"] = median_s(lambda: one(**inputs, use_cache=False))
+    chosen = str(plan.layout)
+    return {
+        "batch": [int(rows), int(length)],
+        "chosen": chosen,
+        "reason": plan.reason,
+        "measured_s": times,
+        "regret": times[chosen] / min(times.values()) if chosen in times else None,
+        "predicted_s": {str(o.layout): o.predicted_s for o in plan.options},
+    }
+
+
+def plan_blocks(model: str) -> int:
+    """Blocks of a model."""
+    return int(transformers.AutoConfig.from_pretrained(model).num_hidden_layers)
+
+
+def chain_of(model: str) -> ChainShape:
+    """How the model uses them."""
+    config = transformers.AutoConfig.from_pretrained(model)
+    blocks = tuple(f"model.layers.{number}" for number in range(config.num_hidden_layers))
+    first = (("model.embed_tokens", config.hidden_size),)
+    return ChainShape(blocks, False, first, ("model.norm", "lm_head"))
+
+
 def set_environment(given: Access) -> None:
     """For calls that take the access from the environment."""
     os.environ |= {"TAUTEN_INTERFACE": given.interface, "TAUTEN_SHELL": given.shell}
@@ -121,5 +174,5 @@ def set_environment(given: Access) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        sections = {"inference": inference, "calibration": calibration}
+        sections = {"inference": inference, "calibration": calibration, "planner": planner}
         print("JSON" + json.dumps(sections[sys.argv[1]](Path(temporary), *sys.argv[2:])))

@@ -16,7 +16,7 @@ from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
 from tauten.distributed.module import DistributedModule
-from tauten.distributed.start import Access
+from tauten.distributed.start import Access, start_laid_out
 from tauten.distributed.start import start as start_distributed
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
@@ -299,8 +299,11 @@ def distribute(
     *,
     workers: int | None = None,
     access: Access | None = None,
+    mode: str = "data",
+    example_inputs: Any = None,
+    goal: str = "throughput",
 ) -> DistributedModule | ParallelModule:
-    """Compute a model on workers of this machine or of many; each holds all of it.
+    """Compute a model on workers of this machine or of many; by default each holds all of it.
 
     Batches are dealt out by the speed that workers prove to have, in small portions towards the
     end. A worker or machine that is lost is started anew where it can be, and its work is done
@@ -317,16 +320,24 @@ def distribute(
         workers: On this machine or of Ray, by default one for each core or GPU.
         access: How machines of a hosts file are reached, and by which of this machine's network
             interfaces; by default as the environment says (`TAUTEN_INTERFACE`, ...).
+        mode: `data`; or `task` and `auto` as for `parallelize`: the model is cut into parts over
+            machines by a plan that is measured there, tensor parallel between neighbours in the
+            hosts file. What follows is for these two.
+        example_inputs: As for `parallelize`.
+        goal: As for `parallelize`.
     Returns:
-        A module that is called like the model, for inference, with `map` for streams of inputs,
-        which goes on after a kill if it is given a folder, and `evaluate`. Close it, or use it in
-        `with`.
+        A module that is called like the model, for inference. Close it, or use it in `with`. That
+        of mode `data` has `map` for streams of inputs, which goes on after a kill if it is given a
+        folder, and `evaluate`.
     Raises:
         InputError: There is no such cluster, or the model can't travel.
         WorkerError: No worker is left.
     """
     name = None if cluster is None else os.fspath(cluster)
-    return start_distributed(model, name, workers, access or Access.from_environment())
+    reached = (name, workers, access or Access.from_environment())
+    if mode != "data":
+        return start_laid_out(model, *reached, (example_inputs, mode, goal))
+    return start_distributed(model, *reached)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

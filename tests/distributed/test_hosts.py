@@ -17,14 +17,19 @@ from torch import nn
 
 from tauten.core.errors import InputError, TautenError, WorkerError
 from tauten.distributed import host_worker
+from tauten.distributed.blueprint import blueprint
 from tauten.distributed.channel import Channel
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.host_engine import HostEngine
 from tauten.distributed.hosts import Host, address_of, read_hosts
 from tauten.distributed.job import Job
+from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.start import Access, start
 from tauten.distributed.token import RefusedError, read_token
 from tauten.distributed.wire import encode
+from tauten.parallel.pipeline_parallel import ChainShape
+from tauten.parallel.plan import Layout
+from tauten.parallel.start import PoolBench
 
 TOKEN = b"0123456789abcdef0123456789abcdef"
 
@@ -216,3 +221,31 @@ def test_a_worker_says_that_it_cannot_reach_its_driver() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(TautenError, match=rf"can't reach the driver at 127\.0\.0\.1:{port}"):
         host_worker.serve("127.0.0.1", port, "lonely", TOKEN)
+
+
+def test_a_model_is_laid_out_over_machines(tmp_path: Path, access: Access) -> None:
+    """Both ways of cutting a model, each beside the model itself."""
+    model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
+    with torch.no_grad():
+        expected = model(x, use_cache=False).logits
+    engine = HostEngine([Host("localhost", 2)], TOKEN)
+    bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
+    chain = ChainShape(
+        tuple(f"model.layers.{i}" for i in range(3)),
+        False,
+        (("model.embed_tokens", 64),),
+        ("model.norm", "lm_head"),
+    )
+    try:
+        for layout, ends in (
+            (Layout(data=2), ()),
+            (Layout(tensor=2), ()),
+            (Layout(pipeline=2), (1, 3)),
+        ):
+            bench.load(layout, ends, chain if ends else None)
+            made = bench.call("forward", (), {"input_ids": x, "use_cache": False}).logits
+            assert torch.allclose(made, expected, atol=1e-5), layout
+        links = bench.links()
+        assert 0 < links.reduce.latency_s < 1
+    finally:
+        bench.close()

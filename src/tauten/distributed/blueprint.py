@@ -73,7 +73,7 @@ def open_model(model: Parcel | dict[str, Any]) -> nn.Module:
 def source_of(model: Parcel | dict[str, Any]) -> Source:
     """A model in a worker as a source, which can be opened any number of times."""
     if isinstance(model, dict):
-        return open_source(model.get("path") or _unpacked(model["files"]))
+        return open_source(model.get("path") or unpacked(model["files"]))
     if model.tensors is None:
         return open_source(model.name)
     return open_source(open_model(model))
@@ -103,7 +103,8 @@ def _files(path: Path) -> dict[str, Tensor]:
     return {file.name: to_tensor(file.read_bytes()) for file in found}
 
 
-def _unpacked(files: dict[str, Tensor]) -> Path:
+def unpacked(files: dict[str, Tensor]) -> Path:
+    """The folder or file that `blueprint` took contents from, on this machine until it ends."""
     folder = tempfile.TemporaryDirectory(prefix="tauten-")
     _kept.append(folder)
     for name, content in files.items():

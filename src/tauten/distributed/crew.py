@@ -39,17 +39,26 @@ class Crew:
         self._ids = itertools.count()
         self._awaited: dict[str, int] = {}  # members by the id of the message that they are at
         self._answers: dict[int, Any] = {}
+        self._messages: Sequence[Any] = ()
         self.lost: list[Lost] = []
         engine.load(job)
 
-    def ask(self, messages: Sequence[Any]) -> list[Any]:
-        """What each member answers to its message, by members."""
-        self._told.append([self._kept(message) for message in messages])
-        self._answers, self._awaited = {}, {}
+    def ask(self, messages: Sequence[Any], keep: bool = True) -> list[Any]:
+        """What each member answers to its message, by members; nothing to those without one.
+
+        Args:
+            messages: One a member; None for none.
+            keep: The messages change members' state, and are told again to a new player.
+        Raises:
+            WorkerError: No worker is left.
+            Exception: Whatever a member raised.
+        """
+        self._messages, self._awaited = messages, {}
+        self._answers = {m: None for m in self._members if messages[m] is None}
         losses = len(self.lost)
         for member in self._members:
             if member in self._player:
-                self._tell(member, messages[member])
+                self._tell(member)
         while len(self._answers) < len(self._members):
             self._cast()
             for event in self._engine.wait(_TICK_S):
@@ -57,6 +66,8 @@ class Crew:
             if self._engine.is_hopeless or len(self.lost) - losses >= _LOSSES:
                 why = self.lost[-1].why if self.lost else "none could be started"
                 raise WorkerError(f"no worker is left: {why}")
+        if keep:
+            self._told.append([self._kept(message) for message in messages])
         return [self._answers[member] for member in self._members]
 
     def close(self) -> None:
@@ -70,10 +81,10 @@ class Crew:
             return
         for member in missing:
             parts = {name: list(self._player.values()).count(name) for name in self._ready}
-            self._player[member] = min(self._ready, key=parts.__getitem__)
-            for told in self._told[:-1]:
+            self._player[member] = min(sorted(self._ready), key=parts.__getitem__)
+            for told in self._told:
                 self._submit(member, decode(told[member].read_bytes()))
-            self._tell(member, decode(self._told[-1][member].read_bytes()))
+            self._tell(member)
 
     def _expected(self) -> int:
         """Workers to wait for before members are cast: those that never were lost."""
@@ -94,11 +105,10 @@ class Crew:
         elif isinstance(event, Answered) and event.id in self._awaited:
             self._answers[self._awaited.pop(event.id)] = event.result
 
-    def _tell(self, member: int, message: Any) -> None:
+    def _tell(self, member: int) -> None:
+        """Give a member the message that all are at, unless it has answered that."""
         if member not in self._answers:
-            self._awaited[self._submit(member, message)] = member
-        else:
-            self._submit(member, message)
+            self._awaited[self._submit(member, self._messages[member])] = member
 
     def _submit(self, member: int, message: Any) -> str:
         id = f"crew{next(self._ids)}"

@@ -15,6 +15,7 @@ import torch
 
 from tauten.core.errors import TautenError
 from tauten.distributed.channel import Channel
+from tauten.distributed.hosts import ADDRESS
 from tauten.distributed.job import Job, Opened
 
 _CONNECT_S = 10.0
@@ -32,6 +33,7 @@ def serve(address: str, port: int, name: str, token: bytes) -> None:
     except OSError as error:
         raise TautenError(f"can't reach the driver at {address}:{port} ({error})") from None
     connected.settimeout(None)
+    os.environ[ADDRESS] = connected.getsockname()[0]
     channel = Channel(connected, token, is_driver=False)
     channel.send("hello", name)
     messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()

@@ -1,5 +1,6 @@
 """Machines by name, and the one address on which this machine may be reached."""
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -13,6 +14,7 @@ from tauten.core.errors import InputError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]*")  # no leading dash: it would be an option of ssh
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR
 LOOPBACK = "127.0.0.1"
+ADDRESS = "TAUTEN_WORKER_ADDRESS"  # by which a worker's machine reached the driver
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,16 @@ def address_of(interface: str) -> str:
                 f"interface {interface!r}: no such interface with an address; there are {names}"
             ) from None
     return socket.inet_ntoa(answer[20:24])
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface that has an address.
+
+    Raises:
+        InputError: None has.
+    """
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(InputError):
+            if address_of(name) == address:
+                return name
+    raise InputError(f"no network interface of this machine has the address {address}")

@@ -19,10 +19,13 @@ from tauten.distributed.hosts import LOOPBACK, read_hosts
 from tauten.distributed.local_engine import LocalEngine
 from tauten.distributed.module import DistributedModule
 from tauten.distributed.ray_engine import RayEngine
+from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.token import ENVIRONMENT, read_token
-from tauten.parallel.executors import under_torchrun
+from tauten.parallel.executors import LocalExecutor, under_torchrun
+from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
 from tauten.parallel.module import ParallelModule
-from tauten.parallel.start import Given
+from tauten.parallel.planner import Planner, Task
+from tauten.parallel.start import Given, PoolBench, example_call
 from tauten.parallel.start import start as start_parallel
 
 
@@ -66,6 +69,44 @@ def start(
         release()
         raise
     return DistributedModule(Cluster(engine), reference, name, config, release)
+
+
+def start_laid_out(
+    model: Any,
+    cluster: str | None,
+    workers: int | None,
+    access: Access,
+    wanted: tuple[Any, str, str],
+) -> ParallelModule:
+    """Lay a model out over machines by a measured plan.
+
+    Args:
+        model, cluster, workers, access: As for `start`.
+        wanted: Example inputs, mode and goal, as for `tauten.parallelize`.
+    """
+    example, mode, goal = wanted
+    if cluster is None or (cluster == "auto" and under_torchrun()):
+        return start_parallel(model, example, workers or "auto", mode, goal)
+    reference, given = blueprint(model, access.shared_folders), Given(model)
+    inputs, fits = example_call(given, example), fits_one_worker(given.model)
+    runnable, limit = given.runnable(stream=not fits), worker_limit_bytes()
+    pool: Any = RemotePool(open_engine(cluster, workers, access), reference)
+    try:
+        threads = torch.get_num_threads()
+        task = Task(given.name, runnable, fits, inputs, pool.size, threads, mode, goal, limit)
+        found = Planner(task, PoolBench(pool)).run()
+    except BaseException:
+        pool.close()
+        raise
+    finally:
+        shutil.rmtree(given.folder, ignore_errors=True)
+    config = getattr(given.model, "config", None)
+    if found.layout.workers > 1:
+        bench = PoolBench(pool)
+        bench.load(found.layout, found.ends, found.chain)
+        return ParallelModule(bench, found, config)
+    pool.close()
+    return ParallelModule(LocalExecutor(runnable, found.layout.threads), found, config)
 
 
 def open_engine(cluster: str | None, workers: int | None, access: Access) -> Engine:
