@@ -111,7 +111,7 @@ def calibration(where: Path, count: str) -> Row:
     workers = hosts_file(where, hosts) if hosts else None
     if workers is not None:
         set_environment(access(where))
-    texts = [f"Document {i}: " + f"the number {i * i} is a square. " * 12 for i in range(120)]
+    texts = [f"Document {i}: " + f"the number {i * i} is a square. " * 12 for i in range(48)]
     options: dict[str, Any] = {"bits": 4, "technique": "gptq", "data": texts, "workers": workers}
     begun = time.perf_counter()
     tauten.quantize(folder(where / "model"), out=where / "packed", **options)

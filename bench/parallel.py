@@ -259,9 +259,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/parallel.json"))
     options = parser.parse_args()
     options.models.mkdir(parents=True, exist_ok=True)
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     results["setting"] = {"torch": torch.__version__, "cores": os.cpu_count()}
+    loads = results.setdefault("load_average", {})
     for name in options.sections or SECTIONS:
+        loads[name] = os.getloadavg()[0]  # of other work, as the section begins
         results[name] = SECTIONS[name](options)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
         table = Table(*results[name][0], title=name)

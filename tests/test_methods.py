@@ -21,3 +21,5 @@ def test_arguments_reach_the_technique() -> None:
     assert tiny_mlp().compress(max_error=0.3)[0].packed.bits <= 3
     data = torch.randn(60, 10, generator=torch.manual_seed(0))
     assert tiny_mlp().optimize(data, tauten.methods.api.Goal(max_drop=0.1)).certified
+    with tiny_mlp().parallelize(workers=2, mode="data") as parallel:
+        assert parallel(data[:3]).shape == (3, 10) and parallel.plan.layout.data == 2

@@ -11,14 +11,8 @@ import tauten
 ROOT = Path(tauten.__file__).parent
 PILLARS = {"compression", "quantization", "parallel"}
 FACES = {
-    "api",
-    "cli",
-    "methods",
-    "faces",
-    "faces_parallel",
-    "faces_distributed",
-    "__init__",
-    "__main__",
+    *("api", "api_parallel", "api_distributed", "cli", "cli_distributed", "methods"),
+    *("faces", "faces_parallel", "faces_distributed", "__init__", "__main__"),
 }
 LEVELS: list[set[str]] = [
     {"core"},

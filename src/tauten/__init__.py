@@ -1,6 +1,8 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
-from tauten.api import compress, distribute, load, map, optimize, parallelize, quantize
+from tauten.api import compress, load, optimize, quantize
+from tauten.api_distributed import distribute
+from tauten.api_parallel import map, parallelize
 from tauten.compression import (
     Distill,
     PruneChannels,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,8 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
-from tauten.distributed.module import DistributedModule
-from tauten.distributed.start import Access, start_laid_out
-from tauten.distributed.start import start as start_distributed
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
-from tauten.parallel.module import ParallelModule
-from tauten.parallel.plan import Plan
-from tauten.parallel.start import start, start_training
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe, run_search
@@ -218,126 +212,6 @@ def optimize(
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
     return run_search(source, data, *chosen, entropy_coding, max_time_s, workers)
-
-
-def parallelize(
-    model: ModelLike,
-    example_inputs: Any = None,
-    workers: int | str = "auto",
-    mode: str = "auto",
-    goal: str = "throughput",
-    train: bool = False,
-    *,
-    plan: Plan | str | os.PathLike[str] | None = None,
-) -> nn.Module:
-    """Compute a model on several cores or GPUs of this machine, laid out by a measured plan.
-
-    Layouts of up to `workers` processes are predicted, the best few are timed, and their outputs
-    are compared with the model's at two shapes. One worker is kept where splitting loses; the
-    plan has the figures. Under torchrun its processes are the workers, and all of them make the
-    same calls.
-
-    A model in memory is handed to workers through shared memory, all of which read the same
-    tensors; its modules are pickled without them, for processes that this one started alone. A
-    script that defines the model's classes needs `if __name__ == "__main__":`, as workers import
-    it.
-
-    Args:
-        model: As for `quantize`; a folder is opened by each worker, which loads its share alone.
-        example_inputs: A call like those to come: a tensor, a tuple of arguments or a dict of
-            keywords, with the batch first. May be left out for language models, and with
-            `mode="data"`, which then isn't measured.
-        workers: Most processes; by default one for each core, or GPU where there is one.
-        mode: `data` cuts batches, `task` cuts the model (tensor and pipeline parallel), `auto`
-            looks at both and at their combinations.
-        goal: `throughput` for calls like the example, `latency` for a call of one row of it,
-            `memory` for the least weights in one worker.
-        train: Train it, data parallel: by DDP, or by FSDP2 where copies for all workers would
-            not fit, or with `goal="memory"`. Nothing is measured.
-        plan: An earlier one, or its file; then nothing is measured.
-    Returns:
-        A module that is called like the model: a `ParallelModule` for inference, or with `train`
-        a `TrainingModule`, whose method `optimizer` makes one (under torchrun it is torch's own
-        DDP or FSDP2 module, with parameters for an optimizer of yours). Close it, or use it in
-        `with`.
-    Raises:
-        InputError: An argument or the model doesn't serve.
-        WorkerError: Workers can't be started.
-    """
-    if train:
-        if plan is not None or example_inputs is not None or mode == "task":
-            raise InputError("train=True is data parallel and not planned: leave out the others")
-        return start_training(model, workers, goal)
-    return start(model, example_inputs, workers, mode, goal, plan)
-
-
-def map(
-    model: ModelLike | ParallelModule, inputs: Iterable[Any], workers: int | str = "auto"
-) -> Iterator[Any]:
-    """Outputs of a model for a stream of inputs, in order.
-
-    Each input goes whole to one copy of the model. Inputs are drawn only as copies get free and
-    outputs are taken, so neither piles up; a bar shows progress on a terminal.
-
-    Args:
-        model: What `parallelize` returned, or a model, of which each worker then holds a copy.
-        inputs: Tensors, dicts of keywords, or (inputs, targets) pairs, such as a DataLoader's.
-        workers: As for `parallelize`; unused where the model is on workers already.
-    Yields:
-        Outputs of each input, as the model returns them.
-    """
-    if isinstance(model, ParallelModule):
-        yield from model.map(inputs)
-        return
-    with start(model, None, workers, "data", "throughput") as parallel:
-        yield from parallel.map(inputs)
-
-
-def distribute(
-    model: ModelLike,
-    cluster: str | os.PathLike[str] | None = None,
-    *,
-    workers: int | None = None,
-    access: Access | None = None,
-    mode: str = "data",
-    example_inputs: Any = None,
-    goal: str = "throughput",
-) -> DistributedModule | ParallelModule:
-    """Compute a model on workers of this machine or of many; by default each holds all of it.
-
-    Batches are dealt out by the speed that workers prove to have, in small portions towards the
-    end. A worker or machine that is lost is started anew where it can be, and its work is done
-    again; results come in order, once each.
-
-    Models travel to other machines as safetensors and JSON. A module of your own can't travel:
-    pass `package.module:factory`, which workers import.
-
-    Args:
-        model: As for `quantize`.
-        cluster: None for processes on this machine; a hosts file (a host a line, perhaps `slots=N`
-            behind it), whose workers a remote shell starts; `ray://host:port`; or `auto` for the
-            Ray cluster that this machine is part of, or for the processes of torchrun.
-        workers: On this machine or of Ray, by default one for each core or GPU.
-        access: How machines of a hosts file are reached, and by which of this machine's network
-            interfaces; by default as the environment says (`TAUTEN_INTERFACE`, ...).
-        mode: `data`; or `task` and `auto` as for `parallelize`: the model is cut into parts over
-            machines by a plan that is measured there, tensor parallel between neighbours in the
-            hosts file. What follows is for these two.
-        example_inputs: As for `parallelize`.
-        goal: As for `parallelize`.
-    Returns:
-        A module that is called like the model, for inference. Close it, or use it in `with`. That
-        of mode `data` has `map` for streams of inputs, which goes on after a kill if it is given a
-        folder, and `evaluate`.
-    Raises:
-        InputError: There is no such cluster, or the model can't travel.
-        WorkerError: No worker is left.
-    """
-    name = None if cluster is None else os.fspath(cluster)
-    reached = (name, workers, access or Access.from_environment())
-    if mode != "data":
-        return start_laid_out(model, *reached, (example_inputs, mode, goal))
-    return start_distributed(model, *reached)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

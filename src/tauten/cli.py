@@ -59,17 +59,15 @@ Workers = Annotated[
     str | None,
     typer.Option(help="Work on so many processes, or on a hosts file, ray://host:port or auto."),
 ]
-Interface = Annotated[
-    str | None, typer.Option(help="Network interface of this machine, by name or address.")
-]
-Token = Annotated[Path | None, typer.Option(help="File of the cluster's token.")]
-Shell = Annotated[
-    str | None, typer.Option(help="What runs a command on a host, such as 'ssh {host}'.")
-]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command whose expected errors end in one line and exit code 2."""
+def command(function: Callable[..., None], **settings: Any) -> Callable[..., None]:
+    """Register a command whose expected errors end in one line and exit code 2.
+
+    Args:
+        function: Named as the command.
+        settings: For typer.
+    """
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -91,7 +89,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         finally:
             logging.getLogger("tauten").removeHandler(handler)
 
-    app.command(function.__name__.rstrip("_"))(run)
+    app.command(function.__name__.rstrip("_"), **settings)(run)
     return run
 
 
@@ -311,52 +309,9 @@ def report(
         webbrowser.open(file.resolve().as_uri())
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def launch(
-    context: typer.Context,
-    nodes: Annotated[
-        str, typer.Option(help="A hosts file, a Ray cluster, or a number of machines for a script.")
-    ],
-    interface: Interface = None,
-    rendezvous: Annotated[
-        str | None, typer.Option(help="host:port where the machines of a script meet.")
-    ] = None,
-    processes: Annotated[int, typer.Option(help="Of each machine, for a script.", min=1)] = 1,
-    token: Token = None,
-    shell: Shell = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
-) -> None:
-    """Run optimize, quantize or a script on many machines: launch --nodes hosts optimize MODEL."""
-    from tauten.distributed.launch import plan_launch
-    from tauten.faces_distributed import run_launch
-
-    reached = (interface, rendezvous, processes, token, shell)
-    try:
-        run_launch(plan_launch(nodes, context.args, *reached), console, dry_run)
-    except TautenError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
-
-
-@command
-def cluster(
-    action: Annotated[str, typer.Argument(help="status")],
-    nodes: Annotated[
-        str | None, typer.Option(help="A hosts file or a Ray cluster; by default this machine.")
-    ] = None,
-    interface: Interface = None,
-    token: Token = None,
-    shell: Shell = None,
-) -> None:
-    """Show the workers of a cluster: cluster status --nodes hosts."""
-    from tauten.core.errors import InputError
-    from tauten.faces_distributed import print_status
-
-    if action != "status":
-        raise InputError(f"cluster {action}: expected status")
-    print_status(nodes, interface, token, shell, console)
-
-
 def main() -> None:
     """Entry point of the `tauten` command."""
     app()
+
+
+from tauten import cli_distributed as cli_distributed  # noqa: E402 (registers its commands)

@@ -79,6 +79,7 @@ def test_map_keeps_the_order_and_draws_no_more_than_it_needs(llama: Any) -> None
 
     results = tauten.map(llama, inputs())
     first = next(results)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert len(drawn) <= 5, "results that nobody took yet hold it back"
     with pytest.raises(InputError, match="take its results first"):
         llama(TOKENS)

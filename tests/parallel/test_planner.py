@@ -70,7 +70,7 @@ def plan_with(
         call()
         return seconds.get(bench.loaded[-1], 9.0) if bench.calls > before else 1.0
 
-    monkeypatch.setattr(trials, "median_s", timed)
+    monkeypatch.setattr(trials, "fastest_s", timed)
     monkeypatch.setattr("tauten.parallel.profile._REPEAT_S", 1e-9)
     monkeypatch.setattr(planner, "call_s", lambda o, *_: seconds.get(o, 1.0 if o == ONE else 9.0))
     wanted = {"workers": 2, "threads": 2, "mode": "auto", "goal": "throughput", "limit_bytes": None}

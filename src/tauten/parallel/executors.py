@@ -54,7 +54,7 @@ class LocalExecutor:
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model."""
         function = self._model if method == "forward" else getattr(self._model, method)
-        with with_threads(self._threads):
+        with with_threads(self._threads), torch.no_grad():
             return function(*args, **kwargs)
 
     def map(self, calls: Calls) -> Iterator[Any]:

@@ -40,11 +40,12 @@ def measure_links(pool: Pool) -> Links:
     """Probe two workers, which are left without a model."""
     places = [Place(rank, 2, 1, device_of(rank)) for rank in range(2)]
     pool.load([[Assignment(Probe(), place) for place in places]])
-    seconds = next(pool.run([("probe", (), {})])).tolist()
+    (times,) = pool.run([("probe", (), {})])
+    seconds = times.tolist()
 
     def echo(count: int) -> float:
         x = torch.zeros(count)
-        return _median_s(lambda: next(pool.run([("echo", (x,), {})], lend=True)))
+        return _median_s(lambda: list(pool.run([("echo", (x,), {})], lend=True)))
 
     small, large = echo(_SMALL), echo(_LARGE)
     return Links(

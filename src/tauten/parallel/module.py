@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import nn
 
 from tauten.core.errors import InputError
@@ -40,17 +39,18 @@ class ParallelModule(nn.Module):
             WorkerError: A call ended its workers three times.
             Exception: Whatever the model raised in a worker.
         """
-        return self._call("forward", args, kwargs)
+        return self._open().call("forward", args, kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one copy of the model."""
-        return next(iter(self._open().map([("generate", args, kwargs)])))
+        (made,) = self._open().map([("generate", args, kwargs)])
+        return made
 
     def map(self, inputs: Iterable[Any]) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order; see `tauten.map`."""
         total = len(inputs) if isinstance(inputs, Sized) else 0
         calls = (("forward", *arguments(item)) for item in inputs)
-        with progress_bars(), torch.inference_mode():
+        with progress_bars():
             yield from track(self._open().map(calls), "computing", total)
 
     @property
@@ -76,10 +76,6 @@ class ParallelModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.plan.model}: {self.plan.layout}"
-
-    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.no_grad():
-            return self._open().call(method, args, kwargs)
 
     def _open(self) -> Executor:
         if not self._close.alive:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from tauten.models.observer import NothingLeft
 from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
+from tauten.runtime.modules import PackedEmbedding
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class Stage(nn.Module):
                 block.forward = self._intercepted(block.forward, number == begin, ends)
         if not self.is_first:
             for name, features in shape.first:
-                dtype = next(model.parameters()).dtype
-                model.set_submodule(name, Blank(features, dtype))
+                table: Any = model.get_submodule(name)
+                like = table.dtype_like if isinstance(table, PackedEmbedding) else table.weight
+                model.set_submodule(name, Blank(features, like.dtype))
 
     @staticmethod
     def unused(shape: ChainShape, begin: int, end: int) -> tuple[str, ...]:

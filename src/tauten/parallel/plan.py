@@ -54,7 +54,7 @@ class Option:
         layout: Of workers.
         predicted_s: Of a call, by the cost model.
         memory_bytes: Of the weights that the fullest worker holds.
-        measured_s: Median of a call; None where it wasn't timed.
+        measured_s: Fastest of a few calls; None where it wasn't timed.
         difference: Largest |output - original's|, over the largest |original's|; None as above.
         refusal: Why it can't be used; empty where it can.
     """

@@ -1,6 +1,5 @@
 """What a model costs, measured on a call: by rows, threads and blocks."""
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -207,14 +206,14 @@ class Trace:
         return hook
 
 
-def median_s(call: Any) -> float:
-    """Median time of a call; long ones are timed once, after what came before warmed them up."""
+def fastest_s(call: Any) -> float:
+    """Fastest of a few calls: other work on the machine only ever adds; long ones run once."""
     times: list[float] = []
     while sum(times) < _REPEAT_S and len(times) < _MOST_REPEATS:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -237,7 +236,7 @@ def _line_s(
     if few == rows:
         return (0.0, all_s / rows), outputs
     half = cut_rows(inputs, [few, rows - few])[0]
-    half_s = median_s(lambda: _call(model, half))
+    half_s = fastest_s(lambda: _call(model, half))
     row_s = min(max((all_s - half_s) / (rows - few), 0.0), all_s / rows)
     return (all_s - row_s * rows, row_s), outputs
 

@@ -136,7 +136,7 @@ def start(
     runnable = given.runnable(stream=not fits)
     threads = max(_cores(), torch.get_num_threads())
     task = Task(given.name, runnable, fits, inputs, count, threads, mode, goal, limit)
-    bench = SpmdBench(given.parcel) if under_torchrun() else _pool_bench(given)
+    bench = _bench(given)
     try:
         found = Planner(task, bench, exact=under_torchrun()).run()
     except BaseException:
@@ -149,7 +149,9 @@ def start(
     return ParallelModule(LocalExecutor(runnable, found.layout.threads), found, config)
 
 
-def _pool_bench(given: Given) -> PoolBench:
+def _bench(given: Given) -> PoolBench | SpmdBench:
+    if under_torchrun():
+        return SpmdBench(given.parcel)
     return PoolBench(Pool(given.parcel, given.folder))
 
 
@@ -182,8 +184,12 @@ def by_plan(given: Given, plan: Plan) -> ParallelModule:
     if plan.layout.workers == 1:
         local = LocalExecutor(given.runnable(stream=False), plan.layout.threads)
         return ParallelModule(local, plan, config)
-    bench = SpmdBench(given.parcel) if under_torchrun() else _pool_bench(given)
-    bench.load(plan.layout, plan.ends, plan.chain)
+    bench = _bench(given)
+    try:
+        bench.load(plan.layout, plan.ends, plan.chain)
+    except BaseException:
+        bench.close()
+        raise
     return ParallelModule(bench, plan, config)
 
 

@@ -154,6 +154,9 @@ class _Workers:
             self._answers()
         except WorkerEnded as ended:
             raise _lost(ended) from None
+        except BaseException:
+            self.group.close()
+            raise
 
     def ask(self, method: str, *args: Any) -> list[Any]:
         """What each worker answers, by rank; views of shared memory until the next question."""

@@ -13,7 +13,7 @@ from tauten.parallel.comparison import difference, tolerance, twice
 from tauten.parallel.cost_model import Links, stage_ends
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout, Option
-from tauten.parallel.profile import Profile, median_s, with_threads
+from tauten.parallel.profile import Profile, fastest_s, with_threads
 from tauten.parallel.rows import count_rows, cut_rows
 
 _CLOSE = 1.15  # times the best: timed once more, as chance may have decided
@@ -106,10 +106,10 @@ class Trials:
     def _time_s(self, layout: Layout) -> float:
         args, kwargs = self._inputs
         if layout.workers > 1:
-            seconds = median_s(lambda: self._bench.call("forward", args, kwargs))
+            seconds = fastest_s(lambda: self._bench.call("forward", args, kwargs))
         else:
             with torch.inference_mode(), with_threads(layout.threads):
-                seconds = median_s(lambda: self._model(*args, **kwargs))
+                seconds = fastest_s(lambda: self._model(*args, **kwargs))
         return float(self._bench.agree(seconds))
 
     def _second_shape(self) -> tuple[Any, Any]:
