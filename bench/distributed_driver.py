@@ -21,7 +21,7 @@ from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.start import Access, open_engine
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
-from tauten.parallel.profile import median_s
+from tauten.parallel.profile import fastest_s
 from tauten.parallel.start import PoolBench
 
 Row = dict[str, Any]
@@ -136,11 +136,11 @@ def planner(where: Path, rows: str, length: str) -> Row:
         cut = ends if layout.pipeline > 1 else ()
         bench.load(layout, cut, chain_of(model) if cut else None)
         call = {**inputs, "use_cache": False}
-        times[str(layout)] = median_s(lambda call=call: bench.call("forward", (), call))
+        times[str(layout)] = fastest_s(lambda call=call: bench.call("forward", (), call))
     bench.close()
     one = transformers.LlamaForCausalLM.from_pretrained(model).eval()
     with torch.inference_mode():
-        times["one worker"] = median_s(lambda: one(**inputs, use_cache=False))
+        times["one worker"] = fastest_s(lambda: one(**inputs, use_cache=False))
     chosen = str(plan.layout)
     return {
         "batch": [int(rows), int(length)],
