@@ -29,6 +29,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
+from tauten.distributed.sources import read_batches
 from tauten.distributed.start import Access
 from tauten.quantization import (
     AWQ,
@@ -95,4 +96,5 @@ __all__ = [
     "optimize",
     "parallelize",
     "quantize",
+    "read_batches",
 ]

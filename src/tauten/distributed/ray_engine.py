@@ -6,6 +6,7 @@ from typing import Any
 
 from tauten.core.errors import InputError
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
+from tauten.distributed.hosts import ADDRESS
 from tauten.distributed.job import Job, Opened
 from tauten.distributed.wire import decode, encode
 
@@ -17,6 +18,9 @@ class RayWorker:
     """What an actor does; trees come and go as bytes, as between other workers."""
 
     def __init__(self) -> None:
+        import ray
+
+        os.environ[ADDRESS] = ray.util.get_node_ip_address()
         self._opened: Opened | None = None
 
     def load(self, kind: str, settings: bytes) -> None:

@@ -30,6 +30,8 @@ def read_batches(
     Raises:
         InputError: The file or the column isn't there, or the datasets library isn't.
     """
+    if tokenizer is not None and rows > 1 and getattr(tokenizer, "pad_token", "") is None:
+        raise InputError("the tokenizer has no padding token: set tokenizer.pad_token")
     for batch in _rows(Path(file), column).iter(batch_size=rows):
         values = batch[column]
         if tokenizer is not None:
