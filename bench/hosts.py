@@ -76,8 +76,12 @@ def _add(name: str, number: int, rate: str | None) -> None:
 
 def _remove(names: list[str]) -> None:
     for name in names:
+        outer = f"tbr{name.removeprefix('tauten')}"
         if os.path.exists(f"/run/netns/{name}"):
             end_all(name)
+        if os.path.exists(f"/sys/class/net/{outer}"):  # a namespace lets go of it only later
+            _run("ip", "link", "del", outer)
+        if os.path.exists(f"/run/netns/{name}"):
             _run("ip", "netns", "del", name)
     if os.path.exists(f"/sys/class/net/{BRIDGE}"):
         _run("ip", "link", "del", BRIDGE)
