@@ -10,7 +10,10 @@ import tauten
 
 ROOT = Path(tauten.__file__).parent
 PILLARS = {"compression", "quantization", "parallel"}
-FACES = {"api", "api_parallel", "cli", "methods", "faces", "faces_parallel", "__init__", "__main__"}
+FACES = {
+    *("api", "api_parallel", "api_distributed", "cli", "cli_distributed", "methods"),
+    *("faces", "faces_parallel", "faces_distributed", "__init__", "__main__"),
+}
 LEVELS: list[set[str]] = [
     {"core"},
     {"formats"},

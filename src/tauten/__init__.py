@@ -1,6 +1,7 @@
 """Tauten makes PyTorch models smaller and faster, and proves that they still work."""
 
 from tauten.api import compress, load, optimize, quantize
+from tauten.api_distributed import distribute
 from tauten.api_parallel import map, parallelize
 from tauten.compression import (
     Distill,
@@ -28,6 +29,8 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.version import __version__
+from tauten.distributed.sources import read_batches
+from tauten.distributed.start import Access
 from tauten.quantization import (
     AWQ,
     GPTQ,
@@ -51,6 +54,7 @@ __all__ = [
     "GPTQ",
     "HQQ",
     "RTN",
+    "Access",
     "AdaRound",
     "AutoRound",
     "Binary",
@@ -86,9 +90,11 @@ __all__ = [
     "WorkerError",
     "__version__",
     "compress",
+    "distribute",
     "load",
     "map",
     "optimize",
     "parallelize",
     "quantize",
+    "read_batches",
 ]

@@ -37,6 +37,7 @@ def quantize(
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
+    workers: int | str | None = None,
 ) -> nn.Module:
     """Hold a model's weights in fewer bits.
 
@@ -51,6 +52,8 @@ def quantize(
         where: Pattern of the layers to pack; the others stay as they are.
         out: Also write the result there, as a folder that `load` reads.
         entropy_coding: Code what is written losslessly into fewer bytes; takes a moment to load.
+        workers: Processes of this machine, or a cluster as for `distribute`, that the calibration
+            data is dealt out to; the packed weights are the same to the bit.
     Returns:
         A module that is called like the model. The model itself isn't changed; what stays
         unpacked is shared with it.
@@ -68,7 +71,7 @@ def quantize(
         if isinstance(technique, str):
             technique = quantization_technique(technique, bits, group_size)
         recipe = Recipe((Step(technique, where),))
-    return _apply(source, replace(recipe, entropy_coding=entropy_coding), path, data)
+    return _apply(source, replace(recipe, entropy_coding=entropy_coding), path, data, None, workers)
 
 
 def quantization_technique(name: str, bits: int | None, group_size: int | None) -> Technique:
@@ -175,6 +178,7 @@ def optimize(
     max_tokens: int = 8192,
     entropy_coding: bool = False,
     max_time_s: float | None = None,
+    workers: int | str | None = None,
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
@@ -192,6 +196,8 @@ def optimize(
         entropy_coding: As for `quantize`; sizes are those of the coded files.
         max_time_s: Time in which to find the best; what was found by then is the answer, certified
             and written in some time more. A killed run that goes on has it anew.
+        workers: Processes of this machine, or a cluster as for `distribute`, that try recipes side
+            by side; the result is the same. Unused with a limit on time or a goal of latency.
     Returns:
         The model and what is known of it. If nothing meets the goal, the nearest miss and why.
     Raises:
@@ -205,7 +211,7 @@ def optimize(
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
-    return run_search(source, data, *chosen, entropy_coding, max_time_s)
+    return run_search(source, data, *chosen, entropy_coding, max_time_s, workers)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:
@@ -238,8 +244,10 @@ def _apply(
     out: Path | None,
     data: Any = None,
     teacher: Source | None = None,
+    workers: int | str | None = None,
 ) -> nn.Module:
-    result = run_recipe(source, recipe, render_html, out, data=data, teacher=teacher)
+    options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
+    result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
     return result.model
 

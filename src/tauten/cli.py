@@ -55,8 +55,19 @@ Coding = Annotated[
 Seed = Annotated[int, typer.Option(help="Deals documents out to calibration, development, test.")]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command whose expected errors end in one line and exit code 2."""
+Workers = Annotated[
+    str | None,
+    typer.Option(help="Work on so many processes, or on a hosts file, ray://host:port or auto."),
+]
+
+
+def command(function: Callable[..., None], **settings: Any) -> Callable[..., None]:
+    """Register a command whose expected errors end in one line and exit code 2.
+
+    Args:
+        function: Named as the command.
+        settings: For typer.
+    """
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -78,7 +89,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         finally:
             logging.getLogger("tauten").removeHandler(handler)
 
-    app.command(function.__name__.rstrip("_"))(run)
+    app.command(function.__name__.rstrip("_"), **settings)(run)
     return run
 
 
@@ -113,11 +124,13 @@ def optimize(
     entropy_coding: Coding = False,
     max_tokens: Tokens = 8192,
     seed: Seed = 0,
+    workers: Workers = None,
 ) -> None:
     """Find the best model within a goal, and prove it. Killed runs go on where they stopped."""
     from tauten.api import optimize as call
     from tauten.core.goal import parse_seconds
     from tauten.faces import goal_from_text, print_artifact
+    from tauten.faces_distributed import parse_workers
     from tauten.models.source import open_source
     from tauten.search.run import check_out
 
@@ -133,6 +146,7 @@ def optimize(
         max_tokens=max_tokens,
         entropy_coding=entropy_coding,
         max_time_s=None if time is None else parse_seconds(time),
+        workers=parse_workers(workers),
     )
     print_artifact(out, console)
 
@@ -151,12 +165,14 @@ def quantize(
     time: Annotated[str | None, typer.Option(help="Most time to take, such as 20m.")] = None,
     out: Out = Path("quantized"),
     entropy_coding: Coding = False,
+    workers: Workers = None,
 ) -> None:
     """Hold the weights in fewer bits; with data, so that little is lost on it."""
     from tauten.faces import write_quantized
+    from tauten.faces_distributed import parse_workers
 
-    wanted = (bits, group_size, technique)
-    write_quantized(model, wanted, data, time, out, console, entropy_coding)
+    wanted, count = (bits, group_size, technique), parse_workers(workers)
+    write_quantized(model, wanted, data, time, out, console, entropy_coding, count)
 
 
 @command
@@ -296,3 +312,6 @@ def report(
 def main() -> None:
     """Entry point of the `tauten` command."""
     app()
+
+
+from tauten import cli_distributed as cli_distributed  # noqa: E402 (registers its commands)

@@ -118,11 +118,13 @@ def write_recipe_run(
     console: Console,
     data: Any = None,
     teacher: Source | None = None,
+    workers: int | str | None = None,
 ) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
     check_out(out)
     source = open_source(model)
-    run_recipe(source, recipe, render_html, out, load=False, data=data, teacher=teacher)
+    options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
+    run_recipe(source, recipe, render_html, out, load=False, **options)
     print_artifact(out, console)
 
 
@@ -134,6 +136,7 @@ def write_quantized(
     out: Path,
     console: Console,
     entropy_coding: bool,
+    workers: int | str | None = None,
 ) -> None:
     """Quantize a model on disk; `wanted` is bits, group size and the name of a technique."""
     bits, group_size, name = wanted
@@ -144,7 +147,8 @@ def write_quantized(
         recipe = choose_recipe(source, bits, group_size, "*", data is not None, limit_s)
     else:
         recipe = Recipe.of(quantization_technique(name, bits, group_size))
-    write_recipe_run(source, replace(recipe, entropy_coding=entropy_coding), out, console, data)
+    recipe = replace(recipe, entropy_coding=entropy_coding)
+    write_recipe_run(source, recipe, out, console, data, workers=workers)
 
 
 def write_compressed(

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from tauten import api, api_parallel
+from tauten import api, api_distributed, api_parallel
 
-for _call in (api.quantize, api.compress, api.optimize, api_parallel.parallelize):
+_CALLS = (api.quantize, api.compress, api.optimize)
+for _call in (*_CALLS, api_parallel.parallelize, api_distributed.distribute):
     setattr(nn.Module, _call.__name__, _call)

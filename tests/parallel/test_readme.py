@@ -28,3 +28,15 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     before = nn.functional.mse_loss(model(batch), batch)
     exec(training, names)
     assert nn.functional.mse_loss(model(batch), batch) < before
+
+
+def test_the_example_over_machines_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("## On many machines")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = {"tauten": tauten, "model": tiny_mlp(), "batches": [torch.randn(3, 10)] * 4}
+    exec(example, names)
+    with torch.no_grad():
+        assert torch.allclose(names["outputs"][3], names["model"](names["batches"][3]), atol=1e-6)
+    assert (tmp_path / "outputs" / "journal.jsonl").is_file()

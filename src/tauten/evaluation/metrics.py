@@ -65,14 +65,27 @@ class Perplexity(Metric):
     name = "perplexity"
 
     def scores(self, model: nn.Module, batches: Sequence[TokenBatch]) -> Scores:
+        found = [
+            self.window_scores(model, batch) for batch in track(batches, "perplexity", len(batches))
+        ]
+        return self.gathered(batches, found)
+
+    @staticmethod
+    def window_scores(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Summed losses and tokens of each window, (windows,) float64 each."""
+        with torch.inference_mode():
+            logits = model(input_ids=batch.ids, use_cache=False).logits  # (windows, length, V)
+        losses, mask = next_token_losses(logits, batch)
+        return (losses * mask).double().sum(1), mask.double().sum(1)
+
+    @staticmethod
+    def gathered(batches: Sequence[TokenBatch], found: Sequence[tuple[Tensor, Tensor]]) -> Scores:
+        """Scores by document from those of the windows of each batch."""
         count = 1 + max(int(batch.documents.max()) for batch in batches)
         total, weight = torch.zeros(count).double(), torch.zeros(count).double()
-        for batch in track(batches, "perplexity", len(batches)):
-            with torch.inference_mode():
-                logits = model(input_ids=batch.ids, use_cache=False).logits  # (windows, length, V)
-            losses, mask = next_token_losses(logits, batch)
-            total.index_add_(0, batch.documents, (losses * mask).double().sum(1))
-            weight.index_add_(0, batch.documents, mask.double().sum(1))
+        for batch, (losses, tokens) in zip(batches, found, strict=True):
+            total.index_add_(0, batch.documents, losses)
+            weight.index_add_(0, batch.documents, tokens)
         if not total.isfinite().all():
             raise TautenError("perplexity isn't finite: the model returned NaN or infinity")
         held = weight > 0

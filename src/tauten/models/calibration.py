@@ -8,57 +8,28 @@ observed in one pass.
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import BlockExamples, LayerInputs
 from tauten.formats.packed import PackedWeight
+from tauten.models.batch import CalibrationBatch as CalibrationBatch  # also found here
+from tauten.models.batch import first_tokens
 from tauten.models.chain import BlockCall, BlockChain
-from tauten.models.experts import show_starved, starved_note
+from tauten.models.experts import has_experts, show_starved, starved_note
+from tauten.models.input_sums import SHARDS, ShardSums, shard_of
 from tauten.models.observer import NothingLeft, Observer
+from tauten.models.packing import unpacked_layer
 from tauten.runtime.modules import PackedLinear
 
-PROBE_TOKENS = 32
 HELD_OUT = 16  # one batch of so many
 Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class CalibrationBatch:
-    """One call of the model.
-
-    Attributes:
-        args: Positional arguments.
-        kwargs: The others.
-        mask: (rows, length) bool, False where a token is padding; None where all count.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    mask: Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        """Examples in the batch: the first size of its first tensor."""
-        return next(len(x) for x in tree_leaves(vars(self)) if isinstance(x, Tensor))
-
-    def split(self, rows: int) -> "list[CalibrationBatch]":
-        """The same examples in batches of at most `rows`."""
-        count = self.rows
-
-        def part(value: Any, start: int) -> Any:
-            whole = isinstance(value, Tensor) and value.dim() and len(value) == count
-            return value[start : start + rows] if whole else value
-
-        starts = range(0, count, rows)
-        parts = (tree_map(lambda v, s=start: part(v, s), vars(self)) for start in starts)
-        return [CalibrationBatch(**fields) for fields in parts]
 
 
 class Calibration:
@@ -70,9 +41,11 @@ class Calibration:
         counted: Also gather `LayerInputs.magnitudes`.
         fits_blocks: Also give `examples`, a few of them held out: layers aren't observed on those.
         dtype: What blocks compute in; by default bfloat16 where the machine multiplies it.
+        place: Number of the first batch among those of all machines, and how many those are.
     Attributes:
         states: One hidden state a batch, where the packed blocks have brought it.
         originals: The same in the original model; empty unless `correct` or `fits_blocks`.
+        whole: Sums of what all layers see; None where blocks form a chain.
     """
 
     def __init__(
@@ -82,12 +55,14 @@ class Calibration:
         dtype: torch.dtype | None = None,
         counted: bool = False,
         fits_blocks: bool = False,
+        place: tuple[int, int] | None = None,
     ):
         if not batches:
             raise InputError("calibration needs at least one batch of data")
-        self.batches, self.correct, self._counted = batches, correct, counted
+        self.batches, self.correct, self.counted = batches, correct, counted
         self._carries_originals = correct or fits_blocks
         self._held_out = -(-len(batches) // HELD_OUT) if fits_blocks and len(batches) > 1 else 0
+        self._first, self._total = place or (0, len(batches))
         self.dtype = dtype or fast_dtype()
         self.states: list[Tensor] = []
         self._remembered: nn.Module | None = None
@@ -95,7 +70,7 @@ class Calibration:
         self.calls: dict[str, list[BlockCall]] = {}
         self._probe: tuple[dict[str, BlockCall], Tensor] | None = None
         self._blocks: list[str] = []
-        self._seen: dict[str, LayerInputs] = {}
+        self.whole: ShardSums | None = None
 
     def run(self, model: nn.Module) -> Any:
         """What a model answers to the first batch."""
@@ -120,11 +95,11 @@ class Calibration:
         if blocks:
             with filled(["", blocks[0]]), torch.no_grad():
                 recorded = [self._chain.trace(b.args, b.kwargs) for b in self.batches]
-                first = _first_tokens(self.batches[0])
+                first = first_tokens(self.batches[0])
                 self._probe = self._chain.trace(first.args, first.kwargs)
         chained = [found for found in recorded if found is not None]
         if not blocks or len(chained) < len(recorded):
-            self._seen = self._observe_whole(["", *blocks], names)
+            self.whole = self._gather_whole(["", *blocks], names)
             return
         self._blocks = list(blocks)
         self.calls = {block: [calls[block] for calls, _ in chained] for block in blocks}
@@ -142,34 +117,57 @@ class Calibration:
         """
         if not self._blocks:
             return {name: self._seen[name] for name in names if name in self._seen}
+        found = self.gather(part, names).inputs()
+        if not part or not has_experts(self._model.get_submodule(part)):
+            return found
+        shown = self.gather_starved(part, {name: seen.tokens for name, seen in found.items()})
+        return found | {
+            name: replace(inputs, note=starved_note(found.get(name), inputs))
+            for name, inputs in shown.inputs().items()
+        }
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, LayerInputs]:
+        """What all layers see, where blocks form no chain."""
+        return {} if self.whole is None else self.whole.inputs()
+
+    def gather(self, part: str, names: Sequence[str]) -> ShardSums:
+        """Sums of what the layers of a part see; arguments as for `observe`, blocks in a chain."""
         if not part:
-            return self._observe_whole([""], names)
+            return self._gather_whole([""], names)
         if not names and not self.originals:
-            return {}
+            return ShardSums()
         with self._filled([part]), torch.no_grad():
             block = self.dense(part)
             inner = {name: block.get_submodule(name[len(part) + 1 :]) for name in names}
-            with Observer(inner, self.correct, self._counted) as observer:
+            with self._observer(inner, self.correct) as observer:
                 for index in range(len(self.batches)):
+                    observer.shard(self._shard_of(index))
                     self._observe_batch(part, block, index, observer)
-            found = observer.inputs()
-            return found | self._observe_starved(part, block, found)
+            return observer.sums()
 
-    def _observe_starved(
-        self, part: str, block: nn.Module, found: dict[str, LayerInputs]
-    ) -> dict[str, LayerInputs]:
-        """What experts that too few tokens reached would see of all tokens."""
-        starved = show_starved(block, part, found)
-        if not starved:
-            return {}
-        with Observer(starved) as observer:
-            for call, state, batch in zip(self.calls[part], self.states, self.batches, strict=True):
-                with observer.batch(batch.mask), contextlib.suppress(NothingLeft):
-                    self._step(call, block, state)
-        return {
-            name: replace(inputs, note=starved_note(found.get(name), inputs))
-            for name, inputs in observer.inputs().items()
-        }
+    def gather_starved(self, part: str, tokens: Mapping[str, int]) -> ShardSums:
+        """Sums of what experts that too few tokens reached would see of all tokens.
+
+        Args:
+            part: A block.
+            tokens: How many its layers saw.
+        """
+        with self._filled([part]), torch.no_grad():
+            block = self.dense(part)
+            starved = show_starved(block, part, tokens)
+            with self._observer(starved) as observer:
+                for index, call in enumerate(self.calls[part] if starved else ()):
+                    observer.shard(self._shard_of(index))
+                    with observer.batch(self.batches[index].mask), contextlib.suppress(NothingLeft):
+                        self._step(call, block, self.states[index])
+            return observer.sums()
+
+    def _observer(self, layers: Mapping[str, nn.Module], shifted: bool = False) -> Observer:
+        return Observer(layers, shifted, self.counted, min(SHARDS, self._total))
+
+    def _shard_of(self, index: int) -> int:
+        return shard_of(self._first + index, self._total)
 
     def _observe_batch(self, part: str, block: nn.Module, index: int, observer: Observer) -> None:
         call, mask = self.calls[part][index], self.batches[index].mask
@@ -223,7 +221,7 @@ class Calibration:
         for parent in list(block.modules()):
             for leaf, child in list(parent.named_children()):
                 if isinstance(child, PackedLinear):
-                    setattr(parent, leaf, _written_out(child))
+                    setattr(parent, leaf, unpacked_layer(child))
         return block.to(dtype or self.dtype)
 
     def tunable(self, part: str) -> nn.Module:
@@ -245,20 +243,20 @@ class Calibration:
     def _step(self, call: BlockCall, block: nn.Module, state: Tensor) -> Tensor:
         return call.cast(self.dtype).run(block, state.to(self.dtype))
 
-    def _observe_whole(self, parts: Sequence[str], names: Sequence[str]) -> dict[str, LayerInputs]:
+    def _gather_whole(self, parts: Sequence[str], names: Sequence[str]) -> ShardSums:
         """Run the whole model; blocks that the states have passed hand them on."""
-        layers = {name: self._model.get_submodule(name) for name in names}
-        observer = Observer(layers, counted=self._counted)
+        observer = self._observer({name: self._model.get_submodule(name) for name in names})
         if not observer.layers:
-            return {}
+            return ShardSums()
         with self._filled(parts), observer, torch.no_grad():
             for index, batch in enumerate(self.batches):
+                observer.shard(self._shard_of(index))
                 passed: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
                 if self.states:
                     passed = self._chain.returning(self.states[index].float())
                 with observer.batch(batch.mask), passed, contextlib.suppress(NothingLeft):
                     self._model(*batch.args, **batch.kwargs)
-        return observer.inputs()
+        return observer.sums()
 
     def finish(self, batch: CalibrationBatch, state: Tensor) -> Any:
         """What the model answers to a batch whose last block has made a state.
@@ -268,28 +266,6 @@ class Calibration:
         gradients = state.requires_grad
         with self._filled([""]), self._chain.returning(state), torch.set_grad_enabled(gradients):
             return self._model(*batch.args, **batch.kwargs)
-
-
-def _first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
-    """The beginning of a batch of tokens; any other batch, or one padded there, as it is."""
-    tensors = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
-    padded = batch.mask is not None and not bool(batch.mask[:1, :PROBE_TOKENS].all())
-    if padded or any(t.dim() != 2 or t.is_floating_point() for t in tensors):
-        return batch
-
-    def cut(value: Any) -> Any:
-        return value[:1, :PROBE_TOKENS] if isinstance(value, Tensor) else value
-
-    kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
-    return CalibrationBatch(tuple(map(cut, batch.args)), kwargs)
-
-
-def _written_out(layer: PackedLinear) -> nn.Linear:
-    dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    dense.weight = nn.Parameter(layer.weight, requires_grad=False)
-    if layer.bias is not None:
-        dense.bias = layer.bias
-    return dense
 
 
 def fast_dtype() -> torch.dtype:

@@ -88,15 +88,18 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
     return model
 
 
-def show_starved(
-    block: nn.Module, prefix: str, found: Mapping[str, LayerInputs]
-) -> dict[str, nn.Linear]:
+def has_experts(block: nn.Module) -> bool:
+    """Whether some of its layers are experts."""
+    return any(isinstance(module, Experts) for module in block.modules())
+
+
+def show_starved(block: nn.Module, prefix: str, tokens: Mapping[str, int]) -> dict[str, nn.Linear]:
     """Make experts that too few tokens were routed to compute all tokens.
 
     Args:
         block: Changed: see `Experts.shown_all`.
-        prefix: Of its layers' names in `found`.
-        found: What its layers saw.
+        prefix: Of its layers' names in `tokens`.
+        tokens: How many its layers saw.
     Returns:
         Layers of those experts by name.
     """
@@ -112,7 +115,7 @@ def show_starved(
                 if isinstance(layer, nn.Linear)
             }
             needed = TOKENS_PER_FEATURE * max(layer.in_features for layer in own.values())
-            seen = [found[key].tokens if key in found else 0 for key in own]
+            seen = [tokens.get(key, 0) for key in own]
             if min(seen) < needed:
                 starved.add(number)
                 layers |= own

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tauten.core.inputs import LayerInputs
-
-MOST_SAMPLED = 512  # rows a layer
+from tauten.models.input_sums import MOST_SAMPLED, InputSums, Node, ShardSums
 
 
 class NothingLeft(Exception):
@@ -29,21 +28,22 @@ class Observer:
         layers: By name, as they will be called.
         shifted: Also sum (x of the original - x) x^T; each `batch` then follows its `original`.
         counted: Also count `LayerInputs.magnitudes`.
+        shards: That the batches are dealt out to; each has its part of the sample.
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], shifted: bool = False, counted: bool = False
+        self,
+        layers: Mapping[str, nn.Module],
+        shifted: bool = False,
+        counted: bool = False,
+        shards: int = 1,
     ):
         self.layers = {name: layer for name, layer in layers.items() if is_observed(layer)}
         self._shifted, self._counted = shifted, counted
-        self._owner: dict[str, str] = {}
-        self._moment: dict[str, Tensor] = {}
-        self._shift: dict[str, Tensor] = {}
-        self._peak: dict[str, Tensor] = {}
-        self._sample: dict[str, tuple[int, Tensor]] = {}  # every how many rows, and the rows
-        self._sum: dict[str, Tensor] = {}
-        self._magnitudes: dict[str, Tensor] = {}
-        self._tokens: dict[str, int] = {}
+        self._most_sampled = MOST_SAMPLED // shards
+        self._done = ShardSums()
+        self._owner = self._done.owner
+        self._shard, self._sums = 0, dict[str, InputSums]()
         self._original: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._seen: dict[tuple[int, Any], tuple[str, Tensor]] = {}
@@ -70,24 +70,25 @@ class Observer:
         """Calls in this context are the original's, to be compared with those of `batch`."""
         return self._record("original", mask)
 
+    def shard(self, number: int) -> None:
+        """Batches from here on are of this shard; numbers don't fall."""
+        if number != self._shard:
+            self._end_shard()
+            self._shard = number
+
+    def sums(self) -> ShardSums:
+        """All that was summed."""
+        self._end_shard()
+        return self._done
+
     def inputs(self) -> dict[str, LayerInputs]:
         """Means by layer; layers that no token reached are missing."""
-        means = {}
-        for owner, moment in self._moment.items():
-            count = self._tokens[owner]
-            if not count:
-                continue
-            shift = self._shift[owner] / count if owner in self._shift else None
-            means[owner] = LayerInputs(
-                moment / count,
-                count,
-                shift,
-                self._peak.get(owner),
-                self._sample[owner][1],
-                mean=self._sum[owner] / count,
-                magnitudes=self._magnitudes.get(owner),
-            )
-        return {name: means[owner] for name, owner in self._owner.items() if owner in means}
+        return self.sums().inputs()
+
+    def _end_shard(self) -> None:
+        if self._sums:
+            self._done.push(Node(self._shard, 1, self._sums))
+            self._sums = {}
 
     @contextlib.contextmanager
     def _record(self, what: str, mask: Tensor | None) -> Iterator[None]:
@@ -118,33 +119,12 @@ class Observer:
         if self._recording == "original":
             self._original[name] = rows
             return
-        size = rows.shape[1]
-        moment = self._moment.setdefault(name, torch.zeros(size, size))
-        moment.addmm_(rows.t(), rows)
-        if len(rows):
-            peak = rows.abs().amax(0)
-            self._peak[name] = torch.maximum(self._peak.get(name, peak), peak)
-        self._sample[name] = self._thinned(name, rows)
-        self._tokens[name] = self._tokens.get(name, 0) + len(rows)
-        self._sum[name] = self._sum.get(name, torch.zeros(size)) + rows.sum(0)
+        sums = self._sums.setdefault(name, InputSums.empty(rows.shape[1]))
+        sums.add(rows, self._most_sampled)
         if self._counted:
-            counts = _magnitudes(layer, x, rows)
-            self._magnitudes[name] = self._magnitudes.get(name, torch.zeros_like(counts)) + counts
+            sums.add_magnitudes(_magnitudes(layer, x, rows))
         if self._shifted and name in self._original:
-            shift = self._shift.setdefault(name, torch.zeros(size, size))
-            shift.addmm_((self._original.pop(name) - rows).t(), rows)
-
-    def _thinned(self, name: str, rows: Tensor) -> tuple[int, Tensor]:
-        """Rows sampled of a layer with those of a batch: evenly spread over all its tokens.
-
-        Every third stays each time there are too many: windows often have a length that is a
-        power of two, and thirds don't keep to the same positions in them.
-        """
-        every, sample = self._sample.get(name, (1, rows[:0]))
-        sample = torch.cat([sample, rows[-self._tokens.get(name, 0) % every :: every]])
-        while len(sample) > MOST_SAMPLED:
-            every, sample = every * 3, sample[::3]
-        return every, sample.clone()
+            sums.add_shift(self._original.pop(name) - rows, rows)
 
 
 def is_observed(layer: nn.Module) -> bool:

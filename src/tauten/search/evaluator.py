@@ -78,11 +78,13 @@ class Evaluator:
         return times.get("candidate", times["original"]).median_s, times["original"].median_s
 
     def start(self) -> None:
-        """Measure the original.
+        """Measure the original, if that hasn't been done.
 
         Raises:
             InputError: It can't be measured on this data.
         """
+        if self._original is not None:
+            return
         batches, metric = self._task.splits.development, self._metric
         try:
             metric.prepare(self.original(), batches)

@@ -16,6 +16,7 @@ from tauten.evaluation.formats import layer_inputs
 from tauten.evaluation.task import Task
 from tauten.models.calibration import CalibrationBatch
 from tauten.runtime.library import load as native_kernels
+from tauten.search.ahead import Ahead
 from tauten.search.evaluator import Evaluator
 from tauten.search.ladder import MIDDLE, faster_twin, ladders
 from tauten.search.levels import LevelTable
@@ -61,6 +62,10 @@ class Search:
     def trials(self) -> list[Trial]:
         """What was tried, in order."""
         return self._made.tried
+
+    def use(self, ahead: Ahead | None) -> None:
+        """Have workers try recipes ahead of the loop."""
+        self._made.ahead = ahead
 
     def verdict(self, measurement: Measurement) -> str:
         """What keeps a candidate from the goal; empty if nothing does."""
@@ -130,6 +135,7 @@ class Search:
 
     def _descend(self, recipes: Sequence[Recipe]) -> None:
         hopeless = 0
+        self._made.expect(recipes)
         for recipe in track(recipes, "trying recipes", len(recipes)):
             if self._made.time_is_up():
                 return

@@ -58,12 +58,13 @@ class Mixing:
             levels: Gentlest first.
             middle: Index of the one to begin with.
         """
-        if not self._trials.time_is_up():
-            self._trials.add(levels[middle])
         gentler = (levels[:middle][::-1], self._is_gentle_enough)
         bolder = (levels[middle + 1 :], self._is_bold_enough)
         # Whatever comes first should meet the goal, in case that time runs out.
         sides = (bolder, gentler) if self._trials.goal.is_budget else (gentler, bolder)
+        self._trials.expect([levels[middle], *sides[0][0], *sides[1][0]])
+        if not self._trials.time_is_up():
+            self._trials.add(levels[middle])
         for recipes, is_enough in sides:
             for recipe in track(recipes, "trying levels", len(recipes)):
                 if is_enough() or self._trials.time_is_up():

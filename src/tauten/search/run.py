@@ -29,6 +29,8 @@ from tauten.models.packing import write_out
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
+from tauten.search.ahead import trials_ahead
+from tauten.search.calibrating import calibrating
 from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
 from tauten.search.forecast import Forecast, forecast
@@ -45,7 +47,7 @@ from tauten.search.publish import (
 )
 from tauten.search.shaping import shape_in_memory
 from tauten.search.trainer import Trainer, check_teacher, trained_by
-from tauten.search.workspace import Candidate, Workspace, calibration_for, recipe_id
+from tauten.search.workspace import Candidate, Workspace, recipe_id
 from tauten.search.zeros import share_out_zeros
 
 PARTIAL = ".partial"
@@ -64,6 +66,7 @@ def run_search(
     max_tokens: int = 8192,
     entropy_coding: bool = False,
     max_time_s: float | None = None,
+    workers: int | str | None = None,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
@@ -89,7 +92,12 @@ def run_search(
         workspace = Workspace(folder, source, structure, run, calibration)
         search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s)
         development = calibration_batches(task.splits.development, skeleton)
-        chosen = search.run(source.skeleton(), pillars, development)
+        search.evaluator.start()  # the workers needn't measure the original again
+        side_by_side = None if goal.is_about_latency else workers
+        with trials_ahead(workspace, search.evaluator, task, needs.stream, side_by_side) as ahead:
+            search.use(ahead)
+            chosen = search.run(source.skeleton(), pillars, development)
+        search.use(None)
         chosen, candidate, timing = _timed(search, chosen)
         result = conclude(search, chosen, candidate, "given_up" in timing)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
@@ -124,6 +132,7 @@ def run_recipe(
     load: bool = True,
     data: Any = None,
     teacher: Source | None = None,
+    workers: int | str | None = None,
 ) -> Result:
     """Apply one recipe without evaluating it.
 
@@ -135,6 +144,7 @@ def run_recipe(
         load: Return the model too; without it memory stays bounded by one block.
         data: For techniques that look at it, all of it; None for none.
         teacher: What techniques that train imitate; None for the model itself.
+        workers: As for `calibrating`.
     """
     if teacher is not None:
         check_teacher(source, teacher, recipe)
@@ -149,9 +159,9 @@ def run_recipe(
     calibration, training = _read(reader, skeleton, recipe, data)
     trainer = Trainer(teacher or source, calibration, training)
     if out is None and source.reader is None:
-        with progress_bars():
+        with progress_bars(), calibrating(source, recipe, workers) as calibrate:
             model = shape_in_memory(source, recipe.shaping, trainer)
-            calibrated = calibration_for(recipe, calibration)
+            calibrated = calibrate(recipe, calibration)
             structure = find_structure(model)
             recipe = share_out_zeros(recipe, model, structure, None, calibration)
             walk = Walk(model, structure, recipe, calibration=calibrated)
@@ -173,8 +183,9 @@ def run_recipe(
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
     disk_bytes += len(recipe.shaping) * source.size_bytes  # what each step leaves
     with progress_bars(), run_folder(out, disk_bytes) as folder:
-        workspace = Workspace(folder, source, structure, run, calibration, trainer)
-        candidate = workspace.apply(recipe)
+        with calibrating(source, recipe, workers) as calibrate:
+            aside = (calibration, trainer, calibrate)
+            candidate = Workspace(folder, source, structure, run, *aside).apply(recipe)
         result = Result(None, candidate.recipe, False, reason, [], candidate.layers, None)
         dense = slow_candidate_layers(candidate, recipe_id(recipe))
         dense.announce()

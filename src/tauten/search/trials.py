@@ -1,7 +1,7 @@
 """The trials of a run: what each came to, which is best, and which stay on disk."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from time import monotonic
 from typing import Any
@@ -10,6 +10,7 @@ from tauten.core.errors import TautenError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
+from tauten.search.ahead import Ahead
 from tauten.search.evaluator import Evaluator
 from tauten.search.levels import is_level
 from tauten.search.workspace import Candidate, Workspace, recipe_id
@@ -29,6 +30,7 @@ class Trials:
         max_time_s: Time for all of them; None for no limit.
     Attributes:
         tried: In order.
+        ahead: Workers that try recipes before they are asked for; None to try each when it is.
     """
 
     def __init__(
@@ -43,10 +45,16 @@ class Trials:
         self.tried: list[Trial] = []
         self._mixes, self._max_time_s = mixes, max_time_s
         self._started = self._longest_s = 0.0
+        self.ahead: Ahead | None = None
 
     def start(self) -> None:
         """The time given begins."""
         self._started = monotonic()
+
+    def expect(self, recipes: Sequence[Recipe]) -> None:
+        """Recipes that will probably be tried next, in this order."""
+        if self.ahead is not None and self._max_time_s is None:
+            self.ahead.expect(recipes)
 
     def add(
         self,
@@ -75,16 +83,28 @@ class Trials:
         known = journal.find("trial", trial=recipe_id(recipe))
         if known is not None:
             return _trial(recipe, known)
+        made = self.ahead.take(recipe) if self.ahead is not None and not parents else None
+        trial = self._tried(recipe, parents) if made is None else self._judged(recipe, made)
+        entry = {**asdict(trial), "recipe": recipe.to_dict()}
+        journal.add("trial", trial=recipe_id(recipe), **entry)
+        return trial
+
+    def _tried(self, recipe: Recipe, parents: Mapping[str, Candidate] | None) -> Trial:
         try:
             workspace = self.workspace
             candidate = workspace.cut(recipe, parents) if parents else workspace.apply(recipe)
             measurement = self.evaluator.measure(candidate)
-            trial = Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
         except TautenError as error:
-            trial = Trial(recipe, None, "failed", str(error))
-        entry = {**asdict(trial), "recipe": recipe.to_dict()}
-        journal.add("trial", trial=recipe_id(recipe), **entry)
-        return trial
+            return Trial(recipe, None, "failed", str(error))
+        return Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
+
+    def _judged(self, recipe: Recipe, made: dict[str, Any]) -> Trial:
+        """A trial that a worker made."""
+        entry = {"measurement": made["measurement"], "verdict": "failed", "error": made["error"]}
+        trial = _trial(recipe, entry)
+        if trial.measurement is None:
+            return trial
+        return replace(trial, verdict=self.verdict(trial.measurement) or "within the goal")
 
     def verdict(self, measurement: Measurement) -> str:
         """What keeps a candidate from the goal; empty if nothing does."""

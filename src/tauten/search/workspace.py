@@ -82,6 +82,7 @@ class Workspace:
         run: What identifies the run.
         calibration: Batches for techniques that look at data.
         trainer: For techniques that train; by default they imitate the model on those batches.
+        calibrate: Gives a recipe its batches; by default `calibration_for`.
     """
 
     def __init__(
@@ -92,9 +93,10 @@ class Workspace:
         run: dict[str, Any],
         calibration: Sequence[CalibrationBatch] = (),
         trainer: Trainer | None = None,
+        calibrate: Callable[..., Calibration | None] | None = None,
     ):
         self.folder, self.source, self.structure = folder, source, structure
-        self._calibration = calibration
+        self._calibration, self._calibrate = calibration, calibrate or calibration_for
         self._trainer = trainer or Trainer(source, calibration, calibration)
         self.journal = Journal(folder / "journal.jsonl", run)
 
@@ -110,7 +112,7 @@ class Workspace:
             structure = find_structure(model)
         store = BlockStore(self.folder / trial, self.journal, trial)
         loader = dense.loader(model, structure.blocks) if dense.reader else None
-        calibration = calibration_for(recipe, self._calibration)
+        calibration = self._calibrate(recipe, self._calibration)
         recipe = self._with_zeros(recipe, trial, model, structure, loader)
         walk = Walk(model, structure, recipe, loader, store, calibration)
         walk.run()

@@ -1,0 +1,116 @@
+"""A model on its way to another machine: its files, or the name of a function that makes it.
+
+Nothing is pickled. Files are those that `tauten.load` and transformers read without running code;
+a factory is imported on the worker, where it must be installed.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+
+from tauten.core.errors import InputError
+from tauten.core.progress import quiet_elsewhere
+from tauten.distributed.wire import to_bytes, to_tensor
+from tauten.models.huggingface import download
+from tauten.models.loader import Loader
+from tauten.models.packing import write_out
+from tauten.models.source import Source, open_source
+from tauten.models.structure import find_structure
+from tauten.parallel.parcel import Parcel
+
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".yaml")  # of what travels
+_FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+_kept: list[Any] = []  # folders of models that this worker has open
+
+
+def blueprint(model: Any, shared_folders: bool) -> dict[str, Any]:
+    """What another machine needs to open a model.
+
+    Args:
+        model: A model folder, a GGUF file, a hub id, `package.module:factory`, or a module of
+            transformers.
+        shared_folders: Workers see the same folders: only the path travels.
+    Raises:
+        InputError: It can't be opened elsewhere.
+    """
+    if isinstance(model, transformers.PreTrainedModel):
+        with tempfile.TemporaryDirectory(prefix="tauten-") as folder, quiet_elsewhere():
+            model.save_pretrained(folder)
+            return {"files": _files(Path(folder))}
+    if isinstance(model, nn.Module) or not isinstance(model, str | Path):
+        raise InputError(
+            f"{type(model).__name__} can't travel to other machines, as modules would have to be "
+            "pickled: pass a model folder, or package.module:factory that workers can import"
+        )
+    if isinstance(model, str) and re.fullmatch(_FACTORY, model):
+        return {"path": model}
+    path = Path(model).expanduser()
+    path = path if path.exists() else download(str(model))
+    if shared_folders:
+        return {"path": str(path.resolve())}
+    return {"files": _files(path)}
+
+
+def open_model(model: Parcel | dict[str, Any]) -> nn.Module:
+    """Open a model in a worker, ready to be called.
+
+    Args:
+        model: From this machine, or what `blueprint` made on another.
+    """
+    if isinstance(model, Parcel):
+        opened = model.open()
+        opened.load()
+        write_out(opened.model, opened.written_out)
+        return opened.model.eval()
+    return source_of(model).open()
+
+
+def source_of(model: Parcel | dict[str, Any]) -> Source:
+    """A model in a worker as a source, which can be opened any number of times."""
+    if isinstance(model, dict):
+        return open_source(model.get("path") or unpacked(model["files"]))
+    if model.tensors is None:
+        return open_source(model.name)
+    return open_source(open_model(model))
+
+
+def open_skeleton(model: Parcel | dict[str, Any]) -> Callable[[], tuple[nn.Module, Loader | None]]:
+    """A function that makes modules of their own on the same tensors.
+
+    Returns:
+        The modules, and what loads their tensors block by block; None where they are in memory.
+    """
+    source = source_of(model)
+
+    def opened() -> tuple[nn.Module, Loader | None]:
+        made = source.skeleton()
+        has_reader = source.reader is not None
+        return made, source.loader(made, find_structure(made).blocks) if has_reader else None
+
+    return opened
+
+
+def _files(path: Path) -> dict[str, Tensor]:
+    """Contents by name: (bytes,) uint8."""
+    if path.is_file():
+        return {path.name: to_tensor(path.read_bytes())}
+    found = [file for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
+    return {file.name: to_tensor(file.read_bytes()) for file in found}
+
+
+def unpacked(files: dict[str, Tensor]) -> Path:
+    """The folder or file that `blueprint` took contents from, on this machine until it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="tauten-")
+    _kept.append(folder)
+    for name, content in files.items():
+        if Path(name).name != name:
+            raise InputError(f"a model's file is called {name!r}: expected a plain name")
+        (Path(folder.name) / name).write_bytes(to_bytes(content))
+    names = list(files)
+    single = len(names) == 1 and names[0].endswith(".gguf")
+    return Path(folder.name) / names[0] if single else Path(folder.name)

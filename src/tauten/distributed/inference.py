@@ -1,0 +1,59 @@
+"""The job of calling a model, and of scoring it."""
+
+from typing import Any
+
+import torch
+
+from tauten.data.windows import TokenBatch
+from tauten.distributed.blueprint import open_model
+from tauten.evaluation.metrics import Accuracy, Perplexity, UserMetric
+from tauten.parallel.rows import to_device
+
+
+def own_device() -> torch.device:
+    """Of this worker: its GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Inference:
+    """Calls of a model, which the worker holds whole.
+
+    Args:
+        model: For `open_model`.
+    """
+
+    def __init__(self, model: Any):
+        self._device = own_device()
+        self._model: Any = open_model(model).to(self._device)
+        config: Any = getattr(self._model, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False  # a cache can't be handed back
+
+    @torch.inference_mode()
+    def __call__(self, payload: Any) -> Any:
+        """Outputs of a call: method, positional and keyword arguments."""
+        method, args, kwargs = to_device(payload, self._device)
+        function = self._model if method == "forward" else getattr(self._model, method)
+        return function(*args, **kwargs)
+
+
+class Scoring:
+    """Scores of a model on batches, one at a time.
+
+    Args:
+        model: For `open_model`.
+        metric: `perplexity`, `accuracy`, or, on this machine, a user's function.
+    """
+
+    def __init__(self, model: Any, metric: Any):
+        self._device = own_device()
+        self._model = open_model(model).to(self._device)
+        self._metric: Any = {"perplexity": Perplexity, "accuracy": Accuracy}.get(metric)
+        self._metric = self._metric() if self._metric else UserMetric(metric)
+
+    def __call__(self, payload: Any) -> Any:
+        """Totals and weights of a batch's windows or examples, (n,) float64 each."""
+        if isinstance(self._metric, Perplexity):
+            return self._metric.window_scores(self._model, TokenBatch(**payload))
+        scores = self._metric.scores(self._model, [to_device(payload, self._device)])
+        return scores.total, scores.weight

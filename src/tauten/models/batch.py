@@ -1,0 +1,55 @@
+"""One call of a model on calibration data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+PROBE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class CalibrationBatch:
+    """One call of the model.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: The others.
+        mask: (rows, length) bool, False where a token is padding; None where all count.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    mask: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Examples in the batch: the first size of its first tensor."""
+        return next(len(x) for x in tree_leaves(vars(self)) if isinstance(x, Tensor))
+
+    def split(self, rows: int) -> "list[CalibrationBatch]":
+        """The same examples in batches of at most `rows`."""
+        count = self.rows
+
+        def part(value: Any, start: int) -> Any:
+            whole = isinstance(value, Tensor) and value.dim() and len(value) == count
+            return value[start : start + rows] if whole else value
+
+        starts = range(0, count, rows)
+        parts = (tree_map(lambda v, s=start: part(v, s), vars(self)) for start in starts)
+        return [CalibrationBatch(**fields) for fields in parts]
+
+
+def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
+    """The beginning of a batch of tokens; any other batch, or one padded there, as it is."""
+    tensors = [v for v in (*batch.args, *batch.kwargs.values()) if isinstance(v, Tensor)]
+    padded = batch.mask is not None and not bool(batch.mask[:1, :PROBE_TOKENS].all())
+    if padded or any(t.dim() != 2 or t.is_floating_point() for t in tensors):
+        return batch
+
+    def cut(value: Any) -> Any:
+        return value[:1, :PROBE_TOKENS] if isinstance(value, Tensor) else value
+
+    kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
+    return CalibrationBatch(tuple(map(cut, batch.args)), kwargs)

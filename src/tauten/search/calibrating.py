@@ -1,0 +1,55 @@
+"""Calibration here, or over workers that each see some of the data: the same weights."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tauten.core.recipe import Recipe
+from tauten.distributed.calibration import DistributedCalibration, check_distributable
+from tauten.distributed.start import Access, for_workers, open_engine
+from tauten.models.batch import CalibrationBatch
+from tauten.models.calibration import Calibration
+from tauten.models.source import Source
+from tauten.search.workspace import calibration_for
+
+Calibrate = Callable[[Recipe, Sequence[CalibrationBatch]], Calibration | None]
+
+
+def model_of(source: Source) -> Any:
+    """What workers are told of a source: its name, or the module where it is one in memory."""
+    return source.skeleton() if source.kind == "module" else source.name
+
+
+@contextlib.contextmanager
+def calibrating(source: Source, recipe: Recipe, workers: int | str | None) -> Iterator[Calibrate]:
+    """How recipes are calibrated.
+
+    Args:
+        source: The model.
+        recipe: That will be.
+        workers: On this machine, or the name of a cluster; None for this process alone.
+    Raises:
+        InputError: A technique needs all data on one machine.
+    """
+    if workers is None:
+        yield calibration_for
+        return
+    check_distributable(recipe, source.skeleton())
+    count, name = (workers, None) if isinstance(workers, int) else (None, workers)
+    access = Access.from_environment()
+    reference, _, _, release = for_workers(model_of(source), name, access)
+    engine = open_engine(name, count, access)
+
+    def over_workers(
+        recipe: Recipe, batches: Sequence[CalibrationBatch]
+    ) -> DistributedCalibration | None:
+        alone = calibration_for(recipe, batches)
+        if alone is None:
+            return None
+        return DistributedCalibration(engine, reference, batches, alone.correct, alone.counted)
+
+    try:
+        yield over_workers
+    finally:
+        engine.close()
+        release()

@@ -1,0 +1,106 @@
+"""The job of trying recipes: a worker packs and measures as the loop itself would."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tauten import compression, quantization
+from tauten.core.errors import TautenError
+from tauten.core.recipe import Recipe
+from tauten.data.calibration import calibration_batches
+from tauten.data.splits import Splits
+from tauten.data.windows import TokenBatch
+from tauten.distributed.blueprint import source_of
+from tauten.distributed.wire import to_tensor
+from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, UserMetric
+from tauten.evaluation.task import Task
+from tauten.models.structure import find_structure
+from tauten.search.evaluator import Evaluator
+from tauten.search.workspace import Workspace
+
+_TECHNIQUES = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
+_METRICS: dict[str, type[Metric]] = {kind.name: kind for kind in (Perplexity, Accuracy, Similarity)}
+
+
+class TrialWorker:
+    """A run's workspace and evaluator of its own, in a folder of its own.
+
+    Args:
+        model: As `open_model` takes it.
+        task: Of the run, as `plain_task` describes it.
+        metric: Its name, or a user's own, which only this machine knows.
+        stream: As for `Evaluator`.
+        known: Journal entries of the run that needn't be found out again.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        task: dict[str, Any],
+        metric: str | Metric,
+        stream: bool,
+        known: list[dict[str, Any]],
+    ):
+        source = source_of(model)
+        skeleton = source.skeleton()
+        own_task = _task(task, metric)
+        self._folder = tempfile.TemporaryDirectory(prefix="tauten-")
+        calibration = calibration_batches(own_task.splits.calibration, skeleton)
+        structure = find_structure(skeleton)
+        folder = Path(self._folder.name)
+        self._workspace = Workspace(folder, source, structure, {}, calibration)
+        for entry in known:
+            self._workspace.journal.add(**entry)
+        self._evaluator = Evaluator(self._workspace, own_task, stream, timed=False)
+        self._evaluator.start()
+
+    def __call__(self, payload: Any) -> Any:
+        """Try a recipe.
+
+        Args:
+            payload: The recipe as a dict, and how many candidates bounds must hold together for.
+        Returns:
+            Its measurement, or the error; what the journal says of it, and its files.
+        """
+        raw, self._evaluator.looks = payload
+        recipe, journal = Recipe.from_dict(raw, _TECHNIQUES), self._workspace.journal
+        before = len(journal.entries)
+        try:
+            candidate = self._workspace.apply(recipe)
+            measured = asdict(self._evaluator.measure(candidate))
+        except TautenError as error:
+            return {"measurement": None, "error": str(error), "entries": [], "files": {}}
+        folder = self._workspace.folder
+        kept = (file for file in sorted(folder.glob("*/**/*")) if file.is_file())
+        files = {str(file.relative_to(folder)): to_tensor(file.read_bytes()) for file in kept}
+        self._workspace.discard(recipe)
+        entries = journal.entries[before:]
+        return {"measurement": measured, "error": "", "entries": entries, "files": files}
+
+
+def plain_task(task: Task) -> dict[str, Any]:
+    """The splits of a task that trials look at, as trees of tensors."""
+    splits = {
+        name: [vars(batch) if task.is_text else batch for batch in getattr(task.splits, name)]
+        for name in ("calibration", "development")
+    }
+    return {"splits": splits, "is_text": task.is_text}
+
+
+def portable_metric(task: Task) -> str | Metric:
+    """A task's metric by name; a user's own as it is."""
+    metric = task.metric()
+    return metric if isinstance(metric, UserMetric) else metric.name
+
+
+def _task(plain: dict[str, Any], metric: str | Metric) -> Task:
+    splits = {
+        name: tuple(TokenBatch(**batch) if plain["is_text"] else batch for batch in batches)
+        for name, batches in plain["splits"].items()
+    }
+
+    def make() -> Metric:
+        return _METRICS[metric]() if isinstance(metric, str) else metric
+
+    return Task(make, Splits(**splits, test=()), "", {}, {}, plain["is_text"])
