@@ -1,6 +1,7 @@
 """Mixing measures the levels that serve a goal, and tunes mixes as long as that gains."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,14 +12,14 @@ from torch import nn
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
-from tauten.quantization import RTN, TuneScales
+from tauten.quantization import GPTQ, TuneScales
 from tauten.search import mixing
 from tauten.search.levels import LevelTable
-from tauten.search.mixing import TUNED, Mixing
+from tauten.search.mixing import REFINED, Mixing
 from tauten.search.trials import Trials
 
 BITS = (8, 6, 5, 4, 3, 2, 1)
-LEVELS = [Recipe.of(RTN(bits)) for bits in BITS]
+LEVELS = [replace(Recipe.of(GPTQ(bits)), apart=True) for bits in BITS]
 LOSSES = (0.0005, 0.003, 0.012, 0.05, 0.2, 0.9, 3.0)
 
 
@@ -32,15 +33,16 @@ def whole_table(units: int = 20) -> LevelTable:
 
 
 class Simulated(Trials):
-    """Recipes lose what the whole table says; tuning takes off a share of it."""
+    """Recipes lose what the whole table says; refining takes off a share of it."""
 
-    def __init__(self, goal: Goal, tuning_gain: float = 0.0):
+    def __init__(self, goal: Goal, tuning_gain: float = 0.0, sequence_gain: float = 0.0):
         workspace: Any = SimpleNamespace(
             apply=lambda recipe: recipe, structure=None, discard=lambda recipe: None, journal=None
         )
         workspace.source = SimpleNamespace(reader=None)
         super().__init__(workspace, SimpleNamespace(), goal, mixes=True)  # type: ignore[arg-type]
-        self.table, self.gain = whole_table(), tuning_gain
+        self.table = whole_table()
+        self.tuning_gain, self.sequence_gain = tuning_gain, sequence_gain
 
     def measure(self, recipe: Recipe, parents: Any = None) -> Trial:
         levels = []
@@ -49,7 +51,8 @@ class Simulated(Trials):
             assert found is not None
             levels.append(BITS.index(found[1].technique.bits))  # type: ignore[attr-defined]
         chosen = torch.tensor(levels)
-        loss = self.table.loss(chosen) * (1 - self.gain * bool(recipe.tunings))
+        gain = self.tuning_gain * bool(recipe.tunings) + self.sequence_gain * (not recipe.apart)
+        loss = self.table.loss(chosen) * (1 - gain)
         value = math.expm1(loss)
         quality = Quality(
             "perplexity", 1 + value, 1.0, Drop(value, value, value, 50), "development"
@@ -108,22 +111,25 @@ def test_the_mix_comes_near_the_best_over_all_levels(monkeypatch: pytest.MonkeyP
     assert found.size_bytes < 0.9 * whole.size(torch.full((20,), BITS.index(5)))
 
 
-def test_what_tuning_gains_is_spent_on_fewer_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    for gain in (0.0, 0.4):
-        trials = Simulated(Goal(max_drop=0.03), gain)
-        mixed(trials, monkeypatch, tunes=True).run()
-        best = trials.best()
-        assert best is not None
-        found = trials.tried[best]
-        assert found.measurement is not None and found.measurement.quality.drop.high <= 0.03
-        assert bool(found.recipe.tunings) == bool(gain)
-        tuned = [trial for trial in trials.tried if trial.recipe.tunings]
-        assert len(tuned) <= TUNED if gain else len(tuned) == 1, "what gains nothing is left"
-        sizes.append(found.measurement.size_bytes)
-    whole = whole_table()
-    assert sizes[1] <= 1.03 * whole.size(whole.within_loss(math.log1p(0.03) / 0.6))
-    assert sizes[1] < 0.97 * sizes[0]
+@pytest.mark.parametrize(("tuning_gain", "sequence_gain"), [(0.0, 0.0), (0.4, 0.1), (0.1, 0.4)])
+def test_what_refining_gains_is_spent_on_fewer_bytes(
+    tuning_gain: float, sequence_gain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Simulated(Goal(max_drop=0.03), tuning_gain, sequence_gain)
+    mixed(trials, monkeypatch, tunes=True).run()
+    best = trials.best()
+    assert best is not None
+    found = trials.tried[best]
+    assert found.measurement is not None and found.measurement.quality.drop.high <= 0.03
+    refined = [trial for trial in trials.tried if trial.recipe.tunings or not trial.recipe.apart]
+    whole, gain = whole_table(), max(tuning_gain, sequence_gain)
+    size = whole.size(whole.within_loss(math.log1p(0.03) / (1 - gain)))
+    assert found.measurement.size_bytes <= 1.03 * size
+    if gain:
+        assert bool(found.recipe.tunings) == (tuning_gain > sequence_gain)
+        assert found.recipe.apart == (tuning_gain > sequence_gain)
+        assert size < 0.95 * whole.size(whole.within_loss(math.log1p(0.03)))
+    assert len(refined) <= 2 + REFINED * bool(gain), "what gains nothing is left"
 
 
 def test_a_budget_or_a_model_that_does_not_fit_is_not_tuned(

@@ -18,8 +18,10 @@ from tauten.search.trials import Trials
 from tauten.search.workspace import Candidate
 
 TUNING = TuneScales(rate=0.001)  # larger steps hurt what was packed in 4 bits and more
-TUNED = 3  # mixes that are tuned
-LOOKS = MOST + TUNED + 1  # one is packed in sequence
+# Each block calibrated behind the packed ones before it; all scales trained. Both for no byte.
+IN_SEQUENCE, TUNED = "in sequence", "tuned"
+REFINED = 2  # mixes that are refined, besides the best in both ways
+LOOKS = MOST + REFINED + 2
 # Levels on either side of a goal, so that sensitive units can be spared, and others bear more.
 GENTLE = BOLD = 2
 _log = logging.getLogger(__name__)
@@ -72,11 +74,13 @@ class Mixing:
                 self._trials.add(recipe)
 
     def run(self) -> None:
-        """Mix the levels that were measured; then tune mixes, or pack the best in sequence."""
+        """Mix the levels that were measured, then make the best mix lose less."""
         self._mix()
-        if self._tunes and self.table is not None:
-            self._tune()
-        self._pack_in_sequence()
+        best = _smallest(self._measured, self._trials)
+        if best is None or self._is_budget:
+            self._pack_in_sequence()
+        else:
+            self._refine(best)
 
     def _levels(self) -> list[tuple[Recipe, Measurement]]:
         tried = ((t.recipe, t.measurement) for t in self._trials.tried)
@@ -139,45 +143,61 @@ class Mixing:
         parents = {name: self._candidates[level] for name, level in level_of}
         return self._trials.add(recipe, self.table.loss(chosen), parents)
 
-    def _tune(self) -> None:
-        """Tune the smallest mix within the goal, then bolder ones, as far as that gains."""
-        best = _smallest(self._measured, self._trials)
-        chosen = None if best is None else best.chosen
-        tuned: list[Measured] = []
-        expected: list[Measured] = []
-        for _ in track(range(TUNED), "tuning mixes", TUNED):
-            if best is None or chosen is None or self._trials.time_is_up():
-                return
-            found = self._cut(chosen, Step(TUNING)).measurement
-            if found is None:
-                return
-            if not tuned:  # what it loses without tuning is known
-                gain = best.measurement.quality.drop.high / max(found.quality.drop.high, 1e-9)
-                if gain <= 1:
-                    return
-                expected = [_gained(m, gain) for m in self._measured]
-            tuned.append(Measured(chosen, found))
-            chosen = self._next_tuned(tuned, expected)
-
-    def _next_tuned(self, tuned: Sequence[Measured], expected: Sequence[Measured]) -> Tensor | None:
-        """A mix that is likely to keep the goal once it is tuned, smaller than those that did.
+    def _refine(self, best: Measured) -> None:
+        """Make a mix lose less, in the way that gains most, and spend that on bolder mixes.
 
         Args:
-            tuned: What mixes came to.
-            expected: What all that were measured without tuning would come to.
+            best: The smallest within the goal.
+        """
+        found = [(way, self._try(way, best.chosen)) for way in self._ways(best.chosen)]
+        lost = best.measurement.quality.drop.high
+        gains = [(lost / max(m.quality.drop.high, 1e-9), way, m) for way, m in found if m]
+        gain, way, first = max(gains, key=lambda item: item[0], default=(1.0, "", None))
+        if first is None or gain <= 1:
+            return
+        refined = [Measured(best.chosen, first)]
+        expected = [_gained(m, gain) for m in self._measured]
+        for _ in track(range(REFINED), "refining mixes", REFINED):
+            chosen = self._next_refined(refined, expected)
+            measurement = None if chosen is None else self._try(way, chosen)
+            if chosen is None or measurement is None:
+                return
+            refined.append(Measured(chosen, measurement))
+
+    def _ways(self, chosen: Tensor) -> list[str]:
+        """How a mix may come to lose less."""
+        assert self.table is not None
+        looks = any(s.technique.looks_at_inputs for s in self.table.recipe(chosen).steps)
+        return [IN_SEQUENCE] * looks + [TUNED] * self._tunes
+
+    def _try(self, way: str, chosen: Tensor) -> Measurement | None:
+        """Refine a mix; None if that fails, or time is up."""
+        assert self.table is not None
+        if self._trials.time_is_up():
+            return None
+        if way == TUNED:
+            return self._cut(chosen, Step(TUNING)).measurement
+        recipe = replace(self.table.recipe(chosen), apart=False)
+        return self._trials.add(recipe, self.table.loss(chosen)).measurement
+
+    def _next_refined(
+        self, refined: Sequence[Measured], expected: Sequence[Measured]
+    ) -> Tensor | None:
+        """A mix that is likely to keep the goal once it is refined, smaller than those that did.
+
+        Args:
+            refined: What mixes came to.
+            expected: What all that were measured would come to.
         """
         assert self.table is not None
-        proposed = Proposals(self.table, self._trials.goal).next([*expected, *tuned])
+        proposed = Proposals(self.table, self._trials.goal).next([*expected, *refined])
         known = _smallest(expected, self._trials)
         chosen = known.chosen if proposed is None and known else proposed
-        again = chosen is not None and any(bool((t.chosen == chosen).all()) for t in tuned)
+        again = chosen is not None and any(bool((m.chosen == chosen).all()) for m in refined)
         return None if again else chosen
 
     def _pack_in_sequence(self) -> None:
-        """Try the best recipe so far with each block calibrated behind the packed ones before it.
-
-        It takes as many bytes and mostly loses less.
-        """
+        """Try the best recipe with each block calibrated behind the packed ones before it."""
         best = self._trials.best()
         if best is None or self._trials.time_is_up():
             return
