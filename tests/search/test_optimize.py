@@ -220,16 +220,16 @@ def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
 
 def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> None:
     """Candidates that return NaN fail their trials; others take their place."""
-    original = tauten.RTN.encode
+    original = tauten.KQuant.encode
 
-    def broken(self: tauten.RTN, weight: torch.Tensor, inputs: object = None) -> object:
+    def broken(self: tauten.KQuant, weight: torch.Tensor, inputs: object = None) -> object:
         packed = original(self, weight)
         if self.bits == 4:
-            packed.scale.fill_(torch.nan)
+            packed.super_scale.fill_(torch.nan)
         return packed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tauten.RTN, "encode", broken)
+        patch.setattr(tauten.KQuant, "encode", broken)
         result = tauten.optimize(sensitive_folder, texts, tauten.Goal(max_drop=0.05), **QUICK)
     failed = [trial for trial in result.trials if trial.error]
     assert failed and all("NaN or infinity" in trial.error for trial in failed)

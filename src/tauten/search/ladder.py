@@ -34,12 +34,11 @@ QUANTIZATION: tuple[tuple[WeightTechnique, WeightTechnique], ...] = (
 )
 _SHARE_8 = ShareKMeans(bits=8, book_rows=16, weighted=False)
 LEVELS: tuple[WeightTechnique, ...] = (
-    # Of all layers, to be mixed. The free scales of RTN find the lattice of weights that were once
-    # quantized to 4 bits; sharing and pruning lose more in the same bytes, so they aren't here.
+    # Of all layers, to be mixed. Sharing, pruning and plain groups (RTN) lose more in the same
+    # bytes, so they aren't here.
     Int8(),
     KQuant(6),
     KQuant(5),
-    RTN(4, 32),
     KQuant(4),
     KQuant(3),
     KQuant(2),

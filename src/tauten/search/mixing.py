@@ -22,8 +22,9 @@ TUNING = TuneScales(rate=0.001)  # larger steps hurt what was packed in 4 bits a
 IN_SEQUENCE, TUNED = "in sequence", "tuned"
 REFINED = 2  # mixes that are refined, besides the best in both ways
 LOOKS = MOST + REFINED + 2
-# Levels on either side of a goal, so that sensitive units can be spared, and others bear more.
-GENTLE = BOLD = 2
+# Levels on either side of a goal, so that sensitive units can be spared, and others bear more: of
+# SmolLM2's 211 layers within 3%, 26 take the second gentle level, and none a second bold one.
+GENTLE, BOLD = 2, 1
 _log = logging.getLogger(__name__)
 
 
