@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from tauten.core.errors import InputError, WorkerError
@@ -71,7 +71,7 @@ class Cluster:
         total: int | None = None,
         record: Record | None = None,
         ahead: bool = True,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Results of tasks, in order.
 
         Args:

@@ -7,6 +7,7 @@ import torch
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import open_model
 from tauten.evaluation.metrics import Accuracy, Perplexity, UserMetric
+from tauten.parallel.parcel import switch_cache_off
 from tauten.parallel.rows import to_device
 
 
@@ -25,9 +26,7 @@ class Inference:
     def __init__(self, model: Any):
         self._device = own_device()
         self._model: Any = open_model(model).to(self._device)
-        config: Any = getattr(self._model, "config", None)
-        if hasattr(config, "use_cache"):
-            config.use_cache = False  # a cache can't be handed back
+        switch_cache_off(self._model)
 
     @torch.inference_mode()
     def __call__(self, payload: Any) -> Any:

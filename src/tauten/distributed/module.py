@@ -3,11 +3,9 @@
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
 
 from tauten.core.progress import progress_bars, track
 from tauten.core.version import __version__
@@ -16,11 +14,12 @@ from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job
 from tauten.distributed.record import Record
 from tauten.evaluation.metrics import Accuracy, Perplexity, Scores
+from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.module import arguments
 from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
 
 
-class DistributedModule(nn.Module):
+class DistributedModule(ModuleOnWorkers):
     """A model that each worker of a cluster holds, called like the model, for inference.
 
     It is a context manager; `close` ends the workers.
@@ -102,21 +101,6 @@ class DistributedModule(nn.Module):
             return Perplexity().value(Perplexity.gathered(batches, found))
         total, weight = (torch.cat(column) for column in zip(*found, strict=True))
         return Accuracy().value(Scores(total, weight))
-
-    def close(self) -> None:
-        """End the workers."""
-        self._close()
-
-    def __enter__(self) -> "DistributedModule":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def extra_repr(self) -> str:
         return f"{self._name} on {len(self.cluster.workers)} workers"

@@ -1,9 +1,10 @@
 """From a model and the name of a cluster to workers that hold it."""
 
+import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tauten.parallel.executors import LocalExecutor, under_torchrun
 from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
 from tauten.parallel.module import ParallelModule
 from tauten.parallel.planner import Planner, Task
-from tauten.parallel.start import Given, PoolBench, example_call
+from tauten.parallel.start import Given, PoolBench, cores, example_call
 from tauten.parallel.start import start as start_parallel
 
 
@@ -123,7 +124,7 @@ def open_engine(cluster: str | None, workers: int | None, access: Access) -> Eng
         raise InputError(f"workers={workers!r}: expected a number from 1 on")
     if cluster is None:
         count = workers or _count()
-        return LocalEngine(count, max(1, _cores() // count))
+        return LocalEngine(count, max(1, cores() // count))
     if cluster == "auto" or cluster.startswith("ray://"):
         return RayEngine(cluster, workers)
     if not Path(cluster).is_file():
@@ -153,11 +154,23 @@ def for_workers(
     return blueprint(model, access.shared_folders), name, config, lambda: None
 
 
+@contextlib.contextmanager
+def engine_for(model: Any, workers: int | str) -> Iterator[tuple[Any, Engine]]:
+    """An engine for work on a model, and the model as its workers open it; both end with it.
+
+    Args:
+        model: As for `blueprint`.
+        workers: On this machine, or the name of a cluster as for `tauten.distribute`.
+    """
+    count, name = (workers, None) if isinstance(workers, int) else (None, workers)
+    access = Access.from_environment()
+    reference, _, _, release = for_workers(model, name, access)
+    with contextlib.ExitStack() as stack:
+        stack.callback(release)
+        engine = open_engine(name, count, access)
+        stack.callback(engine.close)
+        yield reference, engine
+
+
 def _count() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else _cores()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return torch.cuda.device_count() if torch.cuda.is_available() else cores()

@@ -2,19 +2,17 @@
 
 import weakref
 from collections.abc import Iterable, Iterator, Sized
-from types import TracebackType
 from typing import Any
-
-from torch import nn
 
 from tauten.core.errors import InputError
 from tauten.core.progress import progress_bars, track
 from tauten.data.tensors import inputs_of
+from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.executors import Executor
 from tauten.parallel.plan import Plan
 
 
-class ParallelModule(nn.Module):
+class ParallelModule(ModuleOnWorkers):
     """A model on workers, called like the model, for inference.
 
     Outputs are those of the model in evaluation mode, without gradients, and without a cache of
@@ -58,21 +56,6 @@ class ParallelModule(nn.Module):
         """Process ids of the workers; empty where this process computes."""
         pool = getattr(self._executor, "pool", None)
         return [] if pool is None else list(pool.pids)
-
-    def close(self) -> None:
-        """End the workers."""
-        self._close()
-
-    def __enter__(self) -> "ParallelModule":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def extra_repr(self) -> str:
         return f"{self.plan.model}: {self.plan.layout}"

@@ -62,9 +62,7 @@ class Opened:
     def __init__(self, model: nn.Module, loader: Loader, written_out: tuple[str, ...] = ()):
         self.model, self.written_out = model, written_out
         self._loader = loader
-        config: Any = getattr(model, "config", None)
-        if hasattr(config, "use_cache"):
-            config.use_cache = False  # parts of a cache can't be handed back
+        switch_cache_off(model)
 
     def load(self, names: Set[str] | None = None) -> None:
         """Fill tensors by their names in the model; all by default. Tied ones are one tensor."""
@@ -105,6 +103,13 @@ def pack(model: nn.Module, folder: Path) -> Parcel:
     file = folder / "model"
     written = SharedFile(file).write(tensors)
     return Parcel(type(model).__name__, pickled(_without_tensors(model)), file, written)
+
+
+def switch_cache_off(model: nn.Module) -> None:
+    """Have a language model return no cache, whose parts can't be handed back by workers."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ from tauten.parallel.launcher import memory_folder
 from tauten.parallel.links import measure_links
 from tauten.parallel.main_guard import check_guard
 from tauten.parallel.module import ParallelModule
-from tauten.parallel.parcel import Parcel, pack, twin
+from tauten.parallel.parcel import Parcel, pack, switch_cache_off, twin
 from tauten.parallel.plan import GOALS, MODES, Layout, Plan
 from tauten.parallel.planner import Planner, Task
 from tauten.parallel.pool import Pool, pool_folder
@@ -81,9 +81,7 @@ class Given:
         else:
             blocks = find_structure(self.model).blocks if stream else ()
             model = self._source.open(blocks, stream)
-        config: Any = getattr(model, "config", None)
-        if hasattr(config, "use_cache"):
-            config.use_cache = False
+        switch_cache_off(model)
         return model
 
 
@@ -129,12 +127,12 @@ def start(
         return by_plan(given, _data_plan(given, goal, count))
     inputs = example_call(given, example_inputs)
     if count == 1:
-        layout, reason = Layout(threads=_cores()), "one worker was asked for"
+        layout, reason = Layout(threads=cores()), "one worker was asked for"
         plan = Plan(given.name, goal, count_rows(inputs), {}, layout, reason=reason)
         return by_plan(given, plan)
     limit, fits = worker_limit_bytes(), fits_one_worker(given.model)
     runnable = given.runnable(stream=not fits)
-    threads = max(_cores(), torch.get_num_threads())
+    threads = max(cores(), torch.get_num_threads())
     task = Task(given.name, runnable, fits, inputs, count, threads, mode, goal, limit)
     bench = _bench(given)
     try:
@@ -168,7 +166,7 @@ def start_training(model: Any, workers: Any, goal: str) -> nn.Module:
         join_torchrun()
         return distributed(model.to(device_of(int(os.environ["LOCAL_RANK"]))), count, sharded)
     given = Given(model)
-    layout = Layout(data=count, threads=max(1, _cores() // count))
+    layout = Layout(data=count, threads=max(1, cores() // count))
     kind = "FSDP2: each holds a part" if sharded else "DDP: each holds all"
     reason = f"{kind} of weights, gradients and optimizer state"
     plan = Plan(given.name, goal, 0, {}, layout, reason=reason)
@@ -194,7 +192,7 @@ def by_plan(given: Given, plan: Plan) -> ParallelModule:
 
 
 def _data_plan(given: Given, goal: str, workers: int) -> Plan:
-    threads = max(1, _cores() // workers)
+    threads = max(1, cores() // workers)
     layout = Layout(data=workers, threads=threads)
     reason = "data parallel was asked for, without inputs to measure it on"
     return Plan(given.name, goal, 0, {}, layout, reason=reason)
@@ -252,7 +250,7 @@ def _check(mode: str, goal: str) -> None:
 
 
 def _worker_count(workers: Any) -> int:
-    most = torch.cuda.device_count() if torch.cuda.is_available() else _cores()
+    most = torch.cuda.device_count() if torch.cuda.is_available() else cores()
     if under_torchrun():
         most = int(os.environ["WORLD_SIZE"])
         if workers not in ("auto", most):
@@ -264,7 +262,7 @@ def _worker_count(workers: Any) -> int:
     return workers
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

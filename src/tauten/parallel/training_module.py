@@ -3,7 +3,6 @@
 import weakref
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tauten.core.errors import InputError, WorkerError
+from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.main_guard import MainModule, guard_is_missing, missing_guard
 from tauten.parallel.parcel import Parcel
@@ -19,7 +19,7 @@ from tauten.parallel.rows import count_rows, even_sizes, join_rows
 from tauten.parallel.worker import Failed
 
 
-class TrainingModule(nn.Module):
+class TrainingModule(ModuleOnWorkers):
     """A model in the hands of workers, trained like any other.
 
     A call gives outputs for all rows; what is computed of them here, such as a loss, has
@@ -84,18 +84,7 @@ class TrainingModule(nn.Module):
 
     def close(self) -> None:
         """End the workers; what they trained is lost unless `state_dict` was taken before."""
-        self._close()
-
-    def __enter__(self) -> "TrainingModule":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
+        super().close()
 
 
 class WorkersOptimizer(torch.optim.Optimizer):

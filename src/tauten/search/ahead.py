@@ -2,14 +2,14 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from tauten.core.files import whole_file
 from tauten.core.recipe import Recipe
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job
-from tauten.distributed.start import Access, for_workers, open_engine
+from tauten.distributed.start import engine_for
 from tauten.distributed.wire import to_bytes
 from tauten.evaluation.task import Task
 from tauten.search.calibrating import model_of
@@ -37,7 +37,7 @@ class Ahead:
         self._cluster, self._job = cluster, job
         self._workspace, self._evaluator = workspace, evaluator
         self._order: deque[Recipe] = deque()
-        self._results: Iterator[Any] = iter(())
+        self._results: Generator[Any, None, None] | None = None
 
     def wait_for(self, workers: int) -> None:
         """Wait until so many workers are ready; trials begin with those that are."""
@@ -48,8 +48,8 @@ class Ahead:
         journal = self._workspace.journal
         new = [r for r in recipes if journal.find("trial", trial=recipe_id(r)) is None]
         self._order = deque(new)
-        with contextlib.suppress(AttributeError):  # the first is no generator
-            self._results.close()  # type: ignore[attr-defined]
+        if self._results is not None:
+            self._results.close()
         payloads = ((recipe.to_dict(), self._evaluator.looks) for recipe in new)
         self._results = self._cluster.run(self._job, payloads, len(new), ahead=False)
 
@@ -60,6 +60,7 @@ class Ahead:
         if self._order[0] != recipe:
             self.expect(list(self._order)[self._order.index(recipe) :])
         self._order.popleft()
+        assert self._results is not None, "something is expected"
         made: dict[str, Any] = next(self._results)
         self._adopt(made)
         return made
@@ -94,15 +95,9 @@ def trials_ahead(
     if workers is None:
         yield None
         return
-    count, name = (workers, None) if isinstance(workers, int) else (None, workers)
-    access = Access.from_environment()
-    reference, _, _, release = for_workers(model_of(workspace.source), name, access)
     known = [entry for entry in workspace.journal.entries if entry["event"] == "scores"]
-    settings = {"model": reference, "task": plain_task(task), "stream": stream, "known": known}
+    settings = {"task": plain_task(task), "stream": stream, "known": known}
     settings["metric"] = portable_metric(task)
-    cluster = Cluster(open_engine(name, count, access))
-    try:
-        yield Ahead(cluster, Job(KIND, settings), workspace, evaluator)
-    finally:
-        cluster.close()
-        release()
+    with engine_for(model_of(workspace.source), workers) as (reference, engine):
+        job = Job(KIND, {"model": reference, **settings})
+        yield Ahead(Cluster(engine), job, workspace, evaluator)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tauten.core.recipe import Recipe
 from tauten.distributed.calibration import DistributedCalibration, check_distributable
-from tauten.distributed.start import Access, for_workers, open_engine
+from tauten.distributed.start import engine_for
 from tauten.models.batch import CalibrationBatch
 from tauten.models.calibration import Calibration
 from tauten.models.source import Source
@@ -35,21 +35,14 @@ def calibrating(source: Source, recipe: Recipe, workers: int | str | None) -> It
         yield calibration_for
         return
     check_distributable(recipe, source.skeleton())
-    count, name = (workers, None) if isinstance(workers, int) else (None, workers)
-    access = Access.from_environment()
-    reference, _, _, release = for_workers(model_of(source), name, access)
-    engine = open_engine(name, count, access)
+    with engine_for(model_of(source), workers) as (reference, engine):
 
-    def over_workers(
-        recipe: Recipe, batches: Sequence[CalibrationBatch]
-    ) -> DistributedCalibration | None:
-        alone = calibration_for(recipe, batches)
-        if alone is None:
-            return None
-        return DistributedCalibration(engine, reference, batches, alone.correct, alone.counted)
+        def over_workers(
+            recipe: Recipe, batches: Sequence[CalibrationBatch]
+        ) -> DistributedCalibration | None:
+            alone = calibration_for(recipe, batches)
+            if alone is None:
+                return None
+            return DistributedCalibration(engine, reference, batches, alone.correct, alone.counted)
 
-    try:
         yield over_workers
-    finally:
-        engine.close()
-        release()

@@ -203,7 +203,7 @@ class Mixing:
         if best is None or self._trials.time_is_up():
             return
         recipe = replace(self._trials.tried[best].recipe, apart=False)
-        if any(s.technique.looks_at_inputs for s in recipe.steps) and not recipe.tunings:
+        if any(s.technique.looks_at_inputs for s in recipe.steps):
             self._trials.add(recipe)
 
     def _level_table(self, kls: Sequence[float | None]) -> LevelTable | None:
