@@ -141,13 +141,13 @@ def planner(where: Path, rows: str, length: str) -> Row:
     one = transformers.LlamaForCausalLM.from_pretrained(model).eval()
     with torch.inference_mode():
         times["one worker"] = fastest_s(lambda: one(**inputs, use_cache=False))
-    chosen = str(plan.layout)
+    chosen = str(plan.layout) if plan.layout.workers > 1 else "one worker"
     return {
         "batch": [int(rows), int(length)],
         "chosen": chosen,
         "reason": plan.reason,
         "measured_s": times,
-        "regret": times[chosen] / min(times.values()) if chosen in times else None,
+        "regret": times[chosen] / min(times.values()),
         "predicted_s": {str(o.layout): o.predicted_s for o in plan.options},
     }
 

@@ -18,7 +18,7 @@ from tauten.models.source import open_source, shared_copy
 from tauten.models.structure import find_structure
 from tauten.quantization import AWQ, GPTQ, RTN, Int8, KQuant, TuneScales
 from tauten.search import levels
-from tauten.search.levels import LevelTable, is_level, level_table
+from tauten.search.levels import LevelTable, level_table
 from tauten.search.workspace import Candidate, Workspace
 
 LEVELS = tuple(
@@ -202,10 +202,10 @@ def test_rows_in_the_journal_are_not_computed_again(
 
 
 def test_only_layers_packed_by_themselves_can_be_mixed() -> None:
-    assert all(map(is_level, LEVELS))
-    assert is_level(Recipe((Step(RTN(4), "a.*"), Step(Int8()))))
-    assert not is_level(Recipe.of(GPTQ(4))), "it hangs on the blocks before"
-    assert not is_level(Recipe(()))
-    assert not is_level(replace(Recipe.of(AWQ(4)), apart=True))  # scales one layer against another
+    assert all(level.is_level for level in LEVELS)
+    assert Recipe((Step(RTN(4), "a.*"), Step(Int8()))).is_level
+    assert not Recipe.of(GPTQ(4)).is_level, "it hangs on the blocks before"
+    assert not Recipe(()).is_level
+    assert not replace(Recipe.of(AWQ(4)), apart=True).is_level  # scales one layer against another
     for correction in (0.5, "auto"):  # makes up for layers before it
-        assert not is_level(replace(Recipe.of(GPTQ(4, correction=correction)), apart=True))
+        assert not replace(Recipe.of(GPTQ(4, correction=correction)), apart=True).is_level

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tauten.formats.superblock import SuperblockWeight, TwoLevelGrid, TwoLevelScales
+from tauten.runtime import library
 from tauten.solvers.two_level import column_rounder, fit_two_level, round_to_two_level
 
 
@@ -111,3 +112,21 @@ def test_both_super_scales_are_stored_alike() -> None:
     scales = fit_two_level(matrix - 0.01, grid)  # scales are tiny, and offsets aren't
     assert scales.super_zero is not None
     assert scales.super_scale.dtype == scales.super_zero.dtype == torch.float32
+
+
+@pytest.mark.skipif(library.load() is None, reason="the native library isn't built")
+@pytest.mark.parametrize("zero", ["none", "float"])
+@pytest.mark.parametrize("size", [16, 20])
+def test_the_library_sums_as_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, zero: str, size: int
+) -> None:
+    """Groups of 20 don't fill the vectors that sums are taken in; the last of 90 columns is cut."""
+    grid, generator = TwoLevelGrid(3, size, 0, 4, zero), torch.Generator().manual_seed(0)
+    matrix, importance = (torch.randn(s, generator=generator) for s in ((9, 90), (90,)))
+    importance = importance.square()
+    ours = fit_two_level(matrix, grid, importance)
+    monkeypatch.setattr(library, "load", lambda: None)
+    plain = fit_two_level(matrix, grid, importance)
+    errors = [squared_error(matrix, grid, scales, importance) for scales in (ours, plain)]
+    torch.testing.assert_close(*errors, rtol=1e-3, atol=0)
+    assert (ours.scale_codes == plain.scale_codes).float().mean() > 0.95

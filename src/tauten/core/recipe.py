@@ -130,6 +130,13 @@ class Recipe:
         techniques = (step.technique for step in self.steps)
         return tuple(itertools.takewhile(lambda t: not isinstance(t, WeightTechnique), techniques))
 
+    @property
+    def is_level(self) -> bool:
+        """Whether it packs each layer by itself, and all alike, so that its layers can be mixed."""
+        alone = all(step.technique.packs_alone and not step.layers for step in self.steps)
+        blind = not any(step.technique.looks_at_inputs for step in self.steps)
+        return bool(self.steps) and alone and (self.apart or blind)
+
     @classmethod
     def of(cls, *techniques: Technique, entropy_coding: bool = False) -> "Recipe":
         """Each technique on every layer."""

@@ -30,6 +30,11 @@ class Technique(ABC):
         """Whether it wants to know what layers see, which takes passes over calibration data."""
         return False
 
+    @property
+    def packs_alone(self) -> bool:
+        """Whether what becomes of a layer hangs on that layer and its inputs alone."""
+        return False
+
     def knobs(self) -> dict[str, Any]:
         """Its settings, as recipes write them."""
         return asdict(self)
@@ -55,6 +60,10 @@ class WeightTechnique(Technique):
     The walk over the model, streaming, resuming and saving come for free: a subclass only says
     how one weight is encoded, and what its layer does with activations.
     """
+
+    @property
+    def packs_alone(self) -> bool:
+        return True
 
     @property
     def activation_dtype(self) -> str:
@@ -97,6 +106,10 @@ class CalibratedTechnique(WeightTechnique):
     @property
     def looks_at_inputs(self) -> bool:
         return True
+
+    @property
+    def packs_alone(self) -> bool:
+        return not self.needs_shift
 
     @property
     def needs_shift(self) -> bool:
@@ -159,6 +172,10 @@ class BlockTechnique(CalibratedTechnique):
     """
 
     @property
+    def packs_alone(self) -> bool:
+        return super().packs_alone and not self.fits_blocks
+
+    @property
     def fits_blocks(self) -> bool:
         """Whether `encode_block` has something to do with these knobs."""
         return True
@@ -186,6 +203,10 @@ class ScalingTechnique(CalibratedTechnique):
     and then calls `encode` with the scaled weights and the statistics of the scaled inputs. What
     has no such place, or no data, is only encoded.
     """
+
+    @property
+    def packs_alone(self) -> bool:
+        return False
 
     @abstractmethod
     def scale(self, weights: Sequence[Tensor], inputs: LayerInputs, channels: Tensor) -> Tensor:

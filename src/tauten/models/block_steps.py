@@ -92,7 +92,8 @@ class BlockSteps:
             return done
         with self._tensors.filled([part]):
             block = self._calibration.tunable(part)
-            before = {id(tensor) for tensor in block.parameters()}
+            # Held, so that no trained tensor takes over the id of one that it replaces.
+            before = {id(tensor): tensor for tensor in block.parameters()}
             for technique in techniques:
                 try:
                     technique.tune_block(block, examples)

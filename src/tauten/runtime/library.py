@@ -86,6 +86,17 @@ def load() -> Library | None:
         *(number, number, number),  # rows, columns, chunks in a group
         *(pointer, pointer, flag, flag),  # bias, y; isa, threads
     ]
+    real = ctypes.c_float
+    handle.tauten_decide_columns.argtypes = [
+        *(pointer, number, number, pointer, pointer),  # values, rows, stride; errors, slope
+        *(pointer, pointer, number),  # local, groups, width
+        *(pointer, pointer, number, real, flag, flag),  # step, low, groups, top; isa, threads
+    ]
+    handle.tauten_cells.argtypes = [
+        *(pointer, number, pointer, pointer, pointer),  # values, rows, weights, scale, depth
+        *(number, number, real, real, flag, pointer),  # groups, size, middle, top; codes, sums
+        *(flag, flag),  # isa, threads
+    ]
     handle.tauten_huge_pages.argtypes = [pointer, number]
     handle.tauten_huge_pages.restype = None
     handle.tauten_share_pool.argtypes = [pointer]

@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from tauten.core.journal import Journal
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import (
-    BlockTechnique,
-    CalibratedTechnique,
-    ScalingTechnique,
     Technique,
-    WeightTechnique,
 )
 from tauten.evaluation.sensitivity import Sensitivity, sensitivities
 from tauten.formats.packed import PackedWeight
@@ -101,21 +97,6 @@ class LevelTable:
             for technique, names in places.items()
         )
         return replace(self.levels[0], steps=tuple(steps))
-
-
-def is_level(recipe: Recipe) -> bool:
-    """Whether a recipe packs each layer by itself, so that layers of it can be mixed."""
-    alone = all(_is_alone(step.technique) and not step.layers for step in recipe.steps)
-    blind = not any(step.technique.looks_at_inputs for step in recipe.steps)
-    return bool(recipe.steps) and alone and (recipe.apart or blind)
-
-
-def _is_alone(technique: Technique) -> bool:
-    if not isinstance(technique, WeightTechnique) or isinstance(technique, ScalingTechnique):
-        return False
-    if isinstance(technique, CalibratedTechnique) and technique.needs_shift:
-        return False
-    return not (isinstance(technique, BlockTechnique) and technique.fits_blocks)
 
 
 def level_table(

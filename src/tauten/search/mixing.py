@@ -12,7 +12,7 @@ from tauten.core.progress import track
 from tauten.core.recipe import Recipe, Step
 from tauten.models.calibration import CalibrationBatch
 from tauten.quantization import TuneScales
-from tauten.search.levels import LevelTable, is_level, level_table
+from tauten.search.levels import LevelTable, level_table
 from tauten.search.proposals import MOST, Measured, Proposals
 from tauten.search.trials import Trials
 from tauten.search.workspace import Candidate
@@ -85,7 +85,7 @@ class Mixing:
 
     def _levels(self) -> list[tuple[Recipe, Measurement]]:
         tried = ((t.recipe, t.measurement) for t in self._trials.tried)
-        return [(recipe, m) for recipe, m in tried if m is not None and is_level(recipe)]
+        return [(recipe, m) for recipe, m in tried if m is not None and recipe.is_level]
 
     def _is_gentle_enough(self) -> bool:
         """Whether enough levels lose less than the goal allows, or take more bytes than it does."""

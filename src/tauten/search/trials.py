@@ -12,7 +12,6 @@ from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
 from tauten.search.ahead import Ahead
 from tauten.search.evaluator import Evaluator
-from tauten.search.levels import is_level
 from tauten.search.workspace import Candidate, Workspace, recipe_id
 
 _log = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class Trials:
     def _discard_losers(self) -> None:
         best = self.best()
         for index, trial in enumerate(self.tried):
-            may_be_mixed = self._mixes and trial.predicted_kl is None and is_level(trial.recipe)
+            may_be_mixed = self._mixes and trial.predicted_kl is None and trial.recipe.is_level
             if index != best and trial.measurement is not None and not may_be_mixed:
                 self.workspace.discard(trial.recipe)
 

@@ -25,6 +25,7 @@ from tauten.models.source import Source
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, find_structure
 from tauten.models.walk import Walk
+from tauten.search.observations import KeptCalibration, can_share
 from tauten.search.shaping import shape_stored
 from tauten.search.trainer import Trainer
 from tauten.search.zeros import share_out_zeros
@@ -113,6 +114,8 @@ class Workspace:
         store = BlockStore(self.folder / trial, self.journal, trial)
         loader = dense.loader(model, structure.blocks) if dense.reader else None
         calibration = self._calibrate(recipe, self._calibration)
+        if type(calibration) is Calibration and can_share(recipe, model):
+            calibration = KeptCalibration(self._calibration, self.folder / "observed")
         recipe = self._with_zeros(recipe, trial, model, structure, loader)
         walk = Walk(model, structure, recipe, loader, store, calibration)
         walk.run()

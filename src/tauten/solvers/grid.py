@@ -1,11 +1,12 @@
 """Scale and zero of an integer grid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from tauten.formats.integer import center, fits_float16, grid_values, grouped, round_to_grid
+from tauten.solvers.columns import GridRounder
 
 NARROWEST = {1: 0.2, 2: 0.3, 3: 0.5}  # fewer levels want narrower spans; 0.7 from 4 bits on
 SHRINK_STEP = 0.05
@@ -111,29 +112,20 @@ def better_grid(best: Grid, error: Tensor, rival: Grid, rival_error: Tensor) -> 
     return (scale, zero), torch.where(wins, rival_error, error)
 
 
-def column_rounder(
-    scale: Tensor, zero: Tensor | None, bits: int, size: int
-) -> Callable[[Tensor, int], Tensor]:
-    """A function from a column's values (out,) and index to the nearest levels of its grids.
+def column_rounder(scale: Tensor, zero: Tensor | None, bits: int, size: int) -> GridRounder:
+    """From a column's values (out,) and its index to the nearest levels of its group.
 
     Args:
         scale: (out, groups), and zero as `fit_grid` returns them.
         bits: 1 to 8.
         size: Columns a group.
     """
-    scale, top = scale.float(), 2**bits - 1
+    step = scale.float()
     if zero is None:
-        offset = torch.full_like(scale, -center(bits)) * scale
-    elif zero.is_floating_point():
-        offset = zero.float()
+        low = -center(bits) * step
     else:
-        offset = -zero.float() * scale
-
-    def nearest(values: Tensor, column: int) -> Tensor:
-        step, low = scale[:, column // size], offset[:, column // size]
-        return ((values - low) / step).round_().clamp_(0, top).mul_(step).add_(low)
-
-    return nearest
+        low = zero.float() if zero.is_floating_point() else -zero.float() * step
+    return GridRounder(step, low, 2**bits - 1, size)
 
 
 def nearest_values(

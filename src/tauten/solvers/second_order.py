@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import NotApplicableError
+from tauten.solvers.columns import Decide, decide_columns
 
 BLOCK = 64  # columns between two updates of all that follow
 MOST_DAMPING = 10.0  # relative to the mean diagonal; beyond it H says nothing
@@ -91,7 +92,7 @@ def damped_cholesky(moment: Tensor, damping: float) -> Tensor:
 def sweep(
     weight: Tensor,
     curve: Curvature,
-    decide: Callable[[Tensor, int], Tensor],
+    decide: Decide,
     block: int = BLOCK,
     prepare: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
@@ -106,33 +107,24 @@ def sweep(
             (out, block) and diagonal of the factor (block,), for decisions on a block as a whole.
     Returns:
         (out, in) float32, the final values.
-    Cost: O(out * in^2) time, three (out, in) buffers.
+    Cost: O(out * in^2) time, two (out, in) buffers.
     """
     order, factor = curve.order, curve.factor
     work = weight.float()[:, order]
-    final = torch.empty_like(work)
     columns = order.tolist()
     for start in range(0, len(columns), block):
         stop = min(start + block, len(columns))
-        values, errors = work[:, start:stop], torch.empty(len(work), stop - start)
-        local = factor[start:stop, start:stop]
+        values, local = work[:, start:stop], factor[start:stop, start:stop]
         if prepare is not None:
             prepare(order[start:stop], values, local.diagonal())
-        for j in range(stop - start):
-            column = values[:, j]
-            final[:, start + j] = decide(column, columns[start + j])
-            error = (column - final[:, start + j]) / local[j, j]
-            values[:, j + 1 :].addr_(error, local[j, j + 1 :], alpha=-1)
-            errors[:, j] = error
+        errors = decide_columns(values, local, columns[start:stop], decide)
         work[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    result = torch.empty_like(final)
-    result[:, order] = final
+    result = torch.empty_like(work)
+    result[:, order] = work
     return result
 
 
-def descend(
-    weight: Tensor, values: Tensor, moment: Tensor, decide: Callable[[Tensor, int], Tensor]
-) -> Tensor:
+def descend(weight: Tensor, values: Tensor, moment: Tensor, decide: Decide) -> Tensor:
     """Decide each column once more, all others as they are: no row's output error grows.
 
     Args:
@@ -150,13 +142,8 @@ def descend(
         stop = min(start + BLOCK, weight.shape[1])
         local = moment[start:stop, start:stop]
         slope = change @ moment[:, start:stop]  # half the gradient, (out, block)
-        for j in range(stop - start):
-            column = final[:, start + j]
-            decided = decide(column - slope[:, j] / local[j, j], start + j)
-            moved = decided - column
-            slope[:, j + 1 :].addr_(moved, local[j, j + 1 :])
-            change[:, start + j] += moved
-            final[:, start + j] = decided
+        values, columns = final[:, start:stop], range(start, stop)
+        change[:, start:stop] += decide_columns(values, local, columns, decide, slope)
     return final
 
 

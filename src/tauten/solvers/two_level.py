@@ -4,7 +4,8 @@ They are chosen as they will be stored: what is lowered is the error on the leve
 scales give, not on those of ideal scales that are rounded afterwards.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from tauten.formats.integer import center, grouped
 from tauten.formats.superblock import TwoLevelGrid, TwoLevelScales
+from tauten.runtime import library, solve
+from tauten.solvers.columns import GridRounder
 
 ROUNDS = 2
 REACH = 1  # codes of scales are tried this far up and down
@@ -63,15 +66,10 @@ def round_to_two_level(matrix: Tensor, grid: TwoLevelGrid, scales: TwoLevelScale
     return torch.cat(parts)
 
 
-def column_rounder(grid: TwoLevelGrid, scales: TwoLevelScales) -> Callable[[Tensor, int], Tensor]:
+def column_rounder(grid: TwoLevelGrid, scales: TwoLevelScales) -> GridRounder:
     """From a column's values (out,) and its index to the nearest levels of its group."""
     scale, offset = _levels(grid, scales)
-
-    def nearest(values: Tensor, column: int) -> Tensor:
-        step, low = scale[:, column // grid.group_size], offset[:, column // grid.group_size]
-        return _nearest(values[:, None], step, low, grid)[:, 0].mul_(step).add_(low)
-
-    return nearest
+    return GridRounder(scale, offset - _middles(grid)[0] * scale, 2**grid.bits - 1, grid.group_size)
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,9 @@ class _Cells:
 
     def error(self, scale: Tensor, depth: Tensor) -> Tensor:
         """(out, groups) squared error of rounding to nearest."""
+        native = library.load()
+        if native is not None:
+            return self._native_sums(native, (scale, depth), codes=False)
         error = _nearest(self.values, scale, -depth, self.grid).mul_(scale[..., None])
         error.sub_(depth[..., None]).sub_(self.values)
         return error.square_().mul_(self.weights).sum(-1)
@@ -108,15 +109,30 @@ class _Cells:
         Returns:
             Of squares, cross products and squares of what the two multiply; of each by the values.
         """
-        codes, weights = _nearest(self.values, scale, -depth, self.grid), self.weights
-        alone = -self.has_depth * weights
-        return (
-            (weights * codes.square()).sum(-1),
-            (alone * codes).sum(-1),
-            self.has_depth * weights.sum(-1).expand_as(scale),
-            (weights * codes * self.values).sum(-1),
-            (alone * self.values).sum(-1),
-        )
+        squares, codes, products = self._code_sums(scale, depth)
+        own, alone = self._depth_sums
+        return squares, -self.has_depth * codes, own, products, alone
+
+    @functools.cached_property
+    def _depth_sums(self) -> tuple[Tensor, Tensor]:
+        """Sums (out, groups) that don't depend on codes: those of depth alone."""
+        alone = -self.has_depth * (self.weights * self.values).sum(-1)
+        return self.has_depth * self.weights.sum(-1).expand_as(alone), alone
+
+    def _code_sums(self, scale: Tensor, depth: Tensor) -> Sequence[Tensor]:
+        """Weighted sums (out, groups) of squared codes, of codes, and of codes by values."""
+        native = library.load()
+        if native is not None:
+            return self._native_sums(native, (scale, depth), codes=True).unbind(-1)
+        codes = _nearest(self.values, scale, -depth, self.grid)
+        weighted = self.weights * codes
+        return [(weighted * other).sum(-1) for other in (codes, 1.0, self.values)]
+
+    def _native_sums(
+        self, native: library.Library, scales: tuple[Tensor, Tensor], codes: bool
+    ) -> Tensor:
+        cells, middle = (self.values, self.weights), _middles(self.grid)[0]
+        return solve.cell_sums(native, cells, scales, middle, self.grid.bits, codes)
 
     def superblocks(self, values: Tensor) -> Tensor:
         """(out, groups) cut into (out, superblocks, groups of one), filled up with zeros."""

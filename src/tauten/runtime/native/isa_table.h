@@ -6,6 +6,7 @@
 #include "float_kernels.h"
 #include "gather_tokens.h"
 #include "int8_kernels.h"
+#include "solve_kernels.h"
 #include "sparse_kernels.h"
 
 namespace tauten {
@@ -43,6 +44,7 @@ constexpr Kernels kKernels = {
     round_values, fill_tokens, pad, any_int8_direct, any_int8_blocked, any_float_direct, any_float_blocked,
     sparse_direct, sparse_blocked,
     Simd::kTileTokens, normalize, place, attend, gate,
+    decide_columns, cell_errors, cell_sums,
 };
 
 }  // namespace

@@ -66,6 +66,8 @@ struct SparseProblem;  // see sparse.h
 struct Attention;      // see decode.h
 struct Norm;
 struct Gate;
+struct Columns;  // see solve.h
+struct Cells;
 
 // Ranges are of tiles for `quantize` and `pad`, of blocks for the products. `direct` unpacks into
 // registers, for few tokens; `blocked` unpacks a block, or a pair of them, into scratch first.
@@ -91,6 +93,11 @@ struct Kernels {
   void (*place)(const Attention&, int64_t begin, int64_t end);
   void (*attend)(const Attention&, int64_t begin, int64_t end, float* scratch);
   void (*gate)(const Gate&, int64_t begin, int64_t end);
+
+  // Of solvers; ranges are of rows.
+  void (*decide_columns)(const Columns&, int64_t begin, int64_t end);
+  void (*cell_errors)(const Cells&, int64_t begin, int64_t end);
+  void (*cell_sums)(const Cells&, int64_t begin, int64_t end);
 };
 
 // Vector code keeps small arrays in registers only where the loops over them are unrolled.
