@@ -52,8 +52,9 @@ def quantize(
         where: Pattern of the layers to pack; the others stay as they are.
         out: Also write the result there, as a folder that `load` reads.
         entropy_coding: Code what is written losslessly into fewer bytes; takes a moment to load.
-        workers: Processes of this machine, or a cluster as for `distribute`, that the calibration
-            data is dealt out to; the packed weights are the same to the bit.
+        workers: Processes of this machine, or a cluster as for `distribute`, that share the work:
+            blocks where each is packed by itself, else the calibration data. The packed weights
+            are the same to the bit.
     Returns:
         A module that is called like the model. The model itself isn't changed; what stays
         unpacked is shared with it.
@@ -94,6 +95,7 @@ def compress(
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
+    workers: int | str | None = None,
     **knobs: Any,
 ) -> nn.Module:
     """Make a model smaller; by default fewer distinct weights, within a 1% error of every tensor.
@@ -112,6 +114,7 @@ def compress(
         where: Pattern of the layers to compress.
         out: Also write the result there.
         entropy_coding: As for `quantize`.
+        workers: As for `quantize`; with a goal as for `optimize`.
         **knobs: Of the technique named.
     Returns:
         A module that is called like the model. Pruned layers that this machine computes slower
@@ -125,12 +128,12 @@ def compress(
             raise InputError("a goal chooses techniques: give either, and no knobs beside a goal")
         if data is None:
             raise InputError("a goal is measured on data: pass data=...")
-        return _compressed_to(model, data, goal, out, entropy_coding)
+        return _compressed_to(model, data, goal, out, entropy_coding, workers)
     path = _checked_out(out, entropy_coding)
     recipe = compression_recipe(technique or "share_kmeans", where, knobs)
     recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
     original = None if teacher is None else open_source(teacher)
-    return _apply(open_source(model), recipe, path, data, original)
+    return _apply(open_source(model), recipe, path, data, original, workers)
 
 
 def _compressed_to(
@@ -139,10 +142,10 @@ def _compressed_to(
     goal: Goal,
     out: str | os.PathLike[str] | None,
     entropy_coding: bool,
+    workers: int | str | None,
 ) -> nn.Module:
-    result = optimize(
-        model, data, goal, pillars=("compress",), out=out, entropy_coding=entropy_coding
-    )
+    options: dict[str, Any] = {"entropy_coding": entropy_coding, "workers": workers}
+    result = optimize(model, data, goal, pillars=("compress",), out=out, **options)
     _log.info("compressed by %s: %s", result.recipe, result.reason)
     if result.model is not None:
         return result.model

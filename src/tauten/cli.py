@@ -189,12 +189,14 @@ def compress(
     ] = None,
     out: Out = Path("compressed"),
     entropy_coding: Coding = False,
+    workers: Workers = None,
 ) -> None:
     """Make a model smaller; by default by fewer distinct values of its weights, without data."""
     from tauten.faces import write_compressed
+    from tauten.faces_distributed import parse_workers
 
-    wanted = (technique, knob or [])
-    write_compressed(model, wanted, data, teacher, out, console, entropy_coding)
+    wanted, count = (technique, knob or []), parse_workers(workers)
+    write_compressed(model, wanted, data, teacher, out, console, entropy_coding, count)
 
 
 @command
@@ -203,11 +205,14 @@ def apply(
     model: Model,
     data: Calibration = None,
     out: Out = Path("applied"),
+    workers: Workers = None,
 ) -> None:
     """Apply a recipe that a run wrote; the same model and data give the same bytes."""
     from tauten.faces import read_recipe, write_recipe_run
+    from tauten.faces_distributed import parse_workers
 
-    write_recipe_run(model, read_recipe(recipe), out, console, data)
+    count = parse_workers(workers)
+    write_recipe_run(model, read_recipe(recipe), out, console, data, workers=count)
 
 
 @command

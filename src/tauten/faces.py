@@ -159,13 +159,14 @@ def write_compressed(
     out: Path,
     console: Console,
     entropy_coding: bool,
+    workers: int | str | None = None,
 ) -> None:
     """Compress a model on disk; `wanted` is a technique's name and its knobs as `name=value`."""
     name, settings = wanted
     recipe = compression_recipe(name, "*", dict(map(_knob, settings)))
     original = None if teacher is None else open_source(teacher)
     recipe = replace(recipe, entropy_coding=entropy_coding)
-    write_recipe_run(model, recipe, out, console, data, original)
+    write_recipe_run(model, recipe, out, console, data, original, workers)
 
 
 def _knob(text: str) -> tuple[str, Any]:

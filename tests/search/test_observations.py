@@ -97,3 +97,12 @@ def test_what_takes_too_much_disk_is_not_kept(
     runs.clear()
     assert_same(packed(place, SECOND), expected)
     assert runs
+
+
+def test_a_run_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = [CalibrationBatch((), {"input_ids": IDS[:2]}, None)]
+    model = tiny_llama()
+    place = Workspace(tmp_path, open_source(model), find_structure(model), {}, few)
+    for recipe in (FIRST, SECOND):
+        place.apply(recipe)
+    assert caplog.text.count("saw few tokens") == 1

@@ -14,6 +14,7 @@ from tauten.models.observer import is_observed
 
 TUNED = "its block was tuned by"  # in the reason of a layer, before names of techniques
 UNSEEN = "packed without data"  # in the reason of a layer that a calibrated technique didn't see
+NEVER_SEEN = "aren't observed"  # there: no data of whatever amount would help
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +37,7 @@ def unseen_reason(module: nn.Module, has_data: bool, is_zero: bool) -> str:
     if not has_data:
         return f"{UNSEEN}: none was given"
     if not is_observed(module):
-        return f"{UNSEEN}: inputs of {type(module).__name__} layers aren't observed"
+        return f"{UNSEEN}: inputs of {type(module).__name__} layers {NEVER_SEEN}"
     why = "its inputs are all zero" if is_zero else "none of it reached the layer"
     return f"{UNSEEN}: {why}"
 
@@ -46,6 +47,7 @@ def check_reach(
     packed: Sequence[LayerRecord],
     has_data: bool,
     scarce: Mapping[str, LayerInputs],
+    warned: set[str],
 ) -> None:
     """Warn of layers that calibrated techniques packed without data, or with too little.
 
@@ -54,6 +56,7 @@ def check_reach(
         packed: All packed layers.
         has_data: There is data at all.
         scarce: What layers saw that were reached by fewer tokens than they need.
+        warned: Warnings that aren't to be repeated; gets those that are given.
     Raises:
         InputError: There is data, but none of it reached any of the layers, or a technique that
             tunes blocks found nothing to tune.
@@ -62,10 +65,10 @@ def check_reach(
     unseen = [record for record in own if UNSEEN in record.reason]
     if unseen and not has_data:
         widest = max(math.prod(record.shape[1:]) for record in unseen)
-        _log.warning(
-            "%d layers are packed without calibration data: pass data=... of about %d tokens",
-            len(unseen),
-            TOKENS_PER_FEATURE * widest,
+        _warn(
+            f"{len(unseen)} layers are packed without calibration data: pass data=... of about "
+            f"{TOKENS_PER_FEATURE * widest} tokens",
+            warned,
         )
         return
     if unseen and len(unseen) == len(own):
@@ -77,18 +80,22 @@ def check_reach(
             f"blocks that hand a state on from one to the next"
         )
     for record in unseen:
-        _log.warning("%s: %s", record.name, record.reason)
+        if NEVER_SEEN not in record.reason:
+            _warn(f"{record.name}: {record.reason}", warned)
     if scarce:
         name = min(scarce, key=lambda n: scarce[n].tokens / len(scarce[n].moment))
-        _log.warning(
-            "%d layers saw few tokens, %s %d: their calibration is partly chance; about %d tokens "
-            "would do, %d for each input feature",
-            len(scarce),
-            name,
-            scarce[name].tokens,
-            TOKENS_PER_FEATURE * len(scarce[name].moment),
-            TOKENS_PER_FEATURE,
+        _warn(
+            f"{len(scarce)} layers saw few tokens, {name} {scarce[name].tokens}: their calibration "
+            f"is partly chance; about {TOKENS_PER_FEATURE * len(scarce[name].moment)} tokens would "
+            f"do, {TOKENS_PER_FEATURE} for each input feature",
+            warned,
         )
+
+
+def _warn(text: str, warned: set[str]) -> None:
+    if text not in warned:
+        warned.add(text)
+        _log.warning(text)
 
 
 def _is_calibrated(recipe: Recipe, name: str) -> bool:

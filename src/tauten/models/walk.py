@@ -6,6 +6,7 @@ already holds is skipped. So peak memory is one part's packed tensors and the te
 weight, and a killed walk goes on where it stopped.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -47,6 +48,7 @@ class Walk:
         loader: Source of empty tensors; None where all tensors are in memory.
         store: Where parts go; None keeps them in the model.
         calibration: Data for techniques that look at it.
+        warned: Warnings that other walks of the run have given.
     Attributes:
         layers: What was decided for each layer, in model order within its part.
         specs: Description of each packed layer, enough to rebuild it empty.
@@ -60,6 +62,7 @@ class Walk:
         loader: Loader | None = None,
         store: BlockStore | None = None,
         calibration: Calibration | None = None,
+        warned: set[str] | None = None,
     ):
         self.model, self.structure, self.recipe = model, structure, recipe
         self._tensors, self._store = PartTensors(model, structure, loader), store
@@ -72,6 +75,7 @@ class Walk:
         # Weights are kept beside their packed form, so that no other tensor takes over their id.
         self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
         self._kept_weights: dict[int, tuple[str, Tensor]] = {}
+        self._warned = set() if warned is None else warned
         self._all_zero: set[str] = set()  # layers that saw nothing else
         self._scarce: dict[str, LayerInputs] = {}  # of layers that saw too few tokens
         self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
@@ -84,9 +88,12 @@ class Walk:
         """All parts in the order they are walked; what is outside of blocks sees their outputs."""
         return [*self.structure.blocks, ""]
 
-    def run(self) -> nn.Module:
+    def run(self, only: Collection[str] | None = None) -> nn.Module:
         """Walk all parts.
 
+        Args:
+            only: Parts to pack, of a recipe that packs layers apart, into the store; then all else
+                stays as it is.
         Returns:
             The packed model; with a store its packed tensors are on the meta device.
         Raises:
@@ -94,23 +101,33 @@ class Walk:
         """
         self.model.eval()  # before it is run: batch norms would learn from calibration data
         changed = self._prepare()
+        if self._calibration is None and self.recipe.block_tunings:
+            raise InputError(f"{self.recipe.block_tunings[0].name} needs data: pass data=...")
+        done = {part: self._store.finished(part) if self._store else None for part in self.parts}
+        left = [p for p in self.parts if done[p] is None and (only is None or p in only)]
         members: dict[str, list[tuple[str, nn.Module]]] = {part: [] for part in self.parts}
         for name, module in packable_modules(self.model):
             members[self.structure.block_of(name)].append((name, module))
-        if self._calibration is None and self.recipe.block_tunings:
-            raise InputError(f"{self.recipe.block_tunings[0].name} needs data: pass data=...")
-        if self._calibration is not None:
-            names = [name for part in self.parts for name, _ in members[part]]
-            names = [name for name in names if self._is_calibrated(name)]
+        if self._calibration is not None and left:
+            names = [n for part in left for n, _ in members[part] if self._is_calibrated(n)]
             self._calibration.start(self.model, self.structure.blocks, self._tensors.filled, names)
         for part in track(self.parts, "packing blocks", len(self.parts)):
-            done = self._store.finished(part) if self._store else None
-            if done is None:
+            found = done[part]
+            if found is not None:
+                self.specs |= found["specs"]
+                self.layers += [read_record(raw) for raw in found["layers"]]
+            if left and part == left[0]:
                 self._pack_part(part, members[part])
-            else:
-                self.specs |= done["specs"]
-                self.layers += [read_record(raw) for raw in done["layers"]]
-                self._pass_finished(part, done["specs"])
+                left = left[1:]
+            elif left:
+                self._pass(part, found)
+        if only is None:
+            self._check()
+        self.specs = changed | self.specs
+        return self.model
+
+    def _check(self) -> None:
+        """Raise InputError, or warn, for a recipe that did less than it says."""
         packed = [record for record in self.layers if record.name in self.specs]
         if len(self.recipe.shaping) < len(self.recipe.steps) and not packed:
             reasons = {record.reason for record in self.layers} or {"it has no packable layer"}
@@ -118,9 +135,8 @@ class Walk:
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"
             )
-        check_reach(self.recipe, packed, self._calibration is not None, self._scarce)
-        self.specs = changed | self.specs
-        return self.model
+        has_data = self._calibration is not None
+        check_reach(self.recipe, packed, has_data, self._scarce, self._warned)
 
     def _prepare(self) -> dict[str, dict[str, Any]]:
         """Let techniques change the model as a whole; what modules became, as `specs` say it."""
@@ -295,16 +311,18 @@ class Walk:
         self._store.write(part, tensors, specs=specs, layers=layers)
         self._tensors.empty(specs)
 
-    def _pass_finished(self, part: str, specs: dict[str, dict[str, Any]]) -> None:
-        """Bring the calibration data through a part that an earlier run has packed."""
+    def _pass(self, part: str, done: dict[str, Any] | None) -> None:
+        """Bring the calibration data through a part that is packed already, or by others."""
         if self._calibration is None or not part:
             return
-        assert self._store is not None, "only a store remembers finished parts"
         self._calibration.observe(part, [])  # the original model's states pass the original
         if self.recipe.apart:
             self._calibration.remember(part)
-        packing.install_empty(self.model, specs)
-        with self._tensors.restored(part, specs, self._store.read(part)):
+            self._calibration.advance(part)
+            return
+        assert self._store is not None and done is not None, "it is in the store"
+        packing.install_empty(self.model, done["specs"])
+        with self._tensors.restored(part, done["specs"], self._store.read(part)):
             self._calibration.advance(part)
 
     def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:

@@ -5,12 +5,10 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from tauten.core.files import whole_file
 from tauten.core.recipe import Recipe
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job
 from tauten.distributed.start import engine_for
-from tauten.distributed.wire import to_bytes
 from tauten.evaluation.task import Task
 from tauten.search.calibrating import model_of
 from tauten.search.evaluator import Evaluator
@@ -62,17 +60,8 @@ class Ahead:
         self._order.popleft()
         assert self._results is not None, "something is expected"
         made: dict[str, Any] = next(self._results)
-        self._adopt(made)
+        self._workspace.adopt(made)
         return made
-
-    def _adopt(self, made: dict[str, Any]) -> None:
-        for name, content in made["files"].items():
-            file = self._workspace.folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(file) as opened:
-                opened.write(to_bytes(content))
-        for entry in made["entries"]:
-            self._workspace.journal.add(**entry)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
 from tauten.search.ahead import trials_ahead
+from tauten.search.blocks import can_assign, pack_on_workers
 from tauten.search.calibrating import calibrating
 from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
@@ -183,9 +184,13 @@ def run_recipe(
     disk_bytes = needs.disk_bytes * (1 + recipe.entropy_coding)  # plain, and coded beside it
     disk_bytes += len(recipe.shaping) * source.size_bytes  # what each step leaves
     with progress_bars(), run_folder(out, disk_bytes) as folder:
-        with calibrating(source, recipe, workers) as calibrate:
+        assigned = workers is not None and can_assign(recipe, skeleton)
+        with calibrating(source, recipe, None if assigned else workers) as calibrate:
             aside = (calibration, trainer, calibrate)
-            candidate = Workspace(folder, source, structure, run, *aside).apply(recipe)
+            workspace = Workspace(folder, source, structure, run, *aside)
+            if assigned and workers is not None:
+                pack_on_workers(workspace, source, recipe, calibration, workers)
+            candidate = workspace.apply(recipe)
         result = Result(None, candidate.recipe, False, reason, [], candidate.layers, None)
         dense = slow_candidate_layers(candidate, recipe_id(recipe))
         dense.announce()

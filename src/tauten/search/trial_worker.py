@@ -12,7 +12,6 @@ from tauten.data.calibration import calibration_batches
 from tauten.data.splits import Splits
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import source_of
-from tauten.distributed.wire import to_tensor
 from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, UserMetric
 from tauten.evaluation.task import Task
 from tauten.models.structure import find_structure
@@ -71,12 +70,9 @@ class TrialWorker:
             measured = asdict(self._evaluator.measure(candidate))
         except TautenError as error:
             return {"measurement": None, "error": str(error), "entries": [], "files": {}}
-        folder = self._workspace.folder
-        kept = (file for file in sorted(folder.glob("*/**/*")) if file.is_file())
-        files = {str(file.relative_to(folder)): to_tensor(file.read_bytes()) for file in kept}
+        made = self._workspace.handed_out(before)
         self._workspace.discard(recipe)
-        entries = journal.entries[before:]
-        return {"measurement": measured, "error": "", "entries": entries, "files": files}
+        return {"measurement": measured, "error": ""} | made
 
 
 def plain_task(task: Task) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tauten.core.files import whole_file
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
 from tauten.core.technique import BlockTuning
+from tauten.distributed.wire import to_bytes, to_tensor
 from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
@@ -30,6 +32,7 @@ from tauten.search.shaping import shape_stored
 from tauten.search.trainer import Trainer
 from tauten.search.zeros import share_out_zeros
 
+OBSERVED = "observed"  # folder of what layers of the original see
 BLOCK_BATCHES = 64  # that techniques which fit blocks take by turns
 
 
@@ -100,9 +103,15 @@ class Workspace:
         self._calibration, self._calibrate = calibration, calibrate or calibration_for
         self._trainer = trainer or Trainer(source, calibration, calibration)
         self.journal = Journal(folder / "journal.jsonl", run)
+        self._warned: set[str] = set()
 
-    def apply(self, recipe: Recipe) -> Candidate:
-        """Apply a recipe, continuing where a killed run stopped."""
+    def apply(self, recipe: Recipe, only: Sequence[str] | None = None) -> Candidate:
+        """Apply a recipe, continuing where a killed run stopped.
+
+        Args:
+            recipe: What to do.
+            only: As for `Walk.run`; the candidate isn't whole then.
+        """
         trial = _plain_id(recipe)
         shaped = shape_stored(
             self.source, recipe.shaping, self._store_of_step(recipe), self._trainer
@@ -115,11 +124,11 @@ class Workspace:
         loader = dense.loader(model, structure.blocks) if dense.reader else None
         calibration = self._calibrate(recipe, self._calibration)
         if type(calibration) is Calibration and can_share(recipe, model):
-            calibration = KeptCalibration(self._calibration, self.folder / "observed")
+            calibration = KeptCalibration(self._calibration, self.folder / OBSERVED)
         recipe = self._with_zeros(recipe, trial, model, structure, loader)
-        walk = Walk(model, structure, recipe, loader, store, calibration)
-        walk.run()
-        parts = tuple(walk.parts)
+        walk = Walk(model, structure, recipe, loader, store, calibration, self._warned)
+        walk.run(only)
+        parts = tuple(walk.parts) if only is None else tuple(only)
         made = Candidate(
             recipe=recipe,
             source=_packed(dense, walk.specs, parts, store),
@@ -128,12 +137,12 @@ class Workspace:
             blocks=structure.blocks,
             specs=walk.specs,
             layers=walk.layers,
-            weights=store.joined(walk.parts),
+            weights=store.joined(list(parts)),
             journal=self.journal,
             store=store,
             parts=parts,
         )
-        return self._finished(made)
+        return made if only is not None else self._finished(made)
 
     def cut(self, recipe: Recipe, parents: Mapping[str, Candidate]) -> Candidate:
         """Put a candidate together from the layers of others, bit for bit as `apply` makes it.
@@ -221,6 +230,30 @@ class Workspace:
             layers=[coded_record(record, saved) for record in plain.layers],
             weights=coded.joined(parts),
         )
+
+    def missing(self, recipe: Recipe) -> list[str]:
+        """Parts of the model that a recipe isn't applied to yet."""
+        trial = _plain_id(recipe)
+        store = BlockStore(self.folder / trial, self.journal, trial)
+        return [part for part in (*self.structure.blocks, "") if store.finished(part) is None]
+
+    def handed_out(self, known: int) -> dict[str, Any]:
+        """All files, and what the journal says after the first `known` entries, to travel."""
+        found = (file for file in sorted(self.folder.glob("*/**/*")) if file.is_file())
+        names = (file.relative_to(self.folder) for file in found)
+        kept = [name for name in names if name.parts[0] != OBSERVED]
+        files = {str(name): to_tensor((self.folder / name).read_bytes()) for name in kept}
+        return {"files": files, "entries": self.journal.entries[known:]}
+
+    def adopt(self, made: Mapping[str, Any]) -> None:
+        """Take in what another workspace of the same run has handed out."""
+        for name, content in made["files"].items():
+            file = self.folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(file) as opened:
+                opened.write(to_bytes(content))
+        for entry in made["entries"]:
+            self.journal.add(**entry)
 
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
