@@ -114,7 +114,8 @@ def compress(
         where: Pattern of the layers to compress.
         out: Also write the result there.
         entropy_coding: As for `quantize`.
-        workers: As for `quantize`; with a goal as for `optimize`.
+        workers: As for `quantize`; for `distill` they run the teacher. With a goal as for
+            `optimize`.
         **knobs: Of the technique named.
     Returns:
         A module that is called like the model. Pruned layers that this machine computes slower

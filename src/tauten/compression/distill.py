@@ -1,5 +1,6 @@
 """Knowledge distillation: train a smaller model to do as a larger one."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -8,14 +9,16 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tauten.compression.imitation import Imitation
+from tauten.compression.imitation import Imitation, compared_blocks
+from tauten.compression.teaching import KIND
 from tauten.core.errors import InputError
-from tauten.core.technique import TuningTechnique
-from tauten.models.calibration import CalibrationBatch
+from tauten.core.technique import Questions, TuningTechnique
+from tauten.models.calibration import CalibrationBatch, fast_dtype
 from tauten.models.packing import packed_modules
 from tauten.models.trainable import Trained, all_weights, low_rank, scales_and_norms
-from tauten.models.training import Schedule, Training, working_folder
+from tauten.models.training import Schedule, Training, passes, working_folder
 
+ANSWERS = "teacher"  # folder of the teacher's answers
 LOSSES = ("kl", "skew", "hidden", "embedding", "kl+hidden", "skew+hidden", "hidden+embedding")
 RATES = {"all": 1e-4, "lora": 1e-3, "scales_and_norms": 5e-3}
 
@@ -90,15 +93,31 @@ class Distill(TuningTechnique):
         batches: Iterable[CalibrationBatch],
         folder: Path | None = None,
     ) -> None:
-        part = self._part_to_train(model)
-        pieces: Iterable[CalibrationBatch] = Pieces(batches, self.batch_tokens)
-        if isinstance(batches, Sequence):
-            pieces = list(pieces)
+        part, pieces = self._part_to_train(model), self._pieces(batches)
         schedule = self._schedule(part, pieces)
         with working_folder(folder) as own:
-            imitation = Imitation(model, original, self.loss.split("+"), own / "teacher")
+            imitation = Imitation(model, original, self.loss.split("+"), own / ANSWERS)
             with self._opened(part, model) as trained:
                 Training("distilling", trained, schedule, own).run(pieces, imitation.loss)
+
+    def questions(
+        self, model: nn.Module, original: nn.Module, batches: Iterable[CalibrationBatch]
+    ) -> Questions | None:
+        """None where a limit on time decides what is trained on, or the data may change."""
+        pieces = self._pieces(batches)
+        if not isinstance(pieces, Sequence) or (self.max_time_s and not self.steps):
+            return None
+        schedule, parts = self._schedule(self._part_to_train(model), pieces), self.loss.split("+")
+        order = (index for index, _ in passes(pieces, schedule.seed, 0) if index is not None)
+        asked = dict.fromkeys(itertools.islice(order, schedule.steps))
+        blocks = [theirs for _, theirs in compared_blocks(model, original, parts)]
+        dtype = str(fast_dtype()).removeprefix("torch.")
+        settings = {"blocks": blocks, "parts": parts, "dtype": dtype}
+        return Questions(KIND, settings, {index: pieces[index] for index in asked}, ANSWERS)
+
+    def _pieces(self, batches: Iterable[CalibrationBatch]) -> Iterable[CalibrationBatch]:
+        pieces = Pieces(batches, self.batch_tokens)
+        return list(pieces) if isinstance(batches, Sequence) else pieces
 
     def _part_to_train(self, model: nn.Module) -> str:
         packed = next((name for name, _ in packed_modules(model)), None)

@@ -246,6 +246,24 @@ class ShapingTechnique(Technique):
 
 
 @dataclass(frozen=True)
+class Questions:
+    """What a technique will ask its teacher while it trains, so that workers can answer before.
+
+    Attributes:
+        job: `tauten.module:Class`; called with the teacher as `model` and with `settings`, then
+            with the `vars` of a batch, it gives tensors by name.
+        settings: Plain data.
+        batches: Those that will be trained on, by their index.
+        folder: Where answers go, as `models.targets.Targets`, in the technique's own folder.
+    """
+
+    job: str
+    settings: dict[str, Any]
+    batches: dict[int, Any]
+    folder: str
+
+
+@dataclass(frozen=True)
 class TuningTechnique(Technique):
     """A technique that trains a whole model to do as another; a recipe's run in their order.
 
@@ -258,6 +276,12 @@ class TuningTechnique(Technique):
     """
 
     wants_all_data: ClassVar[bool] = False
+
+    def questions(
+        self, model: nn.Module, original: nn.Module, batches: Iterable[Any]
+    ) -> Questions | None:
+        """What `tune` with these arguments will ask; None where workers can't help."""
+        return None
 
     @abstractmethod
     def tune(

@@ -114,3 +114,8 @@ def unpacked(files: dict[str, Tensor]) -> Path:
     names = list(files)
     single = len(names) == 1 and names[0].endswith(".gguf")
     return Path(folder.name) / names[0] if single else Path(folder.name)
+
+
+def model_of(source: Source) -> Any:
+    """What workers are told of a source: its name, or the module where it is one in memory."""
+    return source.skeleton() if source.kind == "module" else source.name

@@ -17,25 +17,39 @@ class Targets:
 
     Args:
         folder: Made if absent; of one teacher and one list of batches.
-        max_bytes: Most disk, and never more than half of what is free; what comes after that is
-            computed anew each time.
+        max_bytes: Most disk, 8 GiB by default, and never more than half of what is free; what
+            comes after that is computed anew each time.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES):
+    def __init__(self, folder: Path, max_bytes: int | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._max_bytes = min(max_bytes, shutil.disk_usage(folder).free // 2)
+        most = MAX_BYTES if max_bytes is None else max_bytes
+        self._max_bytes = min(most, shutil.disk_usage(folder).free // 2)
         self._bytes = sum(file.stat().st_size for file in folder.iterdir())
 
     def get(self, index: int | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of an index; those without one aren't kept."""
-        file = self._folder / f"{index}.safetensors"
-        if index is not None and file.is_file():
-            return safetensors.torch.load_file(file)
+        if index is not None and self.holds(index):
+            return safetensors.torch.load_file(self._file(index))
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        if index is not None and self._bytes + size <= self._max_bytes:
-            with whole_file(file) as opened:
-                opened.write(safetensors.torch.save(tensors))
-            self._bytes += size
+        if index is not None:
+            self.put(index, tensors)
         return tensors
+
+    def holds(self, index: int) -> bool:
+        """Whether the tensors of an index are on disk."""
+        return self._file(index).is_file()
+
+    def put(self, index: int, tensors: dict[str, Tensor]) -> bool:
+        """Keep the tensors of an index, whether there is room for them."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._bytes + size > self._max_bytes:
+            return False
+        with whole_file(self._file(index)) as opened:
+            opened.write(safetensors.torch.save(tensors))
+        self._bytes += size
+        return True
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{index}.safetensors"

@@ -126,7 +126,7 @@ class Training:
         start, saved_at = time.monotonic() - position.elapsed_s, -math.inf
         schedule = self._schedule
         with progress_bar(self._what, schedule.steps or schedule.max_time_s) as show:
-            for index, batch in _passes(batches, schedule.seed, position.step):
+            for index, batch in passes(batches, schedule.seed, position.step):
                 elapsed_s = time.monotonic() - start
                 progress = schedule.progress(position.step, elapsed_s)
                 if progress >= 1:
@@ -188,10 +188,10 @@ class Training:
         return good
 
 
-def _passes(
+def passes(
     batches: Iterable[CalibrationBatch], seed: int, done: int
 ) -> Iterator[tuple[int | None, CalibrationBatch]]:
-    """Batches without end, from the one after the first `done` on."""
+    """Batches without end, in the order of training, from the one after the first `done` on."""
     if isinstance(batches, Sequence):
         count = len(batches)
         while count:

@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from tauten.core.recipe import Recipe
+from tauten.distributed.blueprint import model_of
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job
 from tauten.distributed.start import engine_for
 from tauten.evaluation.task import Task
-from tauten.search.calibrating import model_of
 from tauten.search.evaluator import Evaluator
 from tauten.search.trial_worker import plain_task, portable_metric
 from tauten.search.workspace import Workspace, recipe_id

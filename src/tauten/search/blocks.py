@@ -17,14 +17,13 @@ from torch import nn
 from tauten import compression, quantization
 from tauten.core.recipe import Recipe
 from tauten.core.technique import PruningTechnique
-from tauten.distributed.blueprint import source_of
+from tauten.distributed.blueprint import model_of, source_of
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job
 from tauten.distributed.start import engine_for
 from tauten.models.batch import CalibrationBatch
 from tauten.models.source import Source
 from tauten.models.structure import find_structure
-from tauten.search.calibrating import model_of
 from tauten.search.observations import can_share
 from tauten.search.workspace import Workspace
 

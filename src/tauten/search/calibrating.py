@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from tauten.core.recipe import Recipe
+from tauten.distributed.blueprint import model_of
 from tauten.distributed.calibration import DistributedCalibration, check_distributable
 from tauten.distributed.start import engine_for
 from tauten.models.batch import CalibrationBatch
@@ -13,11 +13,6 @@ from tauten.models.source import Source
 from tauten.search.workspace import calibration_for
 
 Calibrate = Callable[[Recipe, Sequence[CalibrationBatch]], Calibration | None]
-
-
-def model_of(source: Source) -> Any:
-    """What workers are told of a source: its name, or the module where it is one in memory."""
-    return source.skeleton() if source.kind == "module" else source.name
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
+from tauten.models.source import shared_copy
 from tauten.search.workspace import Candidate, Workspace, recipe_id
 
 
@@ -36,6 +37,7 @@ class Evaluator:
         self._divergence: Divergence | None = None
         self._original: Scores | None = None
         self._original_model: nn.Module | None = None
+        self._partly: tuple[Candidate, nn.Module] | None = None  # the last that layers came from
 
     def certify(self, candidate: Candidate) -> Quality:
         """Measure a candidate on the sealed test split, once a run."""
@@ -67,6 +69,23 @@ class Evaluator:
             latency_s=latency,
             original_latency_s=original_latency,
         )
+
+    def partial_kl(self, candidate: Candidate, names: Sequence[str]) -> float | None:
+        """KL of the original with some layers as a candidate has them; None where it can't be had.
+
+        Args:
+            candidate: Of which layers are taken.
+            names: Of the layers, all that are tied together.
+        """
+        divergence = None if self._stream else self._reference_divergence()
+        if divergence is None:
+            return None
+        if self._partly is None or self._partly[0] is not candidate:
+            self._partly = candidate, self.open(candidate)
+        mixed, packed = shared_copy(self.original()), self._partly[1]
+        for name in names:
+            mixed.set_submodule(name, packed.get_submodule(name))
+        return float(divergence.of(mixed).mean())
 
     def _time(self, model: nn.Module | None) -> tuple[float, float]:
         """Latency of a candidate, None for the original itself, and of the original."""

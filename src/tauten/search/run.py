@@ -158,9 +158,9 @@ def run_recipe(
     if source.tokenizer is None and teacher is not None:
         reader = replace(source, tokenizer=teacher.tokenizer)
     calibration, training = _read(reader, skeleton, recipe, data)
-    trainer = Trainer(teacher or source, calibration, training)
+    trainer = Trainer(teacher or source, calibration, training, workers)
     if out is None and source.reader is None:
-        with progress_bars(), calibrating(source, recipe, workers) as calibrate:
+        with progress_bars(), calibrating(source, recipe, _for_data(recipe, workers)) as calibrate:
             model = shape_in_memory(source, recipe.shaping, trainer)
             calibrated = calibrate(recipe, calibration)
             structure = find_structure(model)
@@ -185,7 +185,8 @@ def run_recipe(
     disk_bytes += len(recipe.shaping) * source.size_bytes  # what each step leaves
     with progress_bars(), run_folder(out, disk_bytes) as folder:
         assigned = workers is not None and can_assign(recipe, skeleton)
-        with calibrating(source, recipe, None if assigned else workers) as calibrate:
+        for_data = None if assigned else _for_data(recipe, workers)
+        with calibrating(source, recipe, for_data) as calibrate:
             aside = (calibration, trainer, calibrate)
             workspace = Workspace(folder, source, structure, run, *aside)
             if assigned and workers is not None:
@@ -198,6 +199,11 @@ def run_recipe(
         facts = Facts(source, render, skeleton, timing=timing)
         facts.written_out, facts.more_bytes = dense.names, dense.more_bytes
         return finish(folder, out, candidate, facts, result, load)
+
+
+def _for_data(recipe: Recipe, workers: int | str | None) -> int | str | None:
+    """Workers to share calibration data out to: none where they run a teacher for a new shape."""
+    return None if recipe.shaping and trained_by(recipe) else workers
 
 
 def _read(

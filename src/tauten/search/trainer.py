@@ -1,5 +1,6 @@
 """Run the techniques of a recipe that train: with their teacher, their data, and a folder."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from tauten.core.recipe import Recipe
 from tauten.core.technique import TuningTechnique
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
+from tauten.models.training import working_folder
+from tauten.search.asking import ask_workers
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,14 @@ class Trainer:
         teacher: The model to imitate.
         calibration: The few batches of data that techniques calibrate on.
         training: All data.
+        workers: That run the teacher for techniques that can ask it beforehand; as for
+            `engine_for`.
     """
 
     teacher: Source
     calibration: Sequence[CalibrationBatch]
     training: Iterable[CalibrationBatch]
+    workers: int | str | None = None
 
     def run(
         self, techniques: Sequence[TuningTechnique], model: nn.Module, folder: Path | None = None
@@ -44,7 +52,24 @@ class Trainer:
                 raise InputError(f"{technique.name} needs data: pass data=...")
             batches = self.training if technique.wants_all_data else self.calibration
             own = None if folder is None else folder / f"{index} {technique.name}"
-            technique.tune(model, self.teacher.open(), batches, own)
+            with working_folder(own) as place:
+                self._tune(technique, model, batches, place)
+
+    def _tune(
+        self,
+        technique: TuningTechnique,
+        model: nn.Module,
+        batches: Iterable[CalibrationBatch],
+        folder: Path,
+    ) -> None:
+        teacher = self.teacher.open()
+        if self.workers is not None:
+            questions = technique.questions(model, teacher, batches)
+            if questions is None:
+                _log.info("%s trains in this process alone", technique.name)
+            else:
+                ask_workers(questions, self.teacher, folder, self.workers)
+        technique.tune(model, teacher, batches, folder)
 
 
 def trained_by(recipe: Recipe) -> list[TuningTechnique]:
