@@ -223,6 +223,15 @@ def test_a_worker_says_that_it_cannot_reach_its_driver() -> None:
         host_worker.serve("127.0.0.1", port, "lonely", TOKEN)
 
 
+LAYOUTS = ((Layout(data=2), ()), (Layout(tensor=2), ()), (Layout(pipeline=2), (1, 3)))
+CHAIN = ChainShape(
+    tuple(f"model.layers.{i}" for i in range(3)),
+    False,
+    (("model.embed_tokens", 64),),
+    ("model.norm", "lm_head"),
+)
+
+
 def test_a_model_is_laid_out_over_machines(tmp_path: Path, access: Access) -> None:
     """Both ways of cutting a model, each beside the model itself."""
     model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
@@ -230,22 +239,61 @@ def test_a_model_is_laid_out_over_machines(tmp_path: Path, access: Access) -> No
         expected = model(x, use_cache=False).logits
     engine = HostEngine([Host("localhost", 2)], TOKEN)
     bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
-    chain = ChainShape(
-        tuple(f"model.layers.{i}" for i in range(3)),
-        False,
-        (("model.embed_tokens", 64),),
-        ("model.norm", "lm_head"),
-    )
     try:
-        for layout, ends in (
-            (Layout(data=2), ()),
-            (Layout(tensor=2), ()),
-            (Layout(pipeline=2), (1, 3)),
-        ):
-            bench.load(layout, ends, chain if ends else None)
+        for layout, ends in LAYOUTS:
+            bench.load(layout, ends, CHAIN if ends else None)
             made = bench.call("forward", (), {"input_ids": x, "use_cache": False}).logits
             assert torch.allclose(made, expected, atol=1e-5), layout
         links = bench.links()
         assert 0 < links.reduce.latency_s < 1
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize(("layout", "ends"), LAYOUTS, ids=str)
+def test_a_call_that_loses_a_worker_is_made_again(
+    layout: Layout, ends: tuple[int, ...], access: Access
+) -> None:
+    model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
+    with torch.no_grad():
+        expected = model(x, use_cache=False).logits
+    engine = HostEngine([Host("localhost", 2)], TOKEN)
+    bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
+    call = {"input_ids": x, "use_cache": False}
+    try:
+        bench.load(layout, ends, CHAIN if ends else None)
+        bench.call("forward", (), call)
+        for lost in engine.pids:  # the first of a group, and the last
+            os.kill(lost, signal.SIGKILL)
+            made = bench.call("forward", (), call).logits
+            assert torch.allclose(made, expected, atol=1e-5)
+    finally:
+        bench.close()
+
+
+def test_a_layout_that_too_few_workers_are_left_for_says_so(
+    access: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = HostEngine([Host("localhost", 2)], TOKEN)
+    bench = PoolBench(RemotePool(engine, blueprint(tiny_llama(), False)))  # type: ignore[arg-type]
+    call = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "use_cache": False}
+    try:
+        bench.load(Layout(tensor=2), (), None)
+        monkeypatch.setattr("tauten.distributed.host_engine._STARTS", 1)  # it isn't started again
+        os.kill(engine.pids[1], signal.SIGKILL)
+        with pytest.raises(WorkerError, match="takes 2 workers, and 1 are left"):
+            bench.call("forward", (), call)
+    finally:
+        bench.close()
+
+
+def test_errors_of_the_model_are_no_losses(access: Access) -> None:
+    engine = HostEngine([Host("localhost", 2)], TOKEN)
+    pool = RemotePool(engine, blueprint(tiny_llama(), False))
+    bench = PoolBench(pool)  # type: ignore[arg-type]
+    try:
+        bench.load(Layout(data=2), (), None)
+        with pytest.raises((IndexError, RuntimeError), match="index out of range"):
+            bench.call("forward", (), {"input_ids": torch.full((2, 4), 999)})
     finally:
         bench.close()

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tauten.distributed.job import Job
 from tauten.distributed.wire import decode, encode
 
 _TICK_S = 0.2
+_crews = itertools.count()  # of this process: workers may still answer an earlier one
 _LOSSES = 6  # of workers between two answers, after which a crew gives up
 
 
@@ -36,7 +38,7 @@ class Crew:
         self._told: list[list[Path]] = []  # messages so far: a file for each member
         self._folder = Path(tempfile.mkdtemp(prefix="tauten-crew-"))
         self._forget = weakref.finalize(self, shutil.rmtree, self._folder, True)
-        self._ids = itertools.count()
+        self._name, self._ids = f"crew{next(_crews)}/", itertools.count()
         self._awaited: dict[str, int] = {}  # members by the id of the message that they are at
         self._answers: dict[int, Any] = {}
         self._messages: Sequence[Any] = ()
@@ -70,6 +72,20 @@ class Crew:
             self._told.append([self._kept(message) for message in messages])
         return [self._answers[member] for member in self._members]
 
+    @property
+    def workers(self) -> int:
+        """Workers that play a member."""
+        return len(set(self._player.values()))
+
+    def has_lost(self, known: int, timeout_s: float = 0.0) -> bool:
+        """Whether more workers were lost than are known of; waits so long for news of one."""
+        ends_s = time.monotonic() + timeout_s
+        while len(self.lost) == known and time.monotonic() < ends_s:
+            for event in self._engine.wait(_TICK_S):
+                if isinstance(event, Joined | Lost):
+                    self._act(event)
+        return len(self.lost) > known
+
     def close(self) -> None:
         """Forget the messages."""
         self._forget()
@@ -100,7 +116,7 @@ class Crew:
             for member in gone:
                 del self._player[member]
                 self._awaited = {i: m for i, m in self._awaited.items() if m != member}
-        elif isinstance(event, Failed):
+        elif isinstance(event, Failed) and event.id.startswith(self._name if event.id else ""):
             raise event.error from RuntimeError(f"in worker {event.worker}:\n{event.where}")
         elif isinstance(event, Answered) and event.id in self._awaited:
             self._answers[self._awaited.pop(event.id)] = event.result
@@ -111,7 +127,7 @@ class Crew:
             self._awaited[self._submit(member, self._messages[member])] = member
 
     def _submit(self, member: int, message: Any) -> str:
-        id = f"crew{next(self._ids)}"
+        id = f"{self._name}{next(self._ids)}"
         self._engine.submit(self._player[member], id, (member, message))
         return id
 

@@ -1,4 +1,4 @@
-"""Correct the losses of a level table by true divergences of a few groups of layers.
+"""Correct estimated losses of layers by true divergences of a few groups of them.
 
 Estimates are right about which of two like layers minds more, but not about layers of different
 kinds: errors of some are averaged away by attention, those of others reach the answers whole. The
@@ -7,67 +7,63 @@ of them tell by how much each kind and each depth was misjudged.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
+from tauten.core.progress import track
 from tauten.models.structure import Structure
-from tauten.search.levels import LevelTable
 
 MOST_KINDS = 16  # a model with more has no kinds to speak of
 DEPTHS = 6  # runs of neighbouring blocks
 ROUNDS = 20
 MOST_FACTOR = 8.0
 
+Probe = Callable[[Sequence[str]], float | None]
 
-def groups_of(table: LevelTable, structure: Structure) -> list[list[int]]:
-    """Units by their kind, and by their depth; none where there are too many kinds.
+
+def groups_of(layers: Sequence[str], structure: Structure) -> list[list[str]]:
+    """Layers by their kind, and by their depth; none where there are too many kinds.
 
     Args:
-        table: Of the model.
+        layers: By name, one of those that are tied.
         structure: Of the model.
-    Returns:
-        Indices of units, a list a group.
     """
-    kinds: dict[str, list[int]] = {}
-    depths: dict[int, list[int]] = {}
+    kinds: dict[str, list[str]] = {}
+    depths: dict[int, list[str]] = {}
     place = {block: number for number, block in enumerate(structure.blocks)}
-    for index, names in enumerate(table.units):
-        kinds.setdefault(re.sub(r"\d+", "*", names[-1]), []).append(index)
-        block = structure.block_of(names[-1])
+    for name in layers:
+        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+        block = structure.block_of(name)
         if block in place:
-            depths.setdefault(place[block] * DEPTHS // len(place), []).append(index)
-    if not 2 <= len(kinds) <= MOST_KINDS or len(table.units) < 2 * len(kinds):
+            depths.setdefault(place[block] * DEPTHS // len(place), []).append(name)
+    if not 2 <= len(kinds) <= MOST_KINDS or len(layers) < 2 * len(kinds):
         return []
     return [*kinds.values(), *(depths.values() if len(place) >= DEPTHS else ())]
 
 
-def corrected(
-    table: LevelTable, level: int, groups: Sequence[Sequence[int]], kls: Sequence[float]
-) -> LevelTable:
-    """A table whose losses at one level add up to what groups of units truly lose.
-
-    Each unit gets one factor for all levels; what levels lose as a whole stays.
+def correction(losses: Mapping[str, float], structure: Structure, probe: Probe) -> dict[str, float]:
+    """What to multiply the estimated loss of each layer by, at whatever level.
 
     Args:
-        table: To correct.
-        level: That groups were measured at.
-        groups: Units of each.
-        kls: KL of each group at that level, all else as in the original.
+        losses: Estimated of each layer, at the level that is probed.
+        structure: Of the model.
+        probe: True KL of some layers packed at that level, all else as in the original; None
+            where it can't be had.
+    Returns:
+        By layer; empty where nothing could be measured.
     Source: iterative proportional fitting, Deming and Stephan 1940.
     """
-    old = table.losses[:, level]
-    found = old.clone()
+    groups = groups_of(list(losses), structure)
+    measured: list[tuple[list[str], float]] = []
+    for group in track(groups, "measuring groups of layers", len(groups)):
+        kl = probe(group)
+        if kl is None:
+            return {}
+        measured.append((group, kl))
+    found = dict(losses)
     for _ in range(ROUNDS):
-        for group, kl in zip(groups, kls, strict=True):
-            members = torch.tensor(group)
-            total = float(found[members].sum())
+        for group, kl in measured:
+            total = sum(found[name] for name in group)
             if total > 0 and kl > 0:
-                found[members] *= kl / total
-    factor = torch.where(old > 0, found / old.clamp(min=1e-30), 1.0)
-    factor = factor.clamp(1 / MOST_FACTOR, MOST_FACTOR)
-    losses: Tensor = table.losses * factor[:, None]
-    before, after = table.losses.sum(0), losses.sum(0)
-    return replace(table, losses=losses * torch.where(after > 0, before / after, 1.0))
+                found |= {name: found[name] * kl / total for name in group}
+    factors = {name: found[name] / loss for name, loss in losses.items() if loss > 0}
+    return {n: min(max(f, 1 / MOST_FACTOR), MOST_FACTOR) for n, f in factors.items()}

@@ -15,6 +15,7 @@ from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
 from tauten.models.source import shared_copy
+from tauten.models.structure import packable_modules
 from tauten.search.workspace import Candidate, Workspace, recipe_id
 
 
@@ -75,7 +76,7 @@ class Evaluator:
 
         Args:
             candidate: Of which layers are taken.
-            names: Of the layers, all that are tied together.
+            names: Of the layers; those that are tied to them come along.
         """
         divergence = None if self._stream else self._reference_divergence()
         if divergence is None:
@@ -83,8 +84,10 @@ class Evaluator:
         if self._partly is None or self._partly[0] is not candidate:
             self._partly = candidate, self.open(candidate)
         mixed, packed = shared_copy(self.original()), self._partly[1]
-        for name in names:
-            mixed.set_submodule(name, packed.get_submodule(name))
+        weights = {id(mixed.get_submodule(name).weight) for name in names}
+        for name, module in packable_modules(mixed):
+            if id(module.weight) in weights:
+                mixed.set_submodule(name, packed.get_submodule(name))
         return float(divergence.of(mixed).mean())
 
     def _time(self, model: nn.Module | None) -> tuple[float, float]:

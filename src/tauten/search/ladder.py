@@ -94,11 +94,26 @@ def ladders(
     found = [ladder(structure, pillar) for pillar in pillars]
     if tuple(pillars) == ("compress",):
         found.append(_in_and_outside(structure, PRUNING))
-        found.append([Recipe.of(*techniques) for techniques in SMALLER[_kind(model, structure)]])
+        found.append(smaller_recipes(model, structure))
     return found
 
 
-def _kind(model: nn.Module, structure: Structure) -> str:
+def smaller_recipes(
+    model: nn.Module, structure: Structure, packing: Technique | None = None
+) -> list[Recipe]:
+    """Smaller architectures that are healed, and then perhaps packed; gentlest first.
+
+    Args:
+        model: A skeleton.
+        structure: Of the model.
+        packing: Of all layers of what is left.
+    """
+    packed = () if packing is None else (packing,)
+    return [Recipe.of(*techniques, *packed) for techniques in SMALLER[kind_of(model, structure)]]
+
+
+def kind_of(model: nn.Module, structure: Structure) -> str:
+    """Which smaller architectures there are for a model: a key of `SMALLER`."""
     if is_language_model(model):
         return "decoder"
     if any(isinstance(m, nn.Conv2d) for m in model.modules()):

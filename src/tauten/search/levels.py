@@ -4,7 +4,9 @@ A level is a recipe that packs every layer by itself; it was applied to the whol
 bytes, its errors and what it does to the answers are known. A mix takes each unit from one of them.
 """
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +25,12 @@ from tauten.models.loader import Loader
 from tauten.models.packing import install_empty, matrix_of
 from tauten.models.part_tensors import PartTensors
 from tauten.models.structure import Structure, packable_modules
+from tauten.search.correction import correction
 from tauten.search.workspace import Candidate
 from tauten.search.zeros import estimated_kl
 from tauten.solvers.allocation import allocate
 
+PROBED = 0.05  # KL in nats a token: above the noise of arithmetic, and errors still add up
 RESOLUTION = 10**9  # steps that a limit on the loss is counted in
 
 
@@ -107,6 +111,7 @@ def level_table(
     candidates: Sequence[Candidate],
     kls: Sequence[float | None],
     journal: Journal,
+    probe: Callable[[int, Sequence[str]], float | None] | None = None,
 ) -> LevelTable:
     """Judge each weight of each candidate by one pass with gradients.
 
@@ -123,6 +128,8 @@ def level_table(
         candidates: Of the levels.
         kls: Measured of each candidate; None where it wasn't.
         journal: Of the run; rows that stand in it aren't computed again.
+        probe: True KL of some layers at a level, all else as in the original (see
+            `search.correction`).
     """
     tensors = PartTensors(model, structure, loader)
     rows = _Rows(model, tensors, candidates, journal)
@@ -134,7 +141,12 @@ def level_table(
         for names in names_of.values():
             for name in names:
                 rows.add(name, None)
-    return rows.table(structure, kls)
+    known = [(level, kl) for level, kl in enumerate(kls) if kl is not None and kl > 0]
+    factors: dict[str, float] = {}
+    if probe is not None and known:
+        level, _ = min(known, key=lambda item: abs(math.log(item[1] / PROBED)))
+        factors = correction(rows.losses(level), structure, functools.partial(probe, level))
+    return rows.table(structure, kls, factors)
 
 
 class _Rows:
@@ -175,16 +187,23 @@ class _Rows:
         row = {"whole": weight.nbytes, "known": sensitivity is not None, "cells": cells}
         self._journal.add("levels", layer=self._first[name], levels=self._levels, **row)
 
-    def table(self, structure: Structure, kls: Sequence[float | None]) -> LevelTable:
-        """All rows together, one a unit."""
+    def losses(self, level: int) -> dict[str, float]:
+        """Estimated of each layer at a level, by the name that its weight is known by."""
+        rate = self._average_rate()
+        return {n: float(self._row(n, rate)[1][level]) for n in dict.fromkeys(self._first.values())}
+
+    def table(
+        self, structure: Structure, kls: Sequence[float | None], factors: Mapping[str, float]
+    ) -> LevelTable:
+        """All rows together, one a unit; estimates times factors by layer, 1 where none is."""
         rate = self._average_rate()
         units, sizes, losses = [], [], []
         for unit in structure.units:
             layers = dict.fromkeys(self._first[name] for name in unit.names)
-            own = [self._row(name, rate) for name in layers]
+            own = [(*self._row(name, rate), factors.get(name, 1.0)) for name in layers]
             units.append(unit.names)
-            sizes.append(torch.stack([size for size, _ in own]).sum(0))
-            losses.append(torch.stack([loss for _, loss in own]).sum(0))
+            sizes.append(torch.stack([size for size, _, _ in own]).sum(0))
+            losses.append(torch.stack([loss * factor for _, loss, factor in own]).sum(0))
         estimated = torch.stack(losses)
         for level, kl in enumerate(kls):
             total = float(estimated[:, level].sum())

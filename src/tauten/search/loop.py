@@ -17,6 +17,7 @@ from tauten.evaluation.task import Task
 from tauten.models.calibration import CalibrationBatch
 from tauten.runtime.library import load as native_kernels
 from tauten.search.ahead import Ahead
+from tauten.search.combining import MOST, combine
 from tauten.search.evaluator import Evaluator
 from tauten.search.ladder import MIDDLE, faster_twin, ladders
 from tauten.search.levels import LevelTable
@@ -77,7 +78,8 @@ class Search:
         """Try recipes until the goal is met as well as they can, or time is up.
 
         Ladders go from the gentlest recipe to the boldest; one is left where recipes lose far more
-        than the goal allows. Packed layers of several recipes are then mixed. Under a latency goal
+        than the goal allows. Packed layers of several recipes are then mixed, and smaller
+        architectures are packed. Under a latency goal
         nothing is mixed, formats slower than the unpacked layer drop out first, and the original
         takes part.
 
@@ -94,7 +96,9 @@ class Search:
         self._made.start()
         self.evaluator.start()
         found = self._ladders(skeleton, pillars)
-        self.evaluator.looks = sum(map(len, found)) + LOOKS * self._mixes + 1  # a twin
+        combines = self._mixes and {"quantize", "compress"} <= set(pillars)
+        mixes = (LOOKS + MOST * combines) * self._mixes
+        self.evaluator.looks = sum(map(len, found)) + mixes + 1  # a twin
         tunes = self.task.is_text and not self.stream
         mixing = Mixing(self._made, skeleton, development, tunes)
         for recipes in found:
@@ -105,6 +109,8 @@ class Search:
         if self._mixes:
             mixing.run()
             self.table = mixing.table
+        if combines:
+            combine(self._made, skeleton)
         chosen = self._prefer_twin(self._made.best())
         if chosen is None:
             reasons = sorted({trial.error for trial in self.trials})

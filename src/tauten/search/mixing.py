@@ -1,7 +1,6 @@
 """Mixes: each unit of a model packed at a level of its own, to come as near to a goal as can be."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from tauten.core.progress import track
 from tauten.core.recipe import Recipe, Step
 from tauten.models.calibration import CalibrationBatch
 from tauten.quantization import TuneScales
-from tauten.search.correction import corrected, groups_of
 from tauten.search.levels import LevelTable, level_table
 from tauten.search.proposals import MOST, Measured, Proposals
 from tauten.search.trials import Trials
@@ -27,7 +25,6 @@ LOOKS = MOST + REFINED + 2
 # Levels on either side of a goal, so that sensitive units can be spared, and others bear more: of
 # SmolLM2's 211 layers within 3%, 26 take the second gentle level, and none a second bold one.
 GENTLE, BOLD = 2, 1
-PROBED = 0.05  # KL in nats a token: above the noise of arithmetic, and errors still add up
 _log = logging.getLogger(__name__)
 
 
@@ -216,35 +213,16 @@ class Mixing:
         loader = source.loader(skeleton, structure.blocks) if source.reader else None
         data, made, journal = self._development, self._candidates, workspace.journal
         try:
-            table = level_table(skeleton, structure, loader, data, made, kls, journal)
-            return self._corrected(table, kls)
+            return level_table(skeleton, structure, loader, data, made, kls, journal, self._kl_of)
         except RuntimeError as error:  # torch: something in it has no derivative
             reason = str(error).splitlines()[0]
             _log.warning("levels aren't mixed, as the model has no sensitivities: %s", reason)
             return None
 
-    def _corrected(self, table: LevelTable, kls: Sequence[float | None]) -> LevelTable:
-        """The table after true divergences of groups of layers, at the level nearest to `PROBED`.
-
-        They are journaled, and not measured again.
-        """
-        known = [(level, kl) for level, kl in enumerate(kls) if kl is not None and kl > 0]
-        groups = groups_of(table, self._trials.workspace.structure)
-        if not known or not groups:
-            return table
-        level, _ = min(known, key=lambda item: abs(math.log(item[1] / PROBED)))
-        measured = []
-        for group in track(groups, "measuring groups of layers", len(groups)):
-            kl = self._kl_of(level, [name for unit in group for name in table.units[unit]])
-            if kl is None:
-                return table
-            measured.append(kl)
-        return corrected(table, level, groups, measured)
-
-    def _kl_of(self, level: int, names: list[str]) -> float | None:
-        """KL of some layers packed as at a level."""
+    def _kl_of(self, level: int, names: Sequence[str]) -> float | None:
+        """KL of some layers packed as at a level; journaled."""
         candidate, journal = self._candidates[level], self._trials.workspace.journal
-        facts = {"of": recipe_id(candidate.recipe), "layers": names}
+        facts = {"of": recipe_id(candidate.recipe), "layers": list(names)}
         entry = journal.find("group", **facts)
         if entry is None:
             kl = self._trials.evaluator.partial_kl(candidate, names)
