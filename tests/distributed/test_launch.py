@@ -1,10 +1,15 @@
 """Commands for many machines, and what the command line prints of a cluster."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import tauten
 from tauten.cli import app
 from tauten.core.errors import InputError
 from tauten.distributed.engine import Answered, Joined, Lost
@@ -39,7 +44,7 @@ def test_a_ray_job_runs_with_a_token() -> None:
         ("2", [], "launch what"),
         ("2", ["optimize", "m"], "is for scripts"),
         ("2", ["train.py"], "need --rendezvous"),
-        ("http://head", ["train.py"], "these run: optimize, quantize"),
+        ("http://head", ["train.py"], "these run: optimize, quantize, compress, apply"),
         ("missing", ["optimize", "m"], "hosts file missing"),
     ],
 )
@@ -83,3 +88,51 @@ def test_a_missing_worker_is_reported_with_its_reason() -> None:
     found = reports(Two())  # type: ignore[arg-type]
     assert found["a"]["cores"] >= 1
     assert found["b"] == {"error": "no route to host"}
+
+
+DISTILLING = """
+import os, signal, sys
+import tauten
+from tauten.models import training
+
+training.CHECKPOINT_S = 0.0
+step = training.Training._step
+
+def killed(self, rate):
+    step(self, rate)
+    killed.steps += 1
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and killed.steps == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+killed.steps = 0
+training.Training._step = killed
+model, out, *texts = sys.argv[1:]
+recipe = tauten.Recipe.of(tauten.PruneDepth(0.5), tauten.Distill(steps=5, batch_tokens=64))
+tauten.compress(model, technique=recipe, data=texts, out=out)
+print("steps", killed.steps)
+"""
+
+
+def test_training_goes_on_from_its_checkpoint_when_torchrun_restarts_it(
+    tmp_path: Path, llama_folder: Path, texts: list[str]
+) -> None:
+    script, out = tmp_path / "distil.py", tmp_path / "restarted"
+    script.write_text(DISTILLING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.1", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [*command, str(llama_folder), str(out), *texts],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "steps 3" in done.stdout, "two of five were kept before the kill"
+    recipe = tauten.Recipe.of(tauten.PruneDepth(0.5), tauten.Distill(steps=5, batch_tokens=64))
+    tauten.compress(str(llama_folder), technique=recipe, data=texts, out=tmp_path / "whole")
+    ours, whole = (
+        (place / "model.safetensors").read_bytes() for place in (out, tmp_path / "whole")
+    )
+    assert ours == whole

@@ -16,7 +16,7 @@ from tauten.distributed.hosts import address_of, read_hosts
 from tauten.distributed.token import ENVIRONMENT
 
 _PORT = 29500
-_TAUTEN = ("optimize", "quantize")  # commands that take workers
+_TAUTEN = ("optimize", "quantize", "compress", "apply")  # commands that take workers
 
 
 @dataclass(frozen=True)

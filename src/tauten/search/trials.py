@@ -10,6 +10,7 @@ from tauten.core.errors import TautenError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
+from tauten.report.text import format_bytes
 from tauten.search.ahead import Ahead
 from tauten.search.evaluator import Evaluator
 from tauten.search.workspace import Candidate, Workspace, recipe_id
@@ -184,7 +185,8 @@ def _told(trial: Trial) -> str:
     if found is None:
         return f"failed: {trial.error}"
     drop = found.quality.drop
-    return f"{found.size_bytes / 1e6:.1f} MB, drop {drop.value:.2%}, at most {drop.high:.2%}"
+    size = format_bytes(found.size_bytes)
+    return f"{size}, drop {drop.value:.2%}, at most {drop.high:.2%}"
 
 
 def _trial(recipe: Recipe, entry: dict[str, Any]) -> Trial:
