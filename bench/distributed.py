@@ -3,7 +3,8 @@
     sudo python bench/distributed.py                # all sections
     sudo python bench/distributed.py calibration
 
-Sections: `inference` (batch inference, one host lost on the way; torchrun elastic beside it),
+Sections: `inference` (batch inference, one host lost on the way; beside it torchrun elastic, and
+with `--ray` an interpreter in whose environment `pip install 'ray[data]'` was run, Ray Data),
 `calibration` (packed weights beside those of one machine), `planner` (its choice beside every
 layout timed, on each link) and `search` (20 trials on two workers of this machine). Links are
 shaped to 1 Gbit/s and 100 Mbit/s. The hosts share this machine's cores, so that more of them
@@ -17,7 +18,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from rich.console import Console
 
 RATES = ("1gbit", "100mbit")
 MOST_REGRET = 1.05
+ITEMS, KILLED_AT = 90, 20  # of a peer
+SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 Row = dict[str, Any]
 
 
@@ -44,7 +49,7 @@ def driver(*arguments: str) -> Row:
     return found
 
 
-def inference() -> list[Row]:
+def inference(ray: str | None) -> list[Row]:
     """Hosts lost in two ways: all processes killed, or taken off the network besides."""
     rows = []
     for ending in ("kept", "killed", "cut off"):
@@ -54,6 +59,9 @@ def inference() -> list[Row]:
         rows.append(row)
     with hosts(3, RATES[0]):
         rows.append(elastic())
+    if ray is not None:
+        with hosts(3, RATES[0]):
+            rows.append(ray_data(ray))
     return rows
 
 
@@ -61,33 +69,53 @@ def elastic() -> Row:
     """torchrun elastic with 2 to 3 hosts doing as much, the third killed: the peer."""
     script = str(Path(__file__).parent / "peers/torchrun_elastic.py")
     agents: list[subprocess.Popen[bytes]] = []
-    out = Path(f"/tmp/tauten-elastic-{os.getpid()}")
-    out.mkdir()
-    for number in (1, 2, 3):
-        command = ["ip", "netns", "exec", f"tauten{number}", sys.executable]
-        command += ["-m", "torch.distributed.run", "--nnodes=2:3", "--nproc-per-node=1"]
-        command += ["--max-restarts=3", "--monitor-interval=0.5", "--rdzv-backend=c10d"]
-        command += [f"--rdzv-endpoint={address(1)}:29600", "--rdzv-id=elastic", "--rdzv-conf"]
-        command += [f"is_host={int(number == 1)},join_timeout=60,last_call_timeout=5"]
-        command += [f"--local-addr={address(number)}", script, str(out), "90"]
-        interface = {"GLOO_SOCKET_IFNAME": f"tve{number}", "OMP_NUM_THREADS": "1"}
-        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        agents.append(subprocess.Popen(command, env={**os.environ, **interface}, **options))
+    with tempfile.TemporaryDirectory(prefix="tauten-elastic-") as out:
+        for number in (1, 2, 3):
+            command = ["ip", "netns", "exec", f"tauten{number}", sys.executable]
+            command += ["-m", "torch.distributed.run", "--nnodes=2:3", "--nproc-per-node=1"]
+            command += ["--max-restarts=3", "--monitor-interval=0.5", "--rdzv-backend=c10d"]
+            command += [f"--rdzv-endpoint={address(1)}:29600", "--rdzv-id=elastic", "--rdzv-conf"]
+            command += [f"is_host={int(number == 1)},join_timeout=60,last_call_timeout=5"]
+            command += [f"--local-addr={address(number)}", script, out, str(ITEMS)]
+            interface = {"GLOO_SOCKET_IFNAME": f"tve{number}", "OMP_NUM_THREADS": "1"}
+            agents.append(subprocess.Popen(command, env={**os.environ, **interface}, **SILENT))
+        return {"peer": "torchrun elastic", **after_a_loss(Path(out), agents)}
+
+
+def ray_data(python: str) -> Row:
+    """Ray Data on the same hosts, the third killed: the other peer."""
+    script = str(Path(__file__).parent / "peers/ray_data.py")
+    ray = str(Path(python).parent / "ray")
+    with tempfile.TemporaryDirectory(prefix="tauten-ray-") as out:
+        for number in (1, 2, 3):
+            join = [f"--address={address(1)}:6379"] if number > 1 else ["--head", "--port=6379"]
+            command = ["ip", "netns", "exec", f"tauten{number}", ray, "start", *join]
+            command += [f"--node-ip-address={address(number)}", "--num-cpus=1"]
+            subprocess.run(command, check=True, timeout=120, **SILENT)
+        command = ["ip", "netns", "exec", "tauten1", python, script, out, str(ITEMS)]
+        driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        row = {"peer": "Ray Data", **after_a_loss(Path(out), [driver])}
+        assert driver.stdout is not None
+        said = [line for line in driver.stdout.read().decode().splitlines() if line[:4] == "JSON"]
+        return row | (json.loads(said[0][4:]) if said else {"error": "it gave no results"})
+
+
+def after_a_loss(out: Path, processes: Sequence[subprocess.Popen[bytes]]) -> Row:
+    """Kill the third host once some items are done; how long the next ones then took."""
     deadline = time.monotonic() + 240
-    while len(list(out.glob("*.done"))) < 20 and time.monotonic() < deadline:
+    while len(list(out.glob("*.done"))) < KILLED_AT and time.monotonic() < deadline:
         time.sleep(0.05)
     killed = time.time()
     end_all("tauten3")
-    for agent in agents:
-        agent.wait(max(1.0, deadline - time.monotonic()))
+    for process in processes:
+        try:
+            process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
     times = sorted(file.stat().st_mtime for file in out.glob("*.done"))
     after = [killed, *(t for t in times if t >= killed)]
-    gaps = [b - a for a, b in itertools.pairwise(after)]
-    for file in out.iterdir():
-        file.unlink()
-    out.rmdir()
-    gap = max(gaps, default=None)
-    return {"peer": "torchrun elastic", "items": len(times), "longest_wait_for_a_result_s": gap}
+    gap = max((b - a for a, b in itertools.pairwise(after)), default=None)
+    return {"items": len(times), "longest_wait_for_a_result_s": gap}
 
 
 def calibration() -> list[Row]:
@@ -116,7 +144,7 @@ def planner() -> list[Row]:
     return rows
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[..., list[Row]]] = {
     "inference": inference,
     "calibration": calibration,
     "planner": planner,
@@ -129,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
     folder = Path(__file__).parent / "results"
+    parser.add_argument("--ray", help="an interpreter with ray[data], whose Ray Data is a peer")
     parser.add_argument("--out", type=Path, default=folder / "distributed.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -139,7 +168,8 @@ def main() -> None:
             console.print(f"{name}: skipped, {reason}")
             results[name] = {"skipped": reason}
             continue
-        results[name] = SECTIONS[name]()
+        section = SECTIONS[name]
+        results[name] = section(options.ray) if section is inference else section()
         console.print(name, results[name])
         facts = {"torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
         results["machine"] = facts
