@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -113,6 +114,45 @@ def test_an_own_proof_sent_back_is_no_proof() -> None:
         with pytest.raises(RefusedError):
             Channel(client, TOKEN, is_driver=True)
         mirror.close()
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Both ends of a connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    with ThreadPoolExecutor() as pool:
+        driver = pool.submit(Channel, accepted, TOKEN, True)
+        worker = pool.submit(Channel, client, TOKEN, False)
+        return driver.result(), worker.result()
+
+
+@pytest.mark.parametrize("wrong", ["changed", "repeated", "reflected", "unsigned"])
+def test_messages_that_are_not_the_other_sides_end_the_connection(wrong: str) -> None:
+    driver, worker = pair()
+    driver.send("task", torch.arange(3))
+    assert torch.equal(worker.receive()[1], torch.arange(3))
+    worker.send("answer")
+    whole = driver.connection.recv_bytes()
+    forged = {
+        "changed": whole[:-1] + bytes([whole[-1] ^ 1]),
+        "repeated": None,
+        "reflected": whole,
+        "unsigned": encode(("task", 1)),
+    }[wrong]
+    if wrong == "repeated":
+        driver.send("task", 1)
+        repeated = worker.connection.recv_bytes()
+        driver.connection.send_bytes(repeated)
+        driver.connection.send_bytes(repeated)
+        assert worker.receive() == ("task", 1)
+    else:
+        assert forged is not None
+        driver.connection.send_bytes(forged)
+    with pytest.raises(ConnectionError, match="isn't from the other side"):
+        worker.receive()
+    driver.close()
+    worker.close()
 
 
 def test_a_caller_that_talks_nonsense_harms_nobody(idle: HostEngine) -> None:

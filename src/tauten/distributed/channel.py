@@ -1,6 +1,9 @@
 """A connection of driver and worker, open once both have shown that they know the token."""
 
 import contextlib
+import hashlib
+import hmac
+import itertools
 import socket
 from multiprocessing.connection import Connection
 from typing import Any
@@ -8,11 +11,15 @@ from typing import Any
 from tauten.distributed.token import prove
 from tauten.distributed.wire import decode, encode
 
+_CODE_BYTES = 32
 _SILENCE_S = 10  # of a machine, after which it counts as gone
 
 
 class Channel:
     """Messages are trees, in both directions.
+
+    Each carries a code that its sender, its number and its bytes make with a key of this connection
+    (HMAC-SHA256): who sits on the line can read messages, but can't change, repeat or add any.
 
     Args:
         connected: A TCP socket, which is taken over.
@@ -25,8 +32,10 @@ class Channel:
     def __init__(self, connected: socket.socket, token: bytes, is_driver: bool):
         _notice_silence(connected)
         self.connection = Connection(connected.detach())
+        self._sent, self._received = itertools.count(), itertools.count()
+        self._is_driver = is_driver
         try:
-            prove(self.connection, token, is_driver)
+            self._key = prove(self.connection, token, is_driver)
         except BaseException:
             self.connection.close()
             raise
@@ -37,22 +46,35 @@ class Channel:
         Raises:
             OSError: The other side has gone.
         """
-        self.connection.send_bytes(encode(message))
+        data = encode(message)
+        code = self._code(self._is_driver, next(self._sent), data)
+        self.connection.send_bytes(b"".join((code, data)))
 
     def receive(self) -> tuple[Any, ...]:
         """The next message.
 
         Raises:
             EOFError: The other side has closed.
-            OSError: It has gone.
+            OSError: It has gone, or a message isn't its own.
         """
-        message: tuple[Any, ...] = decode(self.connection.recv_bytes())
+        received = self.connection.recv_bytes()
+        code, data = received[:_CODE_BYTES], received[_CODE_BYTES:]
+        expected = self._code(not self._is_driver, next(self._received), data)
+        if not hmac.compare_digest(code, expected):
+            raise ConnectionError("a message was changed on its way, or isn't from the other side")
+        message: tuple[Any, ...] = decode(data)
         return message
 
     def close(self) -> None:
         """Close it."""
         with contextlib.suppress(OSError):
             self.connection.close()
+
+    def _code(self, from_driver: bool, number: int, data: bytes) -> bytes:
+        head = (b"driver" if from_driver else b"worker") + number.to_bytes(8, "little")
+        made = hmac.new(self._key, head, hashlib.sha256)
+        made.update(data)
+        return made.digest()
 
 
 def _notice_silence(connected: socket.socket) -> None:

@@ -46,9 +46,11 @@ def read_token(file: str | os.PathLike[str] | None = None) -> bytes:
     return token
 
 
-def prove(connection: Connection, token: bytes, is_driver: bool) -> None:
+def prove(connection: Connection, token: bytes, is_driver: bool) -> bytes:
     """Show each other that both know the token, without saying it: HMAC-SHA256 of fresh nonces.
 
+    Returns:
+        A key that only the two know, of this connection alone.
     Raises:
         RefusedError: The other side doesn't know it, or doesn't speak this protocol.
     """
@@ -63,6 +65,7 @@ def prove(connection: Connection, token: bytes, is_driver: bool) -> None:
         raise RefusedError("the other side closed the connection: is the token the same?") from None
     if not hmac.compare_digest(shown, _proof(token, theirs, received + sent)):
         raise RefusedError("the other side has another token")
+    return _proof(token, b"messages", sent + received if is_driver else received + sent)
 
 
 def _proof(token: bytes, role: bytes, nonces: bytes) -> bytes:
