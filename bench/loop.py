@@ -12,6 +12,7 @@ goals that are in the results stay. The limits are those of issue 6.
 """
 
 import argparse
+import functools
 import json
 import shutil
 import time
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="*", default=BITS, choices=BITS)
     parser.add_argument("--tokens", type=int, default=8192, help="of each split")
     parser.add_argument("--tpe", action="store_true", help="compare with Optuna")
+    parser.add_argument("--keep", action="store_true", help="trials stay, for other goals")
     parser.add_argument("--out", type=Path, default=Path("bench/results/loop.json"))
     options = parser.parse_args()
     model = original("SmolLM2-135M", options.folder / "models")
@@ -191,20 +193,20 @@ def main() -> None:
     folder = options.folder / f"loop-{options.tokens}"
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(open_source(model), folder, options.data, options.tokens)
-    rows: list[Row] = []
-    for limit in options.drops:
-        rows += within_drop(run, limit, options.tpe)
-        show(rows[-1:])
-    for bits in options.bits:
-        rows += within_bits(run, bits)
-        show(rows[-2:])
-    show(rows)
     setting = {"model": model.parent.name, "data": options.data, "tokens": options.tokens}
     setting |= {"documents": run.task.documents, "threads": torch.get_num_threads()}
-    save(options.out, [{**row, "setting": setting} for row in rows])
-    shutil.rmtree(folder)
-    if found := missed(rows):
-        raise SystemExit("; ".join(found))
+    goals = [functools.partial(within_drop, run, limit, options.tpe) for limit in options.drops]
+    goals += [functools.partial(within_bits, run, bits) for bits in options.bits]
+    rows: list[Row] = []
+    for goal in goals:
+        found = [{**row, "setting": setting} for row in goal()]
+        show(found)
+        save(options.out, found)
+        rows += found
+    if not options.keep:
+        shutil.rmtree(folder)
+    if texts := missed(rows):
+        raise SystemExit("; ".join(texts))
 
 
 if __name__ == "__main__":
