@@ -20,6 +20,7 @@ from tauten.search.workspace import Candidate, recipe_id
 TUNING = TuneScales(rate=0.001)  # larger steps hurt what was packed in 4 bits and more
 # Each block calibrated behind the packed ones before it; all scales trained. Both for no byte.
 IN_SEQUENCE, TUNED = "in sequence", "tuned"
+TUNED_FROM = 0.04  # KL of a mix: one that loses less, training has only harmed
 REFINED = 2  # mixes that are refined, besides the best in both ways
 LOOKS = MOST + REFINED + 2
 # Levels on either side of a goal, so that sensitive units can be spared, and others bear more: of
@@ -150,7 +151,7 @@ class Mixing:
         Args:
             best: The smallest within the goal.
         """
-        found = [(way, self._try(way, best.chosen)) for way in self._ways(best.chosen)]
+        found = [(way, self._try(way, best.chosen)) for way in self._ways(best)]
         lost = best.measurement.quality.drop.high
         gains = [(lost / max(m.quality.drop.high, 1e-9), way, m) for way, m in found if m]
         gain, way, first = max(gains, key=lambda item: item[0], default=(1.0, "", None))
@@ -165,11 +166,12 @@ class Mixing:
                 return
             refined.append(Measured(chosen, measurement))
 
-    def _ways(self, chosen: Tensor) -> list[str]:
+    def _ways(self, mix: Measured) -> list[str]:
         """How a mix may come to lose less."""
         assert self.table is not None
-        looks = any(s.technique.looks_at_inputs for s in self.table.recipe(chosen).steps)
-        return [IN_SEQUENCE] * looks + [TUNED] * self._tunes
+        looks = any(s.technique.looks_at_inputs for s in self.table.recipe(mix.chosen).steps)
+        tunes = self._tunes and (mix.measurement.kl or 0.0) >= TUNED_FROM
+        return [IN_SEQUENCE] * looks + [TUNED] * tunes
 
     def _try(self, way: str, chosen: Tensor) -> Measurement | None:
         """Refine a mix; None if that fails, or time is up."""
