@@ -104,3 +104,16 @@ def test_halves_go_to_even_codes_and_ends_are_kept(monkeypatch: pytest.MonkeyPat
     assert sweep(matrix, curve, rounder).tolist() == expected
     monkeypatch.setattr(library, "load", lambda: None)
     assert sweep(matrix, curve, rounder).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_a_matrix_lies_in_memory_is_nothing_to_it(kind: str) -> None:
+    """Weights of GPT-2 lie transposed."""
+    matrix, moment = problem()
+    across = matrix.t().contiguous().t()
+    found = []
+    for given in (matrix, across):
+        rounder, curve = rounders(given)[kind], curvature(moment, 0.01, True)
+        swept = sweep(given, curve, rounder)
+        found.append(descend(given, swept.t().contiguous().t(), moment, rounder))
+    assert torch.equal(*found)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tauten.compression.imitation import Imitation, compared_blocks
-from tauten.compression.teaching import KIND
 from tauten.core.errors import InputError
 from tauten.core.technique import Questions, TuningTechnique
 from tauten.models.calibration import CalibrationBatch, fast_dtype
@@ -113,7 +112,7 @@ class Distill(TuningTechnique):
         blocks = [theirs for _, theirs in compared_blocks(model, original, parts)]
         dtype = str(fast_dtype()).removeprefix("torch.")
         settings = {"blocks": blocks, "parts": parts, "dtype": dtype}
-        return Questions(KIND, settings, {index: pieces[index] for index in asked}, ANSWERS)
+        return Questions(settings, {index: pieces[index] for index in asked}, ANSWERS)
 
     def _pieces(self, batches: Iterable[CalibrationBatch]) -> Iterable[CalibrationBatch]:
         pieces = Pieces(batches, self.batch_tokens)

@@ -250,14 +250,11 @@ class Questions:
     """What a technique will ask its teacher while it trains, so that workers can answer before.
 
     Attributes:
-        job: `tauten.module:Class`; called with the teacher as `model` and with `settings`, then
-            with the `vars` of a batch, it gives tensors by name.
-        settings: Plain data.
+        settings: How the teacher is run: plain data for `search.asking.TeacherWorker`.
         batches: Those that will be trained on, by their index.
         folder: Where answers go, as `models.targets.Targets`, in the technique's own folder.
     """
 
-    job: str
     settings: dict[str, Any]
     batches: dict[int, Any]
     folder: str

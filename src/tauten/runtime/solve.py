@@ -26,6 +26,7 @@ def decide_columns(
     Returns:
         (out, width) float32, errors or moves.
     """
+    assert values.stride(1) == 1 and (slope is None or slope.is_contiguous())
     step, low, top = levels
     step, low, local = step.contiguous(), low.contiguous(), local.contiguous()
     errors = torch.empty(values.shape)
@@ -61,6 +62,7 @@ def cell_sums(
         squared codes, codes, and codes by values.
     """
     values, weights = cells
+    assert values.is_contiguous() and weights.is_contiguous()
     scale, depth = (part.contiguous() for part in scales)
     out, groups, size = values.shape
     sums = torch.empty(out, groups, 3) if codes else torch.empty(out, groups)

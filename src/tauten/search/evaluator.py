@@ -1,10 +1,12 @@
 """Candidates beside the original: quality on each split, divergence, latency."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError
 from tauten.core.journal import Journal
@@ -14,6 +16,7 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
+from tauten.models.loader import Loader
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
 from tauten.search.workspace import Candidate, Workspace, recipe_id
@@ -38,7 +41,6 @@ class Evaluator:
         self._divergence: Divergence | None = None
         self._original: Scores | None = None
         self._original_model: nn.Module | None = None
-        self._partly: tuple[Candidate, nn.Module] | None = None  # the last that layers came from
 
     def certify(self, candidate: Candidate) -> Quality:
         """Measure a candidate on the sealed test split, once a run."""
@@ -78,17 +80,27 @@ class Evaluator:
             candidate: Of which layers are taken.
             names: Of the layers; those that are tied to them come along.
         """
-        divergence = None if self._stream else self._reference_divergence()
+        divergence = self._reference_divergence()
         if divergence is None:
             return None
-        if self._partly is None or self._partly[0] is not candidate:
-            self._partly = candidate, self.open(candidate)
-        mixed, packed = shared_copy(self.original()), self._partly[1]
-        weights = {id(mixed.get_submodule(name).weight) for name in names}
-        for name, module in packable_modules(mixed):
+        source, structure = self._workspace.source, self._workspace.structure
+        model = (
+            source.open(structure.blocks, True) if self._stream else shared_copy(self.original())
+        )
+        packed = candidate.source.skeleton()
+        loader = candidate.source.loader(packed, candidate.blocks)
+        weights = {id(model.get_submodule(name).weight) for name in names}
+        parts: dict[str, list[tuple[str, nn.Module]]] = {}
+        for name, module in packable_modules(model):
             if id(module.weight) in weights:
-                mixed.set_submodule(name, packed.get_submodule(name))
-        return float(divergence.of(mixed).mean())
+                parts.setdefault(structure.block_of(name), []).append((name, module))
+        for part, layers in parts.items():
+            put = functools.partial(_put, loader, packed, part, layers)
+            if self._stream and part:  # whenever it has been loaded; it is freed by its own hook
+                model.get_submodule(part).register_forward_pre_hook(lambda *_, put=put: put())
+            else:
+                put()
+        return float(divergence.of(model).mean())
 
     def _time(self, model: nn.Module | None) -> tuple[float, float]:
         """Latency of a candidate, None for the original itself, and of the original."""
@@ -140,6 +152,20 @@ class Evaluator:
 
     def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
+
+
+def _put(
+    loader: Loader, packed: nn.Module, part: str, layers: Sequence[tuple[str, nn.Module]]
+) -> None:
+    """Give layers of a part the weights that a packed model has for them, dequantized."""
+    loader.load(part)
+    for name, module in layers:
+        weight = getattr(packed.get_submodule(name), "packed", None)
+        if weight is not None:  # else it was kept as it is
+            values = weight.dequantize().to(module.weight.dtype)
+            values = values.t() if isinstance(module, Conv1D) else values
+            module._parameters["weight"] = nn.Parameter(values, requires_grad=False)
+    loader.free(part)
 
 
 def journaled_scores(

@@ -10,7 +10,6 @@ from tauten.core.errors import TautenError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
-from tauten.report.text import format_bytes
 from tauten.search.ahead import Ahead
 from tauten.search.evaluator import Evaluator
 from tauten.search.workspace import Candidate, Workspace, recipe_id
@@ -185,7 +184,7 @@ def _told(trial: Trial) -> str:
     if found is None:
         return f"failed: {trial.error}"
     drop = found.quality.drop
-    size = format_bytes(found.size_bytes)
+    size = f"{found.size_bytes / 1e6:.3g} MB"
     return f"{size}, drop {drop.value:.2%}, at most {drop.high:.2%}"
 
 

@@ -110,7 +110,7 @@ def sweep(
     Cost: O(out * in^2) time, two (out, in) buffers.
     """
     order, factor = curve.order, curve.factor
-    work = weight.float()[:, order]
+    work = weight.float()[:, order].contiguous()
     columns = order.tolist()
     for start in range(0, len(columns), block):
         stop = min(start + block, len(columns))
@@ -137,7 +137,7 @@ def descend(weight: Tensor, values: Tensor, moment: Tensor, decide: Decide) -> T
     Cost: O(out * in^2) time, two (out, in) buffers.
     Source: coordinate descent as in QuantEase, Behdin et al. 2023, arXiv:2309.01885.
     """
-    final, change = values.clone(), values - weight.float()
+    final, change = values.clone(memory_format=torch.contiguous_format), values - weight.float()
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])
         local = moment[start:stop, start:stop]

@@ -43,7 +43,8 @@ def fit_two_level(
     weights = torch.ones(matrix.shape[1]) if importance is None else importance.float()
     weights = grouped((weights + 1e-6 * weights.mean())[None], grid.group_size)
     rows = matrix.split(_rows_at_once(matrix.shape[1]))
-    cells = (_Cells(grouped(part.float(), grid.group_size), weights, grid) for part in rows)
+    parts = (grouped(part.float().contiguous(), grid.group_size) for part in rows)
+    cells = (_Cells(part, weights, grid) for part in parts)
     fitted = [_fit(some) for some in cells]
     scale_codes, super_scale, zero_codes, super_zero = map(torch.cat, zip(*fitted, strict=True))
     fits = bool(_fits_half(super_scale).all() and _fits_half(super_zero).all())
@@ -80,7 +81,7 @@ class _Cells:
     the centre on a symmetric grid, whose depth is 0.
 
     Attributes:
-        values: (out, groups, size) float32.
+        values: (out, groups, size) float32, contiguous.
         weights: (1, groups, size) of squared errors; 0 where a group is filled up.
         grid: What scales mean.
     """
