@@ -126,5 +126,5 @@ def operations_per_s() -> float:
 def _seconds(weights: int, trials: int, tokens: int) -> float:
     """Two operations a weight and token, and the packing."""
     evaluate = 2 * weights * tokens / operations_per_s() * 1.5
-    pack = weights / 2e6  # calibrated, measured on two cores
+    pack = weights / 4e6  # calibrated, measured on two cores
     return (trials + 3) * evaluate + max(1, trials) * pack
