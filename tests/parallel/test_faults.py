@@ -29,7 +29,8 @@ class Net(torch.nn.Linear):
 tauten.parallelize(Net(3, 3), workers=2, mode="data")
 """
 ENDS_TWICE = """
-import tauten, torch, time
+import signal, tauten, torch, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from torch import nn
 from tauten.parallel.plan import Layout, Plan
 plan = Plan("", "throughput", 0, {}, Layout(tensor=2))
