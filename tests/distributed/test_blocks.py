@@ -12,10 +12,11 @@ import pytest
 import tauten
 from tauten.core.recipe import Recipe, Step
 from tauten.distributed.cluster import Cluster
+from tauten.distributed.crew import dealt_out
 from tauten.models.source import open_source
 from tauten.report.html import render_html
 from tauten.search import blocks
-from tauten.search.blocks import can_assign, dealt_out
+from tauten.search.blocks import can_assign
 from tauten.search.run import run_recipe
 
 APART = replace(Recipe.of(tauten.GPTQ(4, 32)), apart=True)
@@ -77,9 +78,10 @@ def test_what_hangs_on_other_blocks_is_not_assigned(llama_folder: Path) -> None:
 
 
 def test_shares_are_even_and_none_is_empty() -> None:
-    parts = list("abcdefg")
-    assert [*dealt_out(parts, 3)] == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
-    assert [*dealt_out(parts[:2], 3)] == [["a"], ["b"]]
+    parts = "abcdefg"
+    dealt = [list(parts[at.start : at.stop]) for at in dealt_out(len(parts), 3)]
+    assert dealt == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
+    assert [parts[at.start : at.stop] for at in dealt_out(2, 2)] == ["a", "b"]
 
 
 def test_compress_takes_workers(tmp_path: Path, llama_folder: Path) -> None:

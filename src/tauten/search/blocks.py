@@ -6,29 +6,27 @@ Recipes that calibrate each block behind the packed ones before it share out the
 `distributed.calibration`).
 """
 
-import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tauten import compression, quantization
 from tauten.core.recipe import Recipe
 from tauten.core.technique import PruningTechnique
 from tauten.distributed.blueprint import model_of, source_of
 from tauten.distributed.cluster import Cluster
+from tauten.distributed.crew import dealt_out
 from tauten.distributed.job import Job
 from tauten.distributed.start import engine_for
 from tauten.models.batch import CalibrationBatch
-from tauten.models.source import Source
 from tauten.models.structure import find_structure
 from tauten.search.observations import can_share
+from tauten.search.trial_worker import TECHNIQUES
 from tauten.search.workspace import Workspace
 
 KIND = "tauten.search.blocks:BlockWorker"
-TECHNIQUES = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
 
 
 class BlockWorker:
@@ -42,10 +40,8 @@ class BlockWorker:
     def __init__(self, model: Any, batches: Sequence[dict[str, Any]]):
         source = source_of(model)
         self._folder = tempfile.TemporaryDirectory(prefix="tauten-")
-        structure, seen = (
-            find_structure(source.skeleton()),
-            [CalibrationBatch(**b) for b in batches],
-        )
+        structure = find_structure(source.skeleton())
+        seen = [CalibrationBatch(**batch) for batch in batches]
         self._workspace = Workspace(Path(self._folder.name), source, structure, {}, seen)
 
     def __call__(self, payload: Any) -> Any:
@@ -83,7 +79,6 @@ def can_assign(recipe: Recipe, model: nn.Module) -> bool:
 
 def pack_on_workers(
     workspace: Workspace,
-    source: Source,
     recipe: Recipe,
     batches: Sequence[CalibrationBatch],
     workers: int | str,
@@ -94,7 +89,6 @@ def pack_on_workers(
 
     Args:
         workspace: Of the run.
-        source: The model.
         recipe: That can be assigned.
         batches: Calibration data.
         workers: On this machine, or the name of a cluster.
@@ -102,18 +96,12 @@ def pack_on_workers(
     missing = workspace.missing(recipe)
     if not missing:
         return
-    with engine_for(model_of(source), workers) as (reference, engine):
+    with engine_for(model_of(workspace.source), workers) as (reference, engine):
         job = Job(KIND, {"model": reference, "batches": [vars(batch) for batch in batches]})
         looks = any(step.technique.looks_at_inputs for step in recipe.steps)
         # Each task brings data from the first block to its own: then few tasks are better.
-        shares = dealt_out(missing, engine.size if looks else len(missing))
-        payloads = ((recipe.to_dict(), share) for share in shares)
+        most = min(engine.size, len(missing)) if looks else len(missing)
+        shares = dealt_out(len(missing), most)
+        payloads = ((recipe.to_dict(), missing[at.start : at.stop]) for at in shares)
         for made in Cluster(engine).run(job, payloads, ahead=False):
             workspace.adopt(made)
-
-
-def dealt_out(parts: Sequence[str], shares: int) -> Iterator[list[str]]:
-    """Runs of neighbours, as even as can be; none is empty."""
-    shares = min(shares, len(parts))
-    ends = [len(parts) * share // shares for share in range(shares + 1)]
-    return (list(parts[one:other]) for one, other in itertools.pairwise(ends))

@@ -190,7 +190,7 @@ def run_recipe(
             aside = (calibration, trainer, calibrate)
             workspace = Workspace(folder, source, structure, run, *aside)
             if assigned and workers is not None:
-                pack_on_workers(workspace, source, recipe, calibration, workers)
+                pack_on_workers(workspace, recipe, calibration, workers)
             candidate = workspace.apply(recipe)
         result = Result(None, candidate.recipe, False, reason, [], candidate.layers, None)
         dense = slow_candidate_layers(candidate, recipe_id(recipe))

@@ -18,7 +18,7 @@ from tauten.models.structure import find_structure
 from tauten.search.evaluator import Evaluator
 from tauten.search.workspace import Workspace
 
-_TECHNIQUES = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
+TECHNIQUES = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
 _METRICS: dict[str, type[Metric]] = {kind.name: kind for kind in (Perplexity, Accuracy, Similarity)}
 
 
@@ -63,7 +63,7 @@ class TrialWorker:
             Its measurement, or the error; what the journal says of it, and its files.
         """
         raw, self._evaluator.looks = payload
-        recipe, journal = Recipe.from_dict(raw, _TECHNIQUES), self._workspace.journal
+        recipe, journal = Recipe.from_dict(raw, TECHNIQUES), self._workspace.journal
         before = len(journal.entries)
         try:
             candidate = self._workspace.apply(recipe)
