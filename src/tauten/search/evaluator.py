@@ -16,6 +16,7 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
+from tauten.models.artifact import packed_source
 from tauten.models.loader import Loader
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
@@ -87,8 +88,10 @@ class Evaluator:
         model = (
             source.open(structure.blocks, True) if self._stream else shared_copy(self.original())
         )
-        packed = candidate.source.skeleton()
-        loader = candidate.source.loader(packed, candidate.blocks)
+        reader = candidate.plain_reader()  # nothing is to be decoded for each group anew
+        plain = packed_source(candidate.dense, candidate.specs, reader, "candidate")
+        packed = plain.skeleton()
+        loader = plain.loader(packed, candidate.blocks)
         weights = {id(model.get_submodule(name).weight) for name in names}
         parts: dict[str, list[tuple[str, nn.Module]]] = {}
         for name, module in packable_modules(model):
