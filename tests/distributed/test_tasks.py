@@ -9,6 +9,9 @@ import torch
 from transformers.modeling_outputs import CausalLMOutput
 
 from tauten.core.errors import BusyError, CorruptError, InputError, WorkerError
+from tauten.distributed.cluster import Cluster
+from tauten.distributed.engine import Answered, Event, Joined
+from tauten.distributed.job import Job
 from tauten.distributed.partition import Pace, shard_size
 from tauten.distributed.record import Record
 from tauten.distributed.task_table import TaskTable, numbered
@@ -102,6 +105,39 @@ def test_shards_follow_speed_and_end_together() -> None:
     assert sizes[:2] == [1, 1]
     assert max(sizes) > 30 > 2 >= sizes[-1]
     assert max(clock.values()) < 1.03 * (400 / (1 / 0.01 + 1 / 0.04))
+
+
+class Instant:
+    """An engine whose workers answer each task when they are waited for."""
+
+    is_hopeless = False
+
+    def __init__(self, workers: list[str]):
+        self._names, self.given = workers, dict.fromkeys(workers, 0)
+        self._events: list[Event] = []
+
+    def load(self, job: Job) -> None:
+        self._events = [Joined(name) for name in self._names]
+
+    def submit(self, worker: str, id: str, payload: object) -> None:
+        self.given[worker] += 1
+        self._events.append(Answered(worker, id, payload))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+@pytest.mark.parametrize("tasks", [3, 6])
+def test_few_tasks_are_spread_over_all_workers(tasks: int) -> None:
+    """Also when speeds are known: nobody takes tasks ahead that another could start on now."""
+    engine = Instant(["a", "b", "c"])
+    cluster, job = Cluster(engine), Job("any:thing")  # type: ignore[arg-type]
+    cluster.load(job, 3)
+    for _ in range(2):
+        engine.given = dict.fromkeys("abc", 0)
+        assert list(cluster.run(job, range(tasks), tasks)) == list(range(tasks))
+        assert set(engine.given.values()) == {tasks // 3}
 
 
 def test_trees_travel_as_they_are() -> None:

@@ -118,10 +118,14 @@ class Cluster:
             self._check_hope()
 
     def _shard(self, worker: str, remaining: int | None) -> int:
-        """Tasks that a worker should have now; none where it has more than one yet."""
+        """Tasks that a worker should have now; none where it has more than one yet.
+
+        Where few remain, no worker has more than an even part: one isn't idle while another waits.
+        """
         if len(self._queues[worker]) > 1:
             return 0
-        return 1 + shard_size(self._paces[worker], list(self._paces.values()), remaining)
+        size = 1 + shard_size(self._paces[worker], list(self._paces.values()), remaining)
+        return size if remaining is None else min(size, -(-remaining // len(self._queues)))
 
     def _feed(self, worker: str, table: TaskTable, run: str, count: int) -> None:
         """Give a worker tasks until it has so many."""
