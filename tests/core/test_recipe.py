@@ -119,6 +119,18 @@ def test_text_shows_bits_and_what_differs_from_the_defaults() -> None:
     assert str(recipe) == "rtn(bits=4) on a.*, rtn(bits=3, zero=none)"
 
 
+def test_a_list_of_trials_says_a_mix_in_one_line() -> None:
+    """Steps that differ in bits and place alone are one; anything else stays as it is."""
+    mix = Recipe((Step(RTN(4), "a,b"), Step(RTN(3), "c"), Step(Int8(), "d"), Step(RTN(2), "e")))
+    assert mix.brief == "rtn(bits=2 to 4), int8 on d"
+    assert replace(mix, apart=True).brief == "rtn(bits=2 to 4), int8 on d, apart"
+    assert Recipe((Step(RTN(4), "a"), Step(RTN(3, zero="none"), "b"))).brief == (
+        "rtn(bits=4) on a, rtn(bits=3, zero=none) on b"
+    )
+    for plain in (Recipe(()), Recipe.of(Int8()), Recipe((Step(RTN(4), "a.*"), Step(RTN(3))))):
+        assert plain.brief == str(plain)
+
+
 def test_knobs_are_the_fields() -> None:
     @dataclass(frozen=True)
     class Other(Technique):

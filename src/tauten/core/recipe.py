@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -215,11 +215,32 @@ class Recipe:
             raise InputError(_with_line(str(error), lines)) from None
 
     def __str__(self) -> str:
-        if not self.steps:
-            return "original"
-        words = ", apart" if self.apart else ""
-        words += ", entropy-coded" if self.entropy_coding else ""
-        return ", ".join(map(str, self.steps)) + words
+        return self._described(map(str, self.steps))
+
+    @property
+    def brief(self) -> str:
+        """As a list of trials says it: `kquant(bits=3 to 6)` where layers differ in bits alone."""
+        alike: dict[tuple[str, ...], list[Step]] = {}
+        for number, step in enumerate(self.steps):
+            knobs = step.technique.set_knobs()
+            place = str(number) if step.where == "*" or knobs.pop("bits", None) is None else ""
+            alike.setdefault((place, step.technique.described(knobs)), []).append(step)
+        return self._described(map(_in_one, alike.values()))
+
+    def _described(self, steps: Iterable[str]) -> str:
+        words = [*steps] or ["original"]
+        words += ["apart"] if self.steps and self.apart else []
+        words += ["entropy-coded"] if self.steps and self.entropy_coding else []
+        return ", ".join(words)
+
+
+def _in_one(steps: list[Step]) -> str:
+    """Steps that differ in bits and place alone, as one of all their bits."""
+    if len(steps) == 1:
+        return str(steps[0])
+    bits = sorted((step.technique.set_knobs()["bits"] for step in steps), key=float)
+    technique = steps[0].technique
+    return technique.described({**technique.set_knobs(), "bits": f"{bits[0]} to {bits[-1]}"})
 
 
 def _split(raw: Any) -> DataSplit | None:

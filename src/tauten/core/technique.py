@@ -45,12 +45,18 @@ class Technique(ABC):
         return {}
 
     def __str__(self) -> str:
-        shown = [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in fields(self)
-            if getattr(self, field.name) != (0 if field.name == "bits" else field.default)
-        ]
-        return f"{self.name}({', '.join(shown)})" if shown else self.name
+        return self.described(self.set_knobs())
+
+    def set_knobs(self) -> dict[str, str]:
+        """Knobs that differ from their defaults, and `bits`, as they are printed."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)} | {"bits": 0}
+        return {name: str(value) for name, value in values.items() if value != defaults[name]}
+
+    def described(self, knobs: Mapping[str, str]) -> str:
+        """Its name and these knobs."""
+        shown = ", ".join(f"{name}={value}" for name, value in knobs.items())
+        return f"{self.name}({shown})" if shown else self.name
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _finite(value: Any) -> Any:
 
 
 def _trial_facts(trial: Trial) -> dict[str, Any]:
-    facts = {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": str(trial.recipe)}
+    facts = {**asdict(trial), "recipe": trial.recipe.to_dict(), "label": trial.recipe.brief}
     for name in TIMED if facts["measurement"] else ():
         del facts["measurement"][name]
     return facts
