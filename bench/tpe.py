@@ -12,9 +12,9 @@ import optuna
 import torch
 
 from tauten.core.measurement import Measurement
+from tauten.search.candidate import Candidate
 from tauten.search.levels import LevelTable
 from tauten.search.trials import Trials
-from tauten.search.workspace import Candidate
 
 
 def smallest_by_tpe(

@@ -8,7 +8,6 @@ from tiny_models import MODELS
 from torch import nn
 
 import tauten
-from tauten.api import TECHNIQUES
 from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.core.recipe import Recipe
@@ -18,6 +17,7 @@ from tauten.models.packing import packed_modules
 from tauten.models.source import fingerprint_tensors, open_source
 from tauten.report.html import render_html
 from tauten.search.run import run_recipe
+from tauten.search.techniques import TECHNIQUES
 
 # One row a technique: gentle settings, and the largest error of a model's output they may cause.
 TABLE: dict[str, tuple[WeightTechnique, float]] = {

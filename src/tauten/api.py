@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from tauten import compression, quantization
 from tauten.core.errors import InputError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
@@ -20,10 +19,10 @@ from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe, run_search
+from tauten.search.techniques import TECHNIQUES
 
 _log = logging.getLogger(__name__)
 ModelLike = str | os.PathLike[str] | nn.Module | Source
-TECHNIQUES: dict[str, type[Technique]] = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
 
 
 def quantize(

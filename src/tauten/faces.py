@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from tauten.api import TECHNIQUES, compression_recipe, quantization_technique
+from tauten.api import compression_recipe, quantization_technique
 from tauten.compression import PruneMagnitude, PruneSparseGPT, ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
@@ -30,6 +30,7 @@ from tauten.report.terminal import print_result
 from tauten.report.text import format_change, format_percent, format_seconds, plural
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe
+from tauten.search.techniques import TECHNIQUES
 
 BENCH_FORMATS: dict[str, WeightTechnique] = {
     **{

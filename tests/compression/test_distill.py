@@ -10,7 +10,6 @@ from tiny_models import tiny_bert, tiny_cnn, tiny_llama
 from torch import nn
 
 import tauten
-from tauten.api import TECHNIQUES
 from tauten.compression.distill import Pieces
 from tauten.core.errors import CorruptError, InputError, NotApplicableError
 from tauten.core.recipe import Recipe
@@ -20,6 +19,7 @@ from tauten.models import training
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.packing import packed_modules
 from tauten.models.source import fingerprint_tensors
+from tauten.search.techniques import TECHNIQUES
 from tauten.solvers.distillation import divergence, relative_error
 
 

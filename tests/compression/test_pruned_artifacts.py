@@ -13,6 +13,7 @@ import tauten
 from tauten import PruneChannels, PruneHeads, PruneWidth
 from tauten.core.recipe import Recipe
 from tauten.core.technique import ShapingTechnique
+from tauten.search.techniques import TECHNIQUES
 
 IMAGES, IDS = MODELS["cnn"][1](), MODELS["llama"][1]()
 
@@ -61,4 +62,4 @@ def test_berts_round_trip(tmp_path: Path, technique: ShapingTechnique, steps: in
 
 def test_knobs_are_kept_by_recipes() -> None:
     recipe = Recipe.of(PruneChannels(0.3, "importance", 4), PruneWidth(0.2), PruneHeads(0.5))
-    assert Recipe.from_yaml(recipe.to_yaml(), tauten.api.TECHNIQUES) == recipe
+    assert Recipe.from_yaml(recipe.to_yaml(), TECHNIQUES) == recipe

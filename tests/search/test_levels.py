@@ -18,8 +18,9 @@ from tauten.models.source import open_source, shared_copy
 from tauten.models.structure import find_structure
 from tauten.quantization import AWQ, GPTQ, RTN, Int8, KQuant, TuneScales
 from tauten.search import levels
+from tauten.search.candidate import Candidate
 from tauten.search.levels import LevelTable, level_table
-from tauten.search.workspace import Candidate, Workspace
+from tauten.search.workspace import Workspace
 
 LEVELS = tuple(
     replace(Recipe.of(technique), apart=True)

@@ -18,6 +18,7 @@ from tauten.evaluation.task import make_task
 from tauten.models.source import open_source
 from tauten.report.html import render_html
 from tauten.search.run import run_recipe
+from tauten.search.techniques import TECHNIQUES
 
 QUICK = {"max_tokens": 1500}
 
@@ -77,7 +78,7 @@ def test_recipe_replays_to_the_same_bytes(sensitive_folder, tmp_path: Path) -> N
     out = tmp_path / "out"
     tauten.quantize(sensitive_folder, 5, group_size=32, out=out)
     replayed = tmp_path / "replayed"
-    recipe = tauten.Recipe.from_yaml((out / "recipe.yaml").read_text(), tauten.api.TECHNIQUES)
+    recipe = tauten.Recipe.from_yaml((out / "recipe.yaml").read_text(), TECHNIQUES)
     run_recipe(open_source(sensitive_folder), recipe, render_html, replayed, load=False)
     replay = (replayed / "model.safetensors").read_bytes()
     assert replay == (out / "model.safetensors").read_bytes()

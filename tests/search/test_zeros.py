@@ -10,7 +10,6 @@ from tiny_models import tiny_cnn, tiny_llama
 from torch import Tensor, nn
 
 import tauten
-from tauten.api import TECHNIQUES
 from tauten.core.errors import InputError
 from tauten.core.recipe import Recipe
 from tauten.evaluation.sensitivity import Sensitivity, sensitivities
@@ -18,6 +17,7 @@ from tauten.formats.sparse import SparseWeight
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.packing import packed_modules
 from tauten.models.structure import find_structure
+from tauten.search.techniques import TECHNIQUES
 from tauten.solvers.second_order import output_error
 
 X = torch.randn(256, 12, generator=torch.manual_seed(1))

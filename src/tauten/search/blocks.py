@@ -23,7 +23,7 @@ from tauten.distributed.start import engine_for
 from tauten.models.batch import CalibrationBatch
 from tauten.models.structure import find_structure
 from tauten.search.observations import can_share
-from tauten.search.trial_worker import TECHNIQUES
+from tauten.search.techniques import TECHNIQUES
 from tauten.search.workspace import Workspace
 
 KIND = "tauten.search.blocks:BlockWorker"
@@ -54,7 +54,7 @@ class BlockWorker:
         """
         raw, parts = payload
         recipe, count = Recipe.from_dict(raw, TECHNIQUES), len(self._workspace.journal.entries)
-        self._workspace.apply(recipe, only=parts)
+        self._workspace.pack(recipe, parts)
         made = self._workspace.handed_out(count)
         self._workspace.discard(recipe)
         return made

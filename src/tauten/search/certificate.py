@@ -5,8 +5,8 @@ import math
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Result, Trial
 from tauten.evaluation.statistics import more_examples
+from tauten.search.candidate import Candidate
 from tauten.search.loop import Search
-from tauten.search.workspace import Candidate
 
 
 def conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> Result:

@@ -13,8 +13,8 @@ from tauten.formats.sparse import SparseWeight
 from tauten.models.loader import Loader
 from tauten.models.packing import packed_modules, unpacked_layer
 from tauten.runtime.modules import PackedConv, PackedLinear, PackedModule
+from tauten.search.candidate import Candidate
 from tauten.search.speed import Revert
-from tauten.search.workspace import Candidate
 
 WRITTEN_OUT = "dense in memory, packed on disk"
 _log = logging.getLogger(__name__)

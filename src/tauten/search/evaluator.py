@@ -20,7 +20,8 @@ from tauten.models.artifact import packed_source
 from tauten.models.loader import Loader
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
-from tauten.search.workspace import Candidate, Workspace, recipe_id
+from tauten.search.candidate import Candidate
+from tauten.search.workspace import Workspace, recipe_id
 
 
 class Evaluator:

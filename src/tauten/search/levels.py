@@ -25,8 +25,8 @@ from tauten.models.loader import Loader
 from tauten.models.packing import install_empty, matrix_of
 from tauten.models.part_tensors import PartTensors
 from tauten.models.structure import Structure, packable_modules
+from tauten.search.candidate import Candidate
 from tauten.search.correction import correction
-from tauten.search.workspace import Candidate
 from tauten.search.zeros import estimated_kl
 from tauten.solvers.allocation import allocate
 

@@ -12,10 +12,11 @@ from tauten.core.progress import track
 from tauten.core.recipe import Recipe, Step
 from tauten.models.calibration import CalibrationBatch
 from tauten.quantization import TuneScales
+from tauten.search.candidate import Candidate
 from tauten.search.levels import LevelTable, level_table
 from tauten.search.proposals import MOST, Measured, Proposals
 from tauten.search.trials import Trials
-from tauten.search.workspace import Candidate, recipe_id
+from tauten.search.workspace import recipe_id
 
 TUNING = TuneScales(rate=0.001)  # larger steps hurt what was packed in 4 bits and more
 # Each block calibrated behind the packed ones before it; all scales trained. Both for no byte.

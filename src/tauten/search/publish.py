@@ -28,8 +28,9 @@ from tauten.models import artifact
 from tauten.models.artifact import packed_source
 from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source
+from tauten.search.candidate import Candidate
 from tauten.search.loop import Search
-from tauten.search.workspace import Candidate, recipe_id
+from tauten.search.workspace import recipe_id
 
 STAGING = "artifact"
 TIMED = ("latency_s", "original_latency_s")

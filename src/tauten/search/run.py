@@ -32,6 +32,7 @@ from tauten.models.walk import Walk
 from tauten.search.ahead import trials_ahead
 from tauten.search.blocks import can_assign, pack_on_workers
 from tauten.search.calibrating import calibrating
+from tauten.search.candidate import Candidate
 from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
 from tauten.search.forecast import Forecast, forecast
@@ -48,7 +49,7 @@ from tauten.search.publish import (
 )
 from tauten.search.shaping import shape_in_memory
 from tauten.search.trainer import Trainer, check_teacher, trained_by
-from tauten.search.workspace import Candidate, Workspace, recipe_id
+from tauten.search.workspace import Workspace, recipe_id
 from tauten.search.zeros import share_out_zeros
 
 PARTIAL = ".partial"

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tauten.compression import TECHNIQUES as COMPRESSION
 from tauten.core.journal import Journal
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe, Step
-from tauten.core.technique import Technique, WeightTechnique
+from tauten.core.technique import WeightTechnique
 from tauten.evaluation.formats import (
     FormatTime,
     call_overhead,
@@ -24,11 +23,10 @@ from tauten.models.decoding import decoder_for
 from tauten.models.packing import packed_layer, replace_modules
 from tauten.models.source import shared_copy
 from tauten.models.structure import Structure, Unit, packable_modules
-from tauten.quantization import TECHNIQUES as QUANTIZATION
 from tauten.search.ladder import faster_twin
+from tauten.search.techniques import TECHNIQUES
 from tauten.search.workspace import recipe_id
 
-KNOWN: dict[str, type[Technique]] = {**QUANTIZATION, **COMPRESSION}
 Seconds = tuple[float, float]  # unpacked, packed
 
 
@@ -85,7 +83,7 @@ class FormatGuard:
             known = {"recipe": made.to_dict(), "reverts": [revert.facts() for revert in reverts]}
             self._journal.add("formats", of=recipe_id(recipe), **known)
         self.reverts += [fact for fact in known["reverts"] if fact not in self.reverts]
-        return Recipe.from_dict(known["recipe"], KNOWN)
+        return Recipe.from_dict(known["recipe"], TECHNIQUES)
 
     def _decide(self, recipe: Recipe) -> tuple[Recipe, list[Revert]]:
         """A recipe without slow formats, and what was reverted."""

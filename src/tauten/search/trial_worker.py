@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tauten import compression, quantization
 from tauten.core.errors import TautenError
 from tauten.core.recipe import Recipe
 from tauten.data.calibration import calibration_batches
@@ -16,9 +15,9 @@ from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, 
 from tauten.evaluation.task import Task
 from tauten.models.structure import find_structure
 from tauten.search.evaluator import Evaluator
+from tauten.search.techniques import TECHNIQUES
 from tauten.search.workspace import Workspace
 
-TECHNIQUES = {**quantization.TECHNIQUES, **compression.TECHNIQUES}
 _METRICS: dict[str, type[Metric]] = {kind.name: kind for kind in (Perplexity, Accuracy, Similarity)}
 
 

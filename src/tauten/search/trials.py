@@ -11,8 +11,9 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
 from tauten.search.ahead import Ahead
+from tauten.search.candidate import Candidate
 from tauten.search.evaluator import Evaluator
-from tauten.search.workspace import Candidate, Workspace, recipe_id
+from tauten.search.workspace import Workspace, recipe_id
 
 _log = logging.getLogger(__name__)
 HOPELESS = 3.0  # a drop this many times the limit: bolder recipes are out of reach

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tauten.core.files import whole_file
 from tauten.core.journal import Journal
@@ -16,64 +16,22 @@ from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
 from tauten.core.technique import BlockTuning
 from tauten.distributed.wire import to_bytes, to_tensor
-from tauten.models.artifact import packed_source
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
 from tauten.models.loader import Loader, tensor_slots
-from tauten.models.reader import SafetensorsReader
 from tauten.models.records import read_record
-from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, find_structure
 from tauten.models.walk import Walk
+from tauten.search.candidate import Candidate, cut_part, kept_in, packed
 from tauten.search.observations import KeptCalibration, can_share
-from tauten.search.shaping import shape_stored
+from tauten.search.shaping import Shaped, shape_stored
 from tauten.search.trainer import Trainer
 from tauten.search.zeros import share_out_zeros
 
 OBSERVED = "observed"  # folder of what layers of the original see
 BLOCK_BATCHES = 64  # that techniques which fit blocks take by turns
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A recipe applied to a model, on disk.
-
-    Attributes:
-        recipe: What was applied, with a sparsity for each layer where that was found out.
-        source: Opens the packed model.
-        dense: The model that was packed: the original, or what the steps before made of it.
-        shaping: What the manifest says of those steps.
-        blocks: Of the packed model.
-        specs: Description of each packed layer.
-        layers: Decision for each layer.
-        weights: The weights file it would become; knows its exact size.
-        journal: Of the run.
-        store: Its parts before they are entropy-coded.
-        parts: Of the model.
-    """
-
-    recipe: Recipe
-    source: Source
-    dense: Source
-    shaping: tuple[dict[str, Any], ...]
-    blocks: tuple[str, ...]
-    specs: dict[str, dict[str, Any]]
-    layers: list[LayerRecord]
-    weights: Joined
-    journal: Journal
-    store: BlockStore
-    parts: tuple[str, ...]
-
-    @property
-    def memory_bytes(self) -> int:
-        """Its tensors in memory."""
-        return self.store.joined(list(self.parts)).tensor_bytes
-
-    def plain_reader(self) -> SafetensorsReader:
-        """Its tensors before they are entropy-coded."""
-        return SafetensorsReader([self.store.file(part) for part in self.parts])
 
 
 class Workspace:
@@ -105,13 +63,33 @@ class Workspace:
         self.journal = Journal(folder / "journal.jsonl", run)
         self._warned: set[str] = set()
 
-    def apply(self, recipe: Recipe, only: Sequence[str] | None = None) -> Candidate:
-        """Apply a recipe, continuing where a killed run stopped.
+    def apply(self, recipe: Recipe) -> Candidate:
+        """Apply a recipe, continuing where a killed run stopped."""
+        walk, shaped, store = self._walk(recipe)
+        walk.run()
+        dense, parts = shaped.source, tuple(walk.parts)
+        made = Candidate(
+            recipe=walk.recipe,
+            source=packed(dense, walk.specs, parts, store),
+            dense=dense,
+            shaping=shaped.facts,
+            blocks=walk.structure.blocks,
+            specs=walk.specs,
+            layers=walk.layers,
+            weights=store.joined(list(parts)),
+            journal=self.journal,
+            store=store,
+            parts=parts,
+        )
+        return self._finished(made)
 
-        Args:
-            recipe: What to do.
-            only: As for `Walk.run`; the candidate isn't whole then.
-        """
+    def pack(self, recipe: Recipe, parts: Sequence[str]) -> None:
+        """Pack some parts, as `Walk.run` does, and keep them here."""
+        walk, *_ = self._walk(recipe)
+        walk.run(parts)
+
+    def _walk(self, recipe: Recipe) -> tuple[Walk, Shaped, BlockStore]:
+        """A walk that is yet to run, over the model as the recipe shapes it, and its store."""
         trial = _plain_id(recipe)
         shaped = shape_stored(
             self.source, recipe.shaping, self._store_of_step(recipe), self._trainer
@@ -127,22 +105,7 @@ class Workspace:
             calibration = KeptCalibration(self._calibration, self.folder / OBSERVED)
         recipe = self._with_zeros(recipe, trial, model, structure, loader)
         walk = Walk(model, structure, recipe, loader, store, calibration, self._warned)
-        walk.run(only)
-        parts = tuple(walk.parts) if only is None else tuple(only)
-        made = Candidate(
-            recipe=recipe,
-            source=_packed(dense, walk.specs, parts, store),
-            dense=dense,
-            shaping=shaped.facts,
-            blocks=structure.blocks,
-            specs=walk.specs,
-            layers=walk.layers,
-            weights=store.joined(list(parts)),
-            journal=self.journal,
-            store=store,
-            parts=parts,
-        )
-        return made if only is not None else self._finished(made)
+        return walk, shaped, store
 
     def cut(self, recipe: Recipe, parents: Mapping[str, Candidate]) -> Candidate:
         """Put a candidate together from the layers of others, bit for bit as `apply` makes it.
@@ -158,11 +121,11 @@ class Workspace:
         for part in first.parts:
             done = store.finished(part)
             if done is None:
-                done = _cut_part(part, store, recipe, parents)
+                done = cut_part(part, store, recipe, parents)
             specs |= done["specs"]
             layers += [read_record(raw) for raw in done["layers"]]
         cut = dataclasses.replace(first, recipe=recipe, specs=specs, layers=layers)
-        return self._finished(_kept_in(store, cut))
+        return self._finished(kept_in(store, cut))
 
     def _finished(self, made: Candidate) -> Candidate:
         """A candidate that is all packed, after the steps that come then."""
@@ -208,7 +171,7 @@ class Workspace:
             for part in parts:
                 before = plain.store.read(part)
                 store.write(part, {name: state[name].to(t.dtype) for name, t in before.items()})
-        return _kept_in(store, plain)
+        return kept_in(store, plain)
 
     def _coded(self, plain: Candidate) -> Candidate:
         """A candidate whose file is entropy-coded, a part at a time, beside it."""
@@ -226,7 +189,7 @@ class Workspace:
             saved |= less
         return dataclasses.replace(
             plain,
-            source=_packed(plain.dense, plain.specs, parts, coded),
+            source=packed(plain.dense, plain.specs, parts, coded),
             layers=[coded_record(record, saved) for record in plain.layers],
             weights=coded.joined(parts),
         )
@@ -258,62 +221,6 @@ class Workspace:
     def discard(self, recipe: Recipe) -> None:
         """Free the disk of a trial that can't be chosen any more."""
         shutil.rmtree(self.folder / _plain_id(recipe), ignore_errors=True)
-
-
-def _kept_in(store: BlockStore, candidate: Candidate) -> Candidate:
-    """A candidate whose tensors are those in another store."""
-    source = _packed(candidate.dense, candidate.specs, candidate.parts, store)
-    weights = store.joined(list(candidate.parts))
-    return dataclasses.replace(candidate, source=source, weights=weights, store=store)
-
-
-def _packed(
-    dense: Source, specs: dict[str, dict[str, Any]], parts: Sequence[str], store: BlockStore
-) -> Source:
-    reader = SafetensorsReader([store.file(part) for part in parts])
-    return packed_source(dense, specs, reader, "candidate")
-
-
-def _cut_part(
-    part: str, store: BlockStore, recipe: Recipe, parents: Mapping[str, Candidate]
-) -> dict[str, Any]:
-    """Write one part of a mix; what was recorded of it."""
-    candidates = list({id(parent): parent for parent in parents.values()}.values())
-    tensors: dict[str, Tensor] = {}
-    specs: dict[str, Any] = {}
-    layers: dict[str, Any] = {}
-    for candidate in candidates:
-        done = candidate.store.finished(part)
-        assert done is not None, "its walk ended"
-        for key, tensor in candidate.store.read(part).items():
-            owner = next((n for n in _prefixes(key) if n in parents), None)
-            if owner is None or parents[owner] is candidate:
-                tensors[key] = tensor
-        specs |= {n: spec for n, spec in done["specs"].items() if parents.get(n) is candidate}
-        for record in done["layers"]:
-            if parents.get(record["name"], candidate) is candidate:
-                layers[record["name"]] = _restated(record, recipe)
-    records = list(layers.values())
-    store.write(part, tensors, specs=specs, layers=records)
-    return {"specs": specs, "layers": records}
-
-
-def _prefixes(key: str) -> list[str]:
-    """Names of the modules that a tensor may lie in."""
-    words = key.split(".")
-    return [".".join(words[:count]) for count in range(1, len(words))]
-
-
-def _restated(record: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A layer's record with the step of another recipe."""
-    found = recipe.step_for(record["name"])
-    if found is None:
-        return record
-    head, colon, remark = record["reason"].partition("; ")
-    if not head.startswith("step "):
-        return record
-    head = f"step {found[0]} of the recipe is for {found[1].place}"
-    return {**record, "reason": head + colon + remark}
 
 
 def calibration_for(recipe: Recipe, batches: Sequence[CalibrationBatch]) -> Calibration | None:
