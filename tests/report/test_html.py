@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_all_marks_lie_inside_the_plot(drops: tuple[float, float], limit: float 
     assert len(plot.y_ticks) >= 2
     assert len({tick.label for tick in plot.y_ticks}) == len(plot.y_ticks)
     assert (plot.max_drop is None) == (limit is None)
+
+
+def test_numbers_stand_in_marks_that_do_not_overlap() -> None:
+    """Of two trials nearly alike the chosen one, drawn on top, keeps its number."""
+    chosen = replace(_row(2, 84_500_000, 0.0117), state="chosen")
+    rows = [_row(1, 84_400_000, 0.0115), chosen, _row(3, 72_000_000, 0.037)]
+    plot = pareto_plot(rows, 0.02, None, 380, 340)
+    assert plot is not None
+    numbered = {point.trial.number: point.numbered for point in plot.points}
+    assert numbered == {1: False, 2: True, 3: True}
+    assert plot.points[-1].trial.number == 2
 
 
 def test_axis_bends_only_for_drops_that_span_decades() -> None:

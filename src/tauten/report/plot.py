@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tauten.report.text import format_limit, is_number
 from tauten.report.trials import TrialRow
@@ -10,7 +10,7 @@ from tauten.report.trials import TrialRow
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 16, 46
 _PADDING = 0.07  # Free room around the data, as a share of the axis.
 _SPAN = 20  # Drops that differ by more than this factor can't be told apart on a linear axis.
-_CROWDED = 40  # With more points than this, numbers inside them would overlap.
+_APART = 15  # Centres of marks with numbers in them are at least so far from each other.
 _DRAW_ORDER = ("missed", "plain", "within", "nearest", "chosen")
 
 
@@ -37,13 +37,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A trial's mark: its centre and the ends of its whisker."""
+    """A trial's mark: its centre and the ends of its whisker.
+
+    Attributes:
+        numbered: There is room for its number.
+    """
 
     trial: TrialRow
     x: float
     y: float
     y_low: float
     y_high: float
+    numbered: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,6 @@ class Plot:
     max_drop: Tick | None
     max_size: Tick | None
     bent: bool
-    numbered: bool
     off_chart: tuple[int, ...]
 
 
@@ -108,14 +112,13 @@ def pareto_plot(
         bottom=height - _BOTTOM,
         x_ticks=_ticks(x, _nice_steps(x.low, x.high, width // 80), ""),
         y_ticks=_ticks(y, _drop_steps(y, scale, height // 60), "%"),
-        points=tuple(sorted(points, key=lambda p: _DRAW_ORDER.index(p.trial.state))),
+        points=_numbered(sorted(points, key=lambda p: _DRAW_ORDER.index(p.trial.state))),
         frontier=" ".join(f"{p.x},{p.y}" for p in best),
         max_drop=None
         if max_drop is None
         else Tick(y.place(100 * max_drop), format_limit(max_drop)),
         max_size=None if size_limit is None else Tick(x.place(size_limit), f"{size_limit:.4g} MB"),
         bent=scale is not None,
-        numbered=len(points) <= _CROWDED,
         off_chart=tuple(row.number for row in measured if not is_number(row.drop)),
     )
 
@@ -125,6 +128,17 @@ def _point(row: TrialRow, x: Axis, y: Axis) -> Point:
     centre = y.place(100 * row.drop)
     low, high = (y.place(100 * v) if is_number(v) else centre for v in (row.low, row.high))
     return Point(row, x.place(row.size_bytes / 1e6), centre, low, high)
+
+
+def _numbered(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Numbers where they don't overlap; those drawn last, on top, have the first choice."""
+    taken: list[Point] = []
+    drawn = []
+    for point in reversed(points):
+        free = all(math.hypot(point.x - p.x, point.y - p.y) >= _APART for p in taken)
+        drawn.append(replace(point, numbered=free))
+        taken += [point] if free else []
+    return tuple(reversed(drawn))
 
 
 def _size_axis(rows: Sequence[TrialRow], limit: int | None, start: float, end: float) -> Axis:
