@@ -308,8 +308,8 @@ def report(
     """Print what a run found and write its HTML report anew."""
     from tauten.faces import print_artifact, write_report
 
+    file = write_report(folder)  # also where whoever reads what is printed stops early
     print_artifact(folder, console)
-    file = write_report(folder)
     if open_:
         webbrowser.open(file.resolve().as_uri())
 

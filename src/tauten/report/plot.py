@@ -10,7 +10,7 @@ from tauten.report.trials import TrialRow
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 16, 46
 _PADDING = 0.07  # Free room around the data, as a share of the axis.
 _SPAN = 20  # Drops that differ by more than this factor can't be told apart on a linear axis.
-_APART = 15  # Centres of marks with numbers in them are at least so far from each other.
+_APART = 18  # Centres of marks with numbers in them are at least so far from each other.
 _DRAW_ORDER = ("missed", "plain", "within", "nearest", "chosen")
 
 
