@@ -274,8 +274,8 @@ def bench(
 ) -> None:
     """Time a language model's prompts and tokens, beside its original."""
     from tauten.core.errors import InputError
-    from tauten.faces import bench_facts, bench_layers, print_bench, print_layers
     from tauten.faces_parallel import time_plan
+    from tauten.faces_timing import bench_facts, bench_layers, print_bench, print_layers
 
     if plan is not None:
         time_plan(plan, model, base, rounds, console)

@@ -10,42 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 from tauten.api import compression_recipe, quantization_technique
-from tauten.compression import PruneMagnitude, PruneSparseGPT, ShareKMeans
 from tauten.core.errors import InputError
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
-from tauten.core.technique import WeightTechnique
 from tauten.evaluation.divergence import Divergence, batches_within
-from tauten.evaluation.formats import FormatTime, distinct_layers, time_formats
-from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
-from tauten.quantization import RTN
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
-from tauten.report.text import format_change, format_percent, format_seconds, plural
+from tauten.report.text import format_percent
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe
 from tauten.search.techniques import TECHNIQUES
-
-BENCH_FORMATS: dict[str, WeightTechnique] = {
-    **{
-        f"{bits} bits, group {group_size or 'none'}, {activation}": RTN(
-            bits, group_size, "none", "minmax", activation
-        )
-        for bits in (8, 4, 3, 2)
-        for group_size in (0, 32, 64, 128)
-        for activation in ("int8", "float")
-    },
-    **{f"codebook {bits} bits, float": ShareKMeans(bits=bits) for bits in (4, 3, 2)},
-    "half pruned, 16 bits, float": PruneMagnitude(),
-    "2:4 pruned, 16 bits, float": PruneMagnitude(pattern="2:4"),
-    "half pruned, 4 bits, group 64, float": PruneSparseGPT(bits=4),
-}
 
 
 def open_model(name: str, base: str | None) -> Source:
@@ -241,61 +221,6 @@ def print_evaluation(facts: dict[str, Any], console: Console) -> None:
         table.add_row("KL to the original", f"{facts['kl']:.5f} nats a token")
     table.add_row("measured on", f"{facts['documents']['test']} documents of {facts['name']}")
     console.print(table)
-
-
-def bench_facts(name: str, reference: str | None, base: str | None, rounds: int) -> dict[str, Any]:
-    """Latency of a language model, alternated with its original."""
-    models = {"model": open_model(name, base).open()}
-    if reference:
-        models["original"] = open_source(reference).open()
-    for key, model in models.items():
-        if not is_language_model(model) or not hasattr(model, "generate"):
-            raise InputError(
-                f"bench: the {key} is no language model; time a call with tauten.optimize instead"
-            )
-    with progress_bars():
-        times = compare_latency(models, None, True, rounds)
-    return {key: latency.facts() for key, latency in times.items()}
-
-
-def print_bench(facts: dict[str, Any], console: Console) -> None:
-    """Print what `bench_facts` gathered."""
-    table = Table("", "token", "spread", "tokens/s", "prompt of 128")
-    for name, latency in facts.items():
-        row = (latency["median_s"], latency["spread_s"], latency["prefill_s"])
-        token, spread, prefill = (format_seconds(x) for x in row)
-        table.add_row(name, token, spread, f"{latency['tokens_per_s']:.1f}", prefill)
-    console.print(table)
-
-
-def bench_layers(name: str, base: str | None, rounds: int) -> list[FormatTime]:
-    """Each distinct layer of a model in each format, beside the layer unpacked."""
-    layers = distinct_layers(open_model(name, base).open())
-    if not layers:
-        raise InputError(f"{name}: has no linear layer or convolution; there is nothing to time")
-    with progress_bars():
-        return list(time_formats(layers, BENCH_FORMATS, rounds=rounds))
-
-
-def print_layers(times: list[FormatTime], console: Console) -> None:
-    """Print what `bench_layers` timed, a table a layer; slower formats stand out."""
-    for layer in dict.fromkeys(time.layer for time in times):
-        own = [time for time in times if time.layer == layer]
-        rows = list(dict.fromkeys(time.tokens for time in own))
-        table = Table("format", title=layer, title_justify="left", min_width=60)
-        for count in rows:
-            table.add_column(plural(count, "row"), justify="right")
-        best = [min(time.unpacked_s for time in own if time.tokens == count) for count in rows]
-        table.add_row("unpacked", *map(format_seconds, best), end_section=True)
-        for name in dict.fromkeys(time.format for time in own):
-            table.add_row(name, *(_beside(time) for time in own if time.format == name))
-        console.print(table)
-
-
-def _beside(time: FormatTime) -> str:
-    change = format_change(time.unpacked_s, time.packed_s, "faster", "slower")
-    color = "red" if time.ratio > 1 else "green"
-    return f"{format_seconds(time.packed_s)}, [{color}]{change}[/]"
 
 
 def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
