@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from tauten.core.errors import BusyError, CorruptError, InputError, WorkerError
 from tauten.distributed.cluster import Cluster
-from tauten.distributed.engine import Answered, Event, Joined
+from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.job import Job
 from tauten.distributed.partition import Pace, shard_size
 from tauten.distributed.record import Record
@@ -138,6 +138,39 @@ def test_few_tasks_are_spread_over_all_workers(tasks: int) -> None:
         engine.given = dict.fromkeys("abc", 0)
         assert list(cluster.run(job, range(tasks), tasks)) == list(range(tasks))
         assert set(engine.given.values()) == {tasks // 3}
+
+
+class Scripted(Instant):
+    """An engine in which what was written happens."""
+
+    script: list[list[Event]]
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        events, self._events = self._events, []
+        if events and isinstance(events[0], Joined):
+            return events
+        assert self.script, "waits for what never happens"
+        return self.script.pop(0)
+
+
+def test_a_worker_whose_tasks_failed_is_given_others() -> None:
+    engine = Scripted(["a"])
+    engine.script = [[Failed("a", f"{run}/0", ValueError("bad"), "")] for run in range(3)]
+    engine.script.append([Answered("a", "3/0", "good")])
+    cluster, job = Cluster(engine), Job("any:thing")  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(ValueError, match="bad"):
+            list(cluster.run(job, ["payload"], 1))
+    assert list(cluster.run(job, ["payload"], 1)) == ["good"]
+
+
+def test_a_run_ends_though_its_last_worker_is_lost_with_its_last_answers() -> None:
+    """Nobody was there to ask for another task and find that there is none."""
+    engine = Scripted(["a"])
+    answers: list[Event] = [Answered("a", "0/0", 0), Answered("a", "0/1", 1)]
+    engine.script = [[*answers, Lost("a", "killed")], [Joined("a")]]
+    cluster, job = Cluster(engine), Job("any:thing")  # type: ignore[arg-type]
+    assert list(cluster.run(job, range(2), 2)) == [0, 1]
 
 
 def test_trees_travel_as_they_are() -> None:

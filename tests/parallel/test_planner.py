@@ -65,7 +65,7 @@ def plan_with(
     model = without_cache(tiny_llama())
     bench = Stage(model, wrong, dying)
 
-    def timed(call: Any) -> float:
+    def timed(call: Any, agree: Any = bool) -> float:
         before = bench.calls
         call()
         return seconds.get(bench.loaded[-1], 9.0) if bench.calls > before else 1.0

@@ -11,7 +11,6 @@ def test_the_same_calls_under_torchrun() -> None:
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, script], env=environment, capture_output=True, text=True, check=False
-    )
+    options = {"env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([*command, script], check=False, timeout=300, **options)
     assert done.returncode == 0 and done.stdout.count("all equal") == 2, done.stderr[-3000:]

@@ -125,7 +125,10 @@ class Cluster:
         if len(self._queues[worker]) > 1:
             return 0
         size = 1 + shard_size(self._paces[worker], list(self._paces.values()), remaining)
-        return size if remaining is None else min(size, -(-remaining // len(self._queues)))
+        if remaining is None:
+            return size
+        # One at least: only who asks for a task finds that there is none left.
+        return max(1, min(size, -(-remaining // len(self._queues))))
 
     def _feed(self, worker: str, table: TaskTable, run: str, count: int) -> None:
         """Give a worker tasks until it has so many."""
@@ -146,6 +149,7 @@ class Cluster:
             at = began.removeprefix(run) if began.startswith(run) else None
             table.release(event.worker, at, event.why)
         elif isinstance(event, Failed) and (not event.id or event.id.startswith(run)):
+            self._take_stock(event)  # its worker is free for another run
             raise event.error from RuntimeError(f"in worker {event.worker}:\n{event.where}")
         elif isinstance(event, Answered) and queue:
             now_s = time.monotonic()

@@ -1,5 +1,6 @@
 """Try layouts out: are their outputs the model's, and how long does a call take?"""
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,7 +107,8 @@ class Trials:
     def _time_s(self, layout: Layout) -> float:
         args, kwargs = self._inputs
         if layout.workers > 1:
-            seconds = fastest_s(lambda: self._bench.call("forward", args, kwargs))
+            call = functools.partial(self._bench.call, "forward", args, kwargs)
+            seconds = fastest_s(call, self._bench.agree)
         else:
             with torch.inference_mode(), with_threads(layout.threads):
                 seconds = fastest_s(lambda: self._model(*args, **kwargs))
