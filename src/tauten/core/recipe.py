@@ -228,10 +228,11 @@ class Recipe:
         return self._described(map(_in_one, alike.values()))
 
     def _described(self, steps: Iterable[str]) -> str:
-        words = [*steps] or ["original"]
-        words += ["apart"] if self.steps and self.apart else []
-        words += ["entropy-coded"] if self.steps and self.entropy_coding else []
-        return ", ".join(words)
+        if not self.steps:
+            return "original"
+        words = ", apart" if self.apart else ""
+        words += ", entropy-coded" if self.entropy_coding else ""
+        return ", ".join(steps) + words
 
 
 def _in_one(steps: list[Step]) -> str:

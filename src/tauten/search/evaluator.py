@@ -16,11 +16,10 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
-from tauten.models.artifact import packed_source
 from tauten.models.loader import Loader
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
-from tauten.search.candidate import Candidate
+from tauten.search.candidate import Candidate, packed
 from tauten.search.workspace import Workspace, recipe_id
 
 
@@ -89,17 +88,17 @@ class Evaluator:
         model = (
             source.open(structure.blocks, True) if self._stream else shared_copy(self.original())
         )
-        reader = candidate.plain_reader()  # nothing is to be decoded for each group anew
-        plain = packed_source(candidate.dense, candidate.specs, reader, "candidate")
-        packed = plain.skeleton()
-        loader = plain.loader(packed, candidate.blocks)
+        # What the store holds isn't coded yet: nothing is to be decoded for each group anew.
+        plain = packed(candidate.dense, candidate.specs, candidate.parts, candidate.store)
+        theirs = plain.skeleton()
+        loader = plain.loader(theirs, candidate.blocks)
         weights = {id(model.get_submodule(name).weight) for name in names}
         parts: dict[str, list[tuple[str, nn.Module]]] = {}
         for name, module in packable_modules(model):
             if id(module.weight) in weights:
                 parts.setdefault(structure.block_of(name), []).append((name, module))
         for part, layers in parts.items():
-            put = functools.partial(_put, loader, packed, part, layers)
+            put = functools.partial(_put, loader, theirs, part, layers)
             if self._stream and part:  # whenever it has been loaded; it is freed by its own hook
                 model.get_submodule(part).register_forward_pre_hook(lambda *_, put=put: put())
             else:
@@ -159,12 +158,12 @@ class Evaluator:
 
 
 def _put(
-    loader: Loader, packed: nn.Module, part: str, layers: Sequence[tuple[str, nn.Module]]
+    loader: Loader, theirs: nn.Module, part: str, layers: Sequence[tuple[str, nn.Module]]
 ) -> None:
     """Give layers of a part the weights that a packed model has for them, dequantized."""
     loader.load(part)
     for name, module in layers:
-        weight = getattr(packed.get_submodule(name), "packed", None)
+        weight = getattr(theirs.get_submodule(name), "packed", None)
         if weight is not None:  # else it was kept as it is
             values = weight.dequantize().to(module.weight.dtype)
             values = values.t() if isinstance(module, Conv1D) else values
