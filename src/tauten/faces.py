@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tauten.api import compression_recipe, quantization_technique
 from tauten.core.errors import InputError
+from tauten.core.figures import format_percent
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
 from tauten.core.progress import progress_bars
@@ -22,7 +23,6 @@ from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
-from tauten.report.text import format_percent
 from tauten.search.choice import choose_recipe
 from tauten.search.run import check_out, run_recipe
 from tauten.search.techniques import TECHNIQUES

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from tauten.compression import PruneMagnitude, PruneSparseGPT, ShareKMeans
 from tauten.core.errors import InputError
+from tauten.core.figures import format_change, format_seconds, plural
 from tauten.core.progress import progress_bars
 from tauten.core.technique import WeightTechnique
 from tauten.evaluation.formats import FormatTime, distinct_layers, time_formats
@@ -15,7 +16,6 @@ from tauten.evaluation.task import is_language_model
 from tauten.faces import open_model
 from tauten.models.source import open_source
 from tauten.quantization import RTN
-from tauten.report.text import format_change, format_seconds, plural
 
 BENCH_FORMATS: dict[str, WeightTechnique] = {
     **{

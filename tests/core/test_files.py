@@ -113,7 +113,7 @@ def test_work_that_does_not_fit_the_disk_is_refused(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage[folder])
     absent = tmp_path / "not" / "there" / "yet"
     files.check_free_space(absent, 5_000_000)
-    with pytest.raises(TautenError, match="needs 6 MB of disk, 5 MB are free"):
+    with pytest.raises(TautenError, match=r"needs 6\.00 MB of disk, 5\.00 MB are free"):
         files.check_free_space(absent, 6_000_000)
 
 

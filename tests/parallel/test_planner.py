@@ -112,7 +112,7 @@ def test_the_memory_goal_takes_the_least_and_limits_hold(monkeypatch: pytest.Mon
     limit = plan.options[-1].memory_bytes - 1
     plan = plan_with(monkeypatch, seconds, limit_bytes=limit, fits=False)
     assert plan.layout == Layout(pipeline=2) and "can't hold it" in plan.reason
-    with pytest.raises(InputError, match=r"no layout of up to 2 workers.*room for 0 MB"):
+    with pytest.raises(InputError, match=r"no layout of up to 2 workers.*room for 1 B"):
         plan_with(monkeypatch, seconds, limit_bytes=1, fits=False)
 
 

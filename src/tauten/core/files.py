@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tauten.core.errors import BusyError, TautenError
+from tauten.core.figures import format_bytes
 
 try:
     import fcntl
@@ -84,7 +85,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed_bytes > free:
         raise TautenError(
-            f"{folder}: needs {needed_bytes / 1e6:.0f} MB of disk, {free / 1e6:.0f} MB are free; "
+            f"{folder}: needs {format_bytes(needed_bytes)} of disk, {format_bytes(free)} are free; "
             "free some space or pass another output folder"
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.figures import format_bytes
 from tauten.core.progress import track
 from tauten.models.packing import packed_modules
 from tauten.parallel.cost_model import Division, Links, call_s, stage_ends
@@ -165,8 +166,8 @@ class Planner:
                 option = replace(option, measured_s=option.predicted_s, difference=0.0)
             too_large = task.limit_bytes is not None and size > task.limit_bytes
             if too_large or (layout.workers == 1 and not task.fits):
-                room = (task.limit_bytes or 0) / 1e6
-                refusal = f"{size / 1e6:.0f} MB of weights; a worker has room for {room:.0f} MB"
+                room = format_bytes(task.limit_bytes or 0)
+                refusal = f"{format_bytes(size)} of weights; a worker has room for {room}"
                 option = replace(option, refusal=refusal)
             options.append(option)
         return options
@@ -191,8 +192,8 @@ class Planner:
         if one is None:
             return best, f"one worker can't hold it; {best.layout} takes {_ms(best)} a call"
         if self._task.goal == "memory":
-            beside = f"{best.memory_bytes / 1e6:.1f} MB of weights in the fullest worker"
-            return best, f"{beside}, of {one.memory_bytes / 1e6:.1f} MB in one"
+            beside = f"{format_bytes(best.memory_bytes)} of weights in the fullest worker"
+            return best, f"{beside}, of {format_bytes(one.memory_bytes)} in one"
         assert best.measured_s is not None and one.measured_s is not None, "they are able"
         if best.layout.workers > 1 and best.measured_s < (1 - _LEAST_GAIN) * one.measured_s:
             gain = one.measured_s / best.measured_s

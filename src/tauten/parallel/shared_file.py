@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tauten.core.errors import TautenError
+from tauten.core.figures import format_bytes
 
 _ALIGNMENT_BYTES = 64
 
@@ -102,7 +103,7 @@ class SharedFile:
                 if error.errno != errno.ENOSPC:
                     raise
                 raise TautenError(
-                    f"{self._path.parent}: no room for {size_bytes / 1e6:.0f} MB of tensors; give "
+                    f"{self._path.parent}: no room for {format_bytes(size_bytes)} of tensors; give "
                     "shared memory more room (docker run --shm-size) or call with fewer rows"
                 ) from None
         self._remap(size_bytes)

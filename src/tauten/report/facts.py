@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.report.text import (
+from tauten.core.figures import (
     format_bytes,
     format_limit,
     format_number,

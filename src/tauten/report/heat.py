@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.report.text import format_number
+from tauten.core.figures import format_number
 
 _NUMBERED = re.compile(r"^(?P<before>.*?\.)(?P<block>\d+)\.(?P<kind>.+)$")
 _WEAKEST = 8  # percent of the colour that the least value gets

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tauten.report import text
+from tauten.core import figures
 from tauten.report.facts import badge, goal_lines, max_drop, shaping_lines, splits
 from tauten.report.heat import heat_maps
 from tauten.report.layers import format_shares, layer_units
@@ -18,13 +18,13 @@ from tauten.report.tiles import headline, tiles
 from tauten.report.trials import TrialRow, trial_rows
 
 _FILTERS = {
-    "bytes": text.format_bytes,
-    "percent": text.format_percent,
-    "limit": text.format_limit,
-    "seconds": text.format_seconds,
-    "number": text.format_number,
-    "count": text.format_count,
-    "shape": text.format_shape,
+    "bytes": figures.format_bytes,
+    "percent": figures.format_percent,
+    "limit": figures.format_limit,
+    "seconds": figures.format_seconds,
+    "number": figures.format_number,
+    "count": figures.format_count,
+    "shape": figures.format_shape,
 }
 # A plot scaled down to a phone would have unreadable labels, so that it gets its own layout.
 _PLOT_SIZES = {"wide": (1000, 420), "narrow": (380, 340)}
@@ -108,7 +108,7 @@ def _facts(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> list[tuple
     facts = [
         ("Source", f"{source['name']} ({source.get('kind') or 'unknown kind'})"),
         ("Source fingerprint", source.get("fingerprint")),
-        ("Parameters", source.get("parameters") and text.format_count(source["parameters"])),
+        ("Parameters", source.get("parameters") and figures.format_count(source["parameters"])),
         ("Weights", f"{weights['file']}, {weights['size_bytes']:,} bytes"),
         ("Weights SHA-256", weights.get("sha256")),
         ("Data", data.get("name")),
@@ -120,7 +120,7 @@ def _facts(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> list[tuple
         ("PyTorch", machine.get("torch")),
         ("Python", machine.get("python")),
         ("Tauten", machine.get("tauten") or manifest.get("tauten")),
-        ("Whole run", timing.get("seconds") and text.format_seconds(timing["seconds"])),
+        ("Whole run", timing.get("seconds") and figures.format_seconds(timing["seconds"])),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 

@@ -7,8 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tauten.core.figures import format_bytes, format_change, format_rate, format_seconds, plural
 from tauten.parallel.plan import Option, Plan
-from tauten.report.text import format_bytes, format_change, format_rate, format_seconds, plural
 
 
 def print_plan(plan: Plan, console: Console, most: int = 12) -> None:

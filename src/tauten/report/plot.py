@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tauten.report.text import format_limit, is_number
+from tauten.core.figures import format_limit, is_number
 from tauten.report.trials import TrialRow
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 16, 46

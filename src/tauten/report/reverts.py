@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.report.text import format_change, format_seconds
+from tauten.core.figures import format_change, format_seconds
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tauten.report.facts import badge, goal_lines, next_steps, shaping_lines, splits
-from tauten.report.reverts import RevertRow, model_revert, revert_rows
-from tauten.report.text import (
+from tauten.core.figures import (
     format_bytes,
     format_count,
     format_percent,
     plural,
 )
+from tauten.report.facts import badge, goal_lines, next_steps, shaping_lines, splits
+from tauten.report.reverts import RevertRow, model_revert, revert_rows
 from tauten.report.tiles import headline, tiles
 from tauten.report.trials import TrialRow, trial_rows
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.report.facts import max_drop, measured
-from tauten.report.text import (
+from tauten.core.figures import (
     ABSENT,
     format_bytes,
     format_change,
@@ -15,6 +14,7 @@ from tauten.report.text import (
     format_seconds,
     is_number,
 )
+from tauten.report.facts import max_drop, measured
 
 Facts = Mapping[str, Any]
 

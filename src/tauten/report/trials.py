@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.report.text import format_change, format_percent, is_number
+from tauten.core.figures import format_change, format_percent, is_number
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tauten.core.figures import format_bytes
 from tauten.core.progress import track
 from tauten.evaluation.formats import FormatTime, example_inputs, layer_name, time_packed
 from tauten.formats.sparse import SparseWeight
@@ -39,9 +40,9 @@ class Dense:
         if self.names:
             _log.warning(
                 "%d pruned layers are slower packed than dense on this machine: they are written "
-                "out in memory, which grows by %.1f MB for it; files stay packed",
+                "out in memory, which grows by %s for it; files stay packed",
                 len(self.names),
-                self.more_bytes / 1e6,
+                format_bytes(self.more_bytes),
             )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import GoalError
+from tauten.core.figures import format_bytes
 from tauten.core.goal import Goal
 from tauten.models.source import Source
 from tauten.models.structure import Structure
@@ -76,13 +77,13 @@ def forecast(
     if needed > limit and memory_limit_bytes is not None:
         why = f"; {source.whole}" if source.whole else ""
         raise GoalError(
-            f"max_memory_bytes: this needs about {needed / 1e6:.0f} MB of memory, the limit is "
-            f"{limit / 1e6:.0f} MB{why}; raise the limit or pass a smaller model"
+            f"max_memory_bytes: this needs about {format_bytes(needed)} of memory, the limit "
+            f"is {format_bytes(limit)}{why}; raise the limit or pass a smaller model"
         )
     if stream and goal and goal.is_about_latency:
         raise GoalError(
-            f"{source.name} must be in memory to be timed: that needs about {whole / 1e6:.0f} MB, "
-            f"{limit / 1e6:.0f} MB are free; drop the latency goal"
+            f"{source.name} must be in memory to be timed: that needs about "
+            f"{format_bytes(whole)}, {format_bytes(limit)} are free; drop the latency goal"
         )
     disk = int(weights * (1.1 if not trials else 6))  # the levels of a search stay until it ends
     if goal and goal.is_about_latency:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from tauten.core.errors import BusyError, GoalError
+from tauten.core.figures import format_bytes
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
@@ -239,10 +240,10 @@ def announce(needs: Forecast) -> None:
     """Say what the run will need."""
     how = ", one block at a time" if needs.stream else ""
     _log.info(
-        "forecast: about %.1f GB of memory%s, %.1f GB of disk, %.0f min",
-        needs.memory_bytes / 1e9,
+        "forecast: about %s of memory%s, %s of disk, %.0f min",
+        format_bytes(needs.memory_bytes),
         how,
-        needs.disk_bytes / 1e9,
+        format_bytes(needs.disk_bytes),
         max(1.0, needs.time_s / 60),
     )
 

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any
 
 from tauten.core.errors import TautenError
+from tauten.core.figures import format_bytes
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
@@ -185,7 +186,7 @@ def _told(trial: Trial) -> str:
     if found is None:
         return f"failed: {trial.error}"
     drop = found.quality.drop
-    size = f"{found.size_bytes / 1e6:.3g} MB"
+    size = format_bytes(found.size_bytes)
     return f"{size}, drop {drop.value:.2%}, at most {drop.high:.2%}"
 
 
