@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it: GPU kernels run on the CPU
+
 from tiny_models import MODELS, byte_tokenizer, tiny_llama
 from torch import nn
 
 from tauten.search import dense
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it: GPU kernels run on the CPU
 torch.set_num_threads(1)  # workers side by side would fight for cores
 
 

@@ -38,6 +38,7 @@ SERVED: Layers = {
         {"kernel_size": 3, "padding": "same", "padding_mode": "replicate", "bias": False},
         (2, 16, 300),
     ),
+    "lines of 14": (nn.Conv2d, {"kernel_size": 3, "padding": 1}, (3, 7, 6, 14)),
     "wide": (nn.Conv1d, {"kernel_size": 7, "stride": 3, "padding": "valid"}, (2, 3, 40)),
     "solid": (nn.Conv3d, {"kernel_size": (1, 2, 3), "padding": 1, "stride": 2}, (2, 3, 4, 5, 6)),
     "empty": (nn.Conv2d, {"kernel_size": 3}, (0, 5, 9, 8)),

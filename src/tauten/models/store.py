@@ -1,6 +1,7 @@
 """A folder of finished blocks: what a walk leaves on disk as it goes."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ class BlockStore:
 
     def read(self, part: str) -> dict[str, Tensor]:
         """Tensors of a finished part, by their names in the model."""
-        reader = SafetensorsReader([self.file(part)])
+        reader = self.reader([part])
         return {name: reader.read(name) for name in reader.names()}
+
+    def reader(self, parts: Sequence[str]) -> SafetensorsReader:
+        """Tensors of finished parts, read one by one."""
+        return SafetensorsReader([self.file(part) for part in parts])
 
     def file(self, part: str) -> Path:
         """File of a part."""

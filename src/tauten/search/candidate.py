@@ -10,7 +10,6 @@ from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
 from tauten.models.artifact import packed_source
-from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
 from tauten.models.store import BlockStore
@@ -51,10 +50,6 @@ class Candidate:
         """Its tensors in memory."""
         return self.store.joined(list(self.parts)).tensor_bytes
 
-    def plain_reader(self) -> SafetensorsReader:
-        """Its tensors before they are entropy-coded."""
-        return SafetensorsReader([self.store.file(part) for part in self.parts])
-
 
 def kept_in(store: BlockStore, candidate: Candidate) -> Candidate:
     """A candidate whose tensors are those in another store."""
@@ -67,8 +62,7 @@ def packed(
     dense: Source, specs: dict[str, dict[str, Any]], parts: Sequence[str], store: BlockStore
 ) -> Source:
     """A model's source with the parts of a store in place of those of the dense model."""
-    reader = SafetensorsReader([store.file(part) for part in parts])
-    return packed_source(dense, specs, reader, "candidate")
+    return packed_source(dense, specs, store.reader(parts), "candidate")
 
 
 def cut_part(

@@ -162,7 +162,7 @@ class _Rows:
         self._modules, self._tensors = dict(packable_modules(model)), tensors
         self._candidates, self._journal = candidates, journal
         self._packed = [install_empty(c.dense.skeleton(), c.specs) for c in candidates]
-        self._readers = [candidate.plain_reader() for candidate in candidates]
+        self._readers = [candidate.store.reader(candidate.parts) for candidate in candidates]
         self._levels = [str(candidate.recipe) for candidate in candidates]
         self._first = _first_names(self._modules)
 

@@ -12,7 +12,6 @@ from tauten.core.errors import InputError
 from tauten.core.technique import ShapingTechnique, Technique, TuningTechnique
 from tauten.models.outline import outline
 from tauten.models.packing import packed_modules
-from tauten.models.reader import SafetensorsReader
 from tauten.models.shaped import (
     reshaped_source,
     stored_shape,
@@ -65,7 +64,7 @@ def shape_stored(
         source = shaped.source
         if not Surgery.from_dict(done["surgery"]).is_empty:
             source = reshaped_source(source, [done["surgery"]])
-        source = with_tensors(source, SafetensorsReader([store.file(WHOLE)]))
+        source = with_tensors(source, store.reader([WHOLE]))
         shaped = Shaped(source, (*shaped.facts, done["facts"]))
     return Shaped(with_plain_config(original, shaped.source), shaped.facts)
 

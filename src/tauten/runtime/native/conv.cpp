@@ -27,7 +27,11 @@ struct Geometry {
 // A padded image, (samples, channels, depth, height, stride, phase): what lies a stride apart in a
 // line is stored side by side, so that neighbouring positions always see neighbours.
 struct Layout {
+  struct Part {  // of a line: every stride-th input from `first` on, and where it goes
+    int64_t first, target;
+  };
   int64_t channels, phase, line, plane;
+  std::vector<Part> parts;
   int64_t positions;             // of one sample
   std::vector<int64_t> starts;   // (tokens,) index of a position's first input
   std::vector<int64_t> offsets;  // (in,) from there to each column's input
@@ -36,6 +40,12 @@ struct Layout {
     phase = ceil_div(g.padded(2), g.stride[2]), line = phase * g.stride[2];
     plane = g.padded(0) * g.padded(1) * line;
     positions = g.positions(0) * g.positions(1) * g.positions(2);
+    // Nothing sees the inputs that a stride leaves out.
+    const int64_t stride = g.stride[2], before = g.before[2];
+    for (int64_t part = 0; part < std::min(stride, g.span(2)); ++part) {
+      const int64_t first = (part - before % stride + stride) % stride;
+      parts.push_back({first, in_line(first + before, stride)});
+    }
     starts.reserve(samples * positions);
     for (int64_t sample = 0; sample < samples; ++sample)
       for (int64_t z = 0; z < g.positions(0); ++z)
@@ -53,20 +63,24 @@ struct Layout {
                               in_line(x * g.dilation[2], g.stride[2]));
   }
   int64_t in_line(int64_t x, int64_t stride) const { return x % stride * phase + x / stride; }
+
+  // Whether an image is laid out like this by itself.
+  bool is_plain(const Geometry& g) const {
+    return g.stride[2] == 1 && plane == g.size[0] * g.size[1] * g.size[2];
+  }
 };
 
-// A line into its place in a padded image. Nothing sees the inputs that a stride leaves out.
+// A line into its place in a padded image.
 template <class T>
 void pad_line(const T* source, const Geometry& g, const Layout& layout, T* line) {
-  const int64_t stride = g.stride[2], before = g.before[2];
+  const int64_t stride = g.stride[2], size = g.size[2];
   if (stride == 1) {
-    std::copy(source, source + g.size[2], line + before);
+    std::copy(source, source + size, line + g.before[2]);
     return;
   }
-  for (int64_t part = 0; part < std::min(stride, g.span(2)); ++part) {
-    int64_t x = (part - before % stride + stride) % stride;
-    T* target = line + layout.in_line(x + before, stride);
-    for (; x < g.size[2]; x += stride) *target++ = source[x];
+  for (const Layout::Part& part : layout.parts) {
+    T* target = line + part.target;
+    for (int64_t x = part.first; x < size; x += stride) *target++ = source[x];
   }
 }
 
@@ -221,21 +235,30 @@ TAUTEN_EXPORT int tauten_conv(const float* image, int64_t samples, int64_t chann
   try {
     const Layout layout(g, samples, channels);
     const int64_t padded = planes * layout.plane;
+    const bool plain = layout.is_plain(g);
     if (int8 && step && *step >= 1.17549435e-38f) {
-      Arena arena(Arena::size(values) + Arena::size(padded + 3));
-      int8_t *rounded = arena.take<int8_t>(values), *bytes = arena.take<int8_t>(padded + 3);
+      const int64_t rounded_size = Arena::size(values + kSeenBeyond);
+      Arena arena(rounded_size + (plain ? 0 : Arena::size(padded + kSeenBeyond)));
+      int8_t* bytes = arena.take<int8_t>(values + kSeenBeyond);
       // What isn't finite has no byte, and its tokens are to be NaN: the slower way knows.
-      if (round_image(image, values, *step, rounded, *k, threads)) {
-        pad(rounded, planes, g, layout, bytes, threads);
+      if (round_image(image, values, *step, bytes, *k, threads)) {
+        if (!plain) {
+          const int8_t* rounded = bytes;
+          bytes = arena.take<int8_t>(padded + kSeenBeyond);
+          pad(rounded, planes, g, layout, bytes, threads);
+        }
         const Seen seen{bytes, layout.starts.data(), layout.offsets.data()};
         convolve(nullptr, &seen, layout, p, y, *k, true, threads);
         return 0;
       }
     }
-    Arena arena(Arena::size(4 * padded));
-    float* floats = arena.take<float>(padded);
-    pad(image, planes, g, layout, floats, threads);
-    convolve(floats, nullptr, layout, p, y, *k, int8 != 0, threads);
+    Arena arena(plain ? 0 : Arena::size(4 * padded));
+    if (!plain) {
+      float* floats = arena.take<float>(padded);
+      pad(image, planes, g, layout, floats, threads);
+      image = floats;
+    }
+    convolve(image, nullptr, layout, p, y, *k, int8 != 0, threads);
   } catch (const std::bad_alloc&) {
     return 1;
   }

@@ -8,7 +8,7 @@
 namespace tauten {
 namespace {
 
-constexpr int64_t kNeighbours = 4;
+constexpr int64_t kNeighbours = 12;  // as many as the largest tile has
 
 // Rounds `count` values to multiples of a step, as `round_group` does; whether all are finite.
 bool round_values(const float* x, int64_t count, float step, int8_t* codes) {
@@ -28,39 +28,40 @@ bool round_values(const float* x, int64_t count, float step, int8_t* codes) {
   return Simd::largest(largest) < kInfinityBits;
 }
 
-// Columns 4 * quad and on, of which there are `columns`, of 4 neighbours.
-inline FourTokens::Bytes gather_quad(const int8_t* source, const int64_t* offsets,
-                                     int64_t columns) {
-  int32_t v[4] = {};
-  for (int64_t i = 0; i < columns; ++i) __builtin_memcpy(&v[i], source + offsets[i], 4);
-  return FourTokens::of_columns(v);
-}
-
-// `count` tokens, at most 4, that lie side by side in the image.
-inline void gather_neighbours(const Problem& p, int64_t token, int64_t count, int8_t* target,
-                              int64_t token_step, int64_t quad_step) {
+// `count` tokens, at most 4 * Groups, that lie side by side in the image.
+template <int Groups>
+void gather_neighbours(const Problem& p, int64_t token, int64_t count, int8_t* target,
+                       int64_t token_step, int64_t quad_step) {
+  static const int8_t kZeros[16] = {};  // columns that fill up the last chunk
   const int8_t* source = p.seen->image + p.seen->starts[token];
   int64_t quad = 0;
   for (int64_t group = 0; group < p.groups; ++group) {
-    FourTokens::Sums sums = FourTokens::zero();
+    FourTokens::Sums sums[Groups];
+    for (FourTokens::Sums& sum : sums) sum = FourTokens::zero();
     for (const int64_t end = chunks_before(p, group + 1) * kQuads; quad < end; ++quad) {
-      const int64_t left = p.in - 4 * quad;
-      const int64_t* offsets = p.seen->offsets + 4 * quad;
-      FourTokens::Bytes v;
-      if (left >= 4) v = gather_quad(source, offsets, 4);
-      else v = gather_quad(source, offsets, left > 0 ? left : 0);
-      sums = FourTokens::add(sums, v);
+      const int64_t left = p.in - 4 * quad, *offsets = p.seen->offsets + 4 * quad;
+      const int8_t* columns[4] = {kZeros, kZeros, kZeros, kZeros};
+      if (left >= 4)
+        for (int i = 0; i < 4; ++i) columns[i] = source + offsets[i];
+      else
+        for (int64_t i = 0; i < left; ++i) columns[i] = source + offsets[i];
+      FourTokens::Bytes v[Groups];
+      FourTokens::of_columns(columns, v);
       int8_t* to = target + quad * quad_step;
-      if (count == kNeighbours && token_step == 4) {
-        __builtin_memcpy(to, &v, 16);
-      } else {
-        int8_t bytes[16];
-        __builtin_memcpy(bytes, &v, 16);
-        for (int64_t t = 0; t < count; ++t) __builtin_memcpy(to + t * token_step, bytes + 4 * t, 4);
+      for (int g = 0; g < Groups; ++g, to += 4 * token_step) {
+        sums[g] = FourTokens::add(sums[g], v[g]);
+        if (token_step == 4 && 4 * (g + 1) <= count) {
+          __builtin_memcpy(to, &v[g], 16);
+        } else {
+          int8_t bytes[16];
+          __builtin_memcpy(bytes, &v[g], 16);
+          for (int64_t t = 0; t < 4 && 4 * g + t < count; ++t)
+            __builtin_memcpy(to + t * token_step, bytes + 4 * t, 4);
+        }
       }
     }
-    int32_t all[4];
-    __builtin_memcpy(all, &sums, 16);
+    int32_t all[4 * Groups];
+    __builtin_memcpy(all, sums, sizeof all);
     for (int64_t t = 0; t < count; ++t) {
       p.sum[group * p.tokens + token + t] = all[t];
       p.step[group * p.tokens + token + t] = *p.fixed_step;
@@ -80,7 +81,9 @@ void gather_tiles(const Problem& p, int64_t begin, int64_t end) {
              starts[token + count] - starts[token] == count)
         ++count;
       int8_t* target = p.rounded + first * width + (token - first) * token_step;
-      gather_neighbours(p, token, count, target, token_step, quad_step);
+      if (count <= 4) gather_neighbours<1>(p, token, count, target, token_step, quad_step);
+      else if (count <= 8) gather_neighbours<2>(p, token, count, target, token_step, quad_step);
+      else gather_neighbours<3>(p, token, count, target, token_step, quad_step);
       token += count;
     }
   }

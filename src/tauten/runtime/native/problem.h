@@ -14,7 +14,8 @@ constexpr int64_t kSlabChunks = 32;    // 1024 columns of a pair in float32 fit 
 enum class Zero : int32_t { kNone, kInteger, kFloat };
 
 // Where the tokens of a convolution lie in an image of int8: column i of token t is
-// image[starts[t] + offsets[i]]. 3 bytes after the image's last may be read.
+// image[starts[t] + offsets[i]]. `kSeenBeyond` bytes after the image's last may be read.
+constexpr int64_t kSeenBeyond = 15;
 struct Seen {
   const int8_t* image;
   const int64_t* starts;
