@@ -13,7 +13,7 @@ from faulty_models import Dies, Slow
 from losses import losses
 from tiny_models import byte_tokenizer, tiny_llama
 
-from tauten.core.errors import InputError, WorkerError
+from tauten.core.errors import BusyError, InputError, WorkerError
 from tauten.data.texts import Document
 from tauten.data.windows import token_batches
 from tauten.distributed.cluster import Cluster
@@ -77,6 +77,18 @@ def test_a_killed_driver_goes_on_without_doing_finished_tasks_again(tmp_path: Pa
     assert [int(y[0, 0]) for y in outputs] == [2 * number for number in range(30)]
     assert 4 <= finished < 30  # the fifth may have its file and no line yet
     assert sum(model.cluster.done.values()) == 30 - finished
+
+
+def test_kept_outputs_are_of_that_model_and_those_inputs(tmp_path: Path) -> None:
+    models = [torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)]
+    with start(models[0], None, 1, Access()) as many:
+        list(many.map(ITEMS[:3], tmp_path))
+        assert len(list(many.map(ITEMS[:5], tmp_path))) == 5  # more of them may follow
+        assert sum(many.cluster.done.values()) == 2
+        with pytest.raises(InputError, match="other inputs, from number 2 on"):
+            list(many.map([ITEMS[0], ITEMS[2]], tmp_path))
+    with start(models[1], None, 1, Access()) as many, pytest.raises(BusyError, match="model"):
+        list(many.map(ITEMS[:3], tmp_path))
 
 
 def test_a_task_that_kills_every_worker_ends_in_an_error() -> None:

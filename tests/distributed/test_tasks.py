@@ -78,8 +78,8 @@ def test_results_wait_in_a_window_of_bounded_size() -> None:
 
 def test_recorded_tasks_are_not_done_again(tmp_path: Path) -> None:
     record = Record(tmp_path, {"model": "m"})
-    record.add("1", {"x": torch.arange(3)})
-    record.add("2", "lost")
+    record.add("1", 1, {"x": torch.arange(3)})
+    record.add("2", 2, "lost")
     (tmp_path / "results" / "2.bin").write_bytes(b"damaged")
     tasks = table(3, Record(tmp_path, {"model": "m"}))
     assert [task.id for task in tasks.take("a", 9, 0.0)] == ["0", "2"]
@@ -89,6 +89,16 @@ def test_recorded_tasks_are_not_done_again(tmp_path: Path) -> None:
     assert (zero, one["x"].tolist(), two) == ("0", [0, 1, 2], "2")
     with pytest.raises(BusyError, match="another model"):
         Record(tmp_path, {"model": "other"})
+
+
+def test_a_result_is_never_that_of_another_input(tmp_path: Path) -> None:
+    record = Record(tmp_path, {"model": "m"})
+    record.add("0", {"x": torch.ones(2)}, "kept")
+    again = Record(tmp_path, {"model": "m"})
+    assert again.holds("0", {"x": torch.ones(2)}) and not again.holds("1", {"x": torch.ones(2)})
+    for other in ({"x": torch.zeros(2)}, {"y": torch.ones(2)}, {"x": torch.ones(2).half()}):
+        with pytest.raises(InputError, match="other inputs, from number 1 on"):
+            again.holds("0", other)
 
 
 def test_shards_follow_speed_and_end_together() -> None:

@@ -18,6 +18,7 @@ from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import PackedWeight
 from tauten.formats.sparse import SparseWeight
+from tauten.formats.ternary import TernaryWeight
 from tauten.models.reader import CODED
 from tauten.models.source import open_source
 from tauten.models.structure import find_structure
@@ -42,6 +43,7 @@ def packed_weights() -> list[PackedWeight]:
         SparseWeight.from_codes(half, 3, 12, codes, scale, zero),
         SparseWeight.from_codes(codes > 2, 3, 12, codes, scale, None),
         SparseWeight.from_dense(torch.randn(12, 36).bfloat16(), codes > 2),
+        TernaryWeight.from_signs((12, 36), 12, codes.to(torch.int8) % 3 - 1, scale),
     ]
 
 

@@ -174,3 +174,34 @@ def test_experts_with_a_gate_of_their_own_stay_as_they_are() -> None:
     walk.run()
     (record,) = (r for r in walk.layers if r.name == "model.layers.1.mlp.experts.down_proj")
     assert record.reason.startswith("kept: no layer") and record.size_bytes == 4 * 96 * 64 * 4
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    "technique",
+    [tauten.AWQ(4, 32), tauten.SmoothQuant(), tauten.GPTQ(4, 32, correction=0.5)],
+    ids=lambda technique: technique.name,
+)
+def test_techniques_that_run_blocks_anew_bear_other_routes(
+    build: Build, technique: tauten.core.technique.Technique
+) -> None:
+    """Scaled or packed, a block may send tokens to other experts than the original does."""
+    model, data = build(), list(torch.randint(0, 256, (24, 64)).split(4))
+    packed = tauten.quantize(model, technique=technique, data=data)
+    names = [name for name, _ in packed_modules(packed)]
+    assert any(".experts." in name for name in names)
+    change = (logits(packed) - logits(model)).norm() / logits(model).norm()
+    assert change < 0.5
+
+
+def test_experts_have_no_shift_and_other_layers_have() -> None:
+    model = shared_copy(tiny_mixtral())
+    batch = CalibrationBatch((TOKENS,), {"use_cache": False})
+    calibration, structure = Calibration([batch], correct=True), find_structure(model)
+    walk = Walk(model, structure, Recipe.of(tauten.GPTQ(4, 32)), calibration=calibration)
+    names = sorted(experts.routed_layers(model.model.layers[0], "model.layers.0"))
+    names.append("model.layers.0.self_attn.o_proj")
+    calibration.start(model, structure.blocks, walk._tensors.filled, names)
+    seen = calibration.observe("model.layers.0", names)
+    assert len(names) == 1 + 4 * 3
+    assert {name for name in names if seen[name].shift is not None} == {names[-1]}

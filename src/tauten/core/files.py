@@ -104,6 +104,6 @@ def exclusive(folder: Path) -> Iterator[None]:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BusyError(
-                    f"{folder}: another run is writing there; wait for it or pass another -o"
+                    f"{folder}: another run is writing there; wait for it or pass another folder"
                 ) from None
         yield

@@ -42,7 +42,7 @@ class Journal:
             changed = sorted(k for k in given | held if given.get(k) != held.get(k))
             raise BusyError(
                 f"{path.parent} holds an unfinished run with another {', '.join(changed)}; "
-                "repeat that command, delete the folder, or pass another -o"
+                "repeat that command, delete the folder, or pass another output folder"
             )
 
     def add(self, event: str, **values: Any) -> None:

@@ -5,13 +5,13 @@ from tauten.core.errors import InputError
 
 def check_bits(technique: str, bits: int) -> None:
     """Raise InputError unless 1 to 8."""
-    if not isinstance(bits, int) or bits not in range(1, 9):
+    if type(bits) is not int or bits not in range(1, 9):
         raise InputError(f"{technique}: bits={bits}: expected an integer from 1 to 8")
 
 
 def check_group_size(technique: str, group_size: int) -> None:
     """Raise InputError unless 0 (a scale a row) or a number of columns."""
-    if not isinstance(group_size, int) or group_size < 0:
+    if type(group_size) is not int or group_size < 0:
         raise InputError(f"{technique}: group_size={group_size}: expected 0 or a positive integer")
 
 

@@ -28,6 +28,7 @@ class DistributedModule(ModuleOnWorkers):
         cluster: Closed with the module.
         model: For workers, as `open_model` takes it.
         name: Of the model.
+        fingerprint: Tells the model from others; called where results are kept.
         config: The model's, if it has one.
         release: Called when it is closed.
     Attributes:
@@ -40,12 +41,13 @@ class DistributedModule(ModuleOnWorkers):
         cluster: Cluster,
         model: Any,
         name: str,
+        fingerprint: Callable[[], str],
         config: Any = None,
         release: Callable[[], None] = lambda: None,
     ):
         super().__init__()
         self.cluster, self.config = cluster, config
-        self._settings, self._name = {"model": model}, name
+        self._settings, self._name, self._fingerprint = {"model": model}, name, fingerprint
         self._job = Job("tauten.distributed.inference:Inference", self._settings)
         self._close = weakref.finalize(self, _end, cluster, release)
 
@@ -74,7 +76,10 @@ class DistributedModule(ModuleOnWorkers):
         Args:
             inputs: Tensors, dicts of keywords, or (inputs, targets) pairs.
             folder: Where outputs are kept, so that the same call goes on after a kill of this
-                process; inputs must then come in the same order.
+                process; inputs must then be the same in the same order.
+        Raises:
+            InputError: The folder holds results of other inputs.
+            BusyError: It holds those of another model.
         """
         total = len(inputs) if isinstance(inputs, Sized) else None
         record = None if folder is None else Record(Path(folder), self._run_id())
@@ -107,7 +112,7 @@ class DistributedModule(ModuleOnWorkers):
 
     def _run_id(self) -> dict[str, Any]:
         """What tells a run that goes on from another."""
-        return {"version": __version__, "model": self._name}
+        return {"version": __version__, "model": self._fingerprint()}
 
 
 def _end(cluster: Cluster, release: Callable[[], None]) -> None:

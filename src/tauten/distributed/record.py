@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tauten.core.errors import InputError
 from tauten.core.files import sha256_file, whole_file
 from tauten.core.journal import Journal
 from tauten.distributed.wire import decode, encode
@@ -11,6 +12,9 @@ from tauten.distributed.wire import decode, encode
 
 class Record:
     """A file for each task's result, and a line in the journal once it is whole.
+
+    A line also holds a digest of what the task was given, so that no result is taken for that of
+    another input.
 
     Args:
         folder: Made if absent; of one run at a time.
@@ -21,27 +25,39 @@ class Record:
 
     def __init__(self, folder: Path, run: dict[str, Any]):
         (folder / "results").mkdir(parents=True, exist_ok=True)
-        self._folder = folder / "results"
+        self._whole, self._folder = folder, folder / "results"
         self._journal = Journal(folder / "journal.jsonl", run)
-        self._digests = {
-            entry["id"]: entry["sha256"]
+        self._inputs = {
+            entry["id"]: entry["input"]
             for entry in self._journal.entries
             if entry["event"] == "task" and self._is_whole(entry)
         }
 
-    def __contains__(self, id: str) -> bool:
-        return id in self._digests
-
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._inputs)
 
-    def add(self, id: str, result: Any) -> None:
-        """Keep a result."""
-        content = encode(result)
+    def holds(self, id: str, payload: Any) -> bool:
+        """Whether it has the result of a task.
+
+        Raises:
+            InputError: It has one of a task that was given something else.
+        """
+        if id not in self._inputs:
+            return False
+        if self._inputs[id] != _digest(encode(payload)):
+            raise InputError(
+                f"{self._whole} holds results of other inputs, from number {int(id) + 1} on; give "
+                "the same ones in the same order, or another folder"
+            )
+        return True
+
+    def add(self, id: str, payload: Any, result: Any) -> None:
+        """Keep the result of a task that was given a payload."""
+        content, given = encode(result), _digest(encode(payload))
         with whole_file(self._file(id)) as opened:
             opened.write(content)
-        self._digests[id] = hashlib.sha256(content).hexdigest()
-        self._journal.add("task", id=id, sha256=self._digests[id])
+        self._inputs[id] = given
+        self._journal.add("task", id=id, sha256=_digest(content), input=given)
 
     def read(self, id: str) -> Any:
         """A result."""
@@ -53,3 +69,7 @@ class Record:
 
     def _file(self, id: str) -> Path:
         return self._folder / f"{id}.bin"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

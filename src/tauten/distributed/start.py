@@ -22,6 +22,7 @@ from tauten.distributed.module import DistributedModule
 from tauten.distributed.ray_engine import RayEngine
 from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.token import ENVIRONMENT, read_token
+from tauten.models.source import open_source
 from tauten.parallel.executors import LocalExecutor, under_torchrun
 from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
 from tauten.parallel.module import ParallelModule
@@ -69,7 +70,11 @@ def start(
     except BaseException:
         release()
         raise
-    return DistributedModule(Cluster(engine), reference, name, config, release)
+
+    def fingerprint() -> str:
+        return open_source(model).fingerprint
+
+    return DistributedModule(Cluster(engine), reference, name, fingerprint, config, release)
 
 
 def start_laid_out(

@@ -80,7 +80,7 @@ class TaskTable:
         if worker in task.holders:
             self._durations_s.append(now_s - task.holders[worker])
         if self._record is not None:
-            self._record.add(id, result)
+            self._record.add(id, task.payload, result)
         self._results[id] = result
         return True
 
@@ -125,7 +125,7 @@ class TaskTable:
                 return
             id, payload = drawn
             self._order.append(id)
-            if self._record is not None and id in self._record:
+            if self._record is not None and self._record.holds(id, payload):
                 self._results[id] = self._record.read(id)
             else:
                 self._pending.append(Task(id, payload))

@@ -12,6 +12,8 @@ from tauten.formats.interleaved import (
     Interleavable,
     interleave_codes,
     interleave_rows,
+    interleaved_code_bytes,
+    padded_rows,
     take_codes,
 )
 from tauten.formats.packed import PackedWeight, take_rows
@@ -97,6 +99,13 @@ class CodebookWeight(Interleavable, PackedWeight):
         step = values.abs().amax(1, keepdim=True) / 127
         inverse = torch.where(step >= torch.finfo(torch.float32).tiny, 1 / step, 0.0)
         return (values * inverse).round().to(torch.int8), step
+
+    @property
+    def interleaved_bytes(self) -> int:
+        rows = padded_rows(self.out_features)
+        entries = 16 * (1 if len(self.codebook) == 1 else rows)
+        book_bytes = self.codebook.nbytes + 16 * rows + 4 * rows + 4 * entries  # table, step
+        return interleaved_code_bytes(rows, self.in_features, self.bits) + book_bytes
 
     def interleaved_tensors(self) -> dict[str, Tensor | None]:
         """Codes for the kernels, the codebook rounded and in float32; at most 4 bits."""

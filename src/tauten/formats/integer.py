@@ -11,6 +11,8 @@ from tauten.formats.interleaved import (
     Interleavable,
     interleave_codes,
     interleave_rows,
+    interleaved_code_bytes,
+    padded_rows,
     take_codes,
     take_groups,
 )
@@ -153,6 +155,14 @@ class IntegerWeight(Interleavable, PackedWeight):
         grid = (take_groups(self.scale, rows, count), zero)
         return grid_values(codes, self.bits, self.columns_per_group, *grid).to(dtype)
 
+    @property
+    def interleaved_bytes(self) -> int:
+        rows, zero_bytes = padded_rows(self.out_features), 0
+        if self.zero is not None:
+            zero_bytes = 1 if self.zero_kind == "integer" else self.zero.itemsize
+        grid_bytes = rows * self.groups * (self.scale.itemsize + zero_bytes)
+        return interleaved_code_bytes(rows, self.in_features, self.bits) + grid_bytes
+
     def interleaved_tensors(self) -> dict[str, Tensor]:
         """The tensors for the kernels; an integer zero takes a byte."""
         codes = interleave_codes(self.codes, self.bits, self.in_features)
@@ -225,7 +235,11 @@ class IntegerWeight(Interleavable, PackedWeight):
 
 
 def grouped(matrix: Tensor, size: int) -> Tensor:
-    """(rows, columns) cut into (rows, groups, size), the last group padded with zeros."""
+    """(rows, columns) cut into (rows, groups, size), the last group padded with zeros.
+
+    A group longer than a row ends with it.
+    """
+    size = min(size, matrix.shape[1])
     missing = -matrix.shape[1] % size
     cells: Tensor = torch.nn.functional.pad(matrix, (0, missing)).unflatten(1, (-1, size))
     return cells

@@ -65,6 +65,16 @@ def take_groups(values: Tensor, rows: Tensor | slice, count: int) -> Tensor:
     return values[index // ROWS, :, index % ROWS]
 
 
+def padded_rows(rows: int) -> int:
+    """Rows of whole blocks that hold so many."""
+    return -(-rows // ROWS) * ROWS
+
+
+def interleaved_code_bytes(rows: int, columns: int, bits: int) -> int:
+    """Bytes of the codes of a matrix, interleaved."""
+    return padded_rows(rows) * -(-columns // COLUMNS) * COLUMNS * bits // 8
+
+
 class Interleavable(nn.Module):
     """A packed weight whose tensors stand by rows or interleaved; its values don't change.
 
@@ -79,6 +89,11 @@ class Interleavable(nn.Module):
     def interleaved(self) -> bool:
         """Whether the tensors are interleaved now."""
         return self.codes.dim() == 4
+
+    @property
+    @abstractmethod
+    def interleaved_bytes(self) -> int:
+        """Bytes of the tensors that an interleaved twin holds; told without making them."""
 
     @abstractmethod
     def interleaved_tensors(self) -> Mapping[str, Tensor | None]:

@@ -194,6 +194,13 @@ class SparseWeight(Interleavable, PackedWeight):
             zero = unpack(zero, self.grid.bits, self.scale.shape[1])
         return grid_values(codes, self.grid.bits, size, take_rows(self.scale, rows), zero)
 
+    @property
+    def interleaved_bytes(self) -> int:
+        rows, columns = self.out_features, self.in_features
+        codes, bits = (columns, 1) if self.pattern == "any" else (columns // 4, 3)
+        unmasked_bytes = self.size_bytes - rows * packed_bytes(codes, bits)
+        return unmasked_bytes + rows * -(-columns // COLUMNS) * COLUMNS // 8 + 8 * (rows + 1)
+
     def interleaved_tensors(self) -> dict[str, Tensor | None]:
         """The mask for the kernels, a bit a weight, and where the rows' values start."""
         starts, missing = self.row_starts(), -self.in_features % COLUMNS

@@ -9,7 +9,7 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import IntegerWeight, center, fits_float16, grid_values
-from tauten.formats.interleaved import take_codes
+from tauten.formats.interleaved import interleaved_code_bytes, padded_rows, take_codes
 from tauten.formats.packed import PackedWeight, take_rows
 
 
@@ -172,6 +172,16 @@ class SuperblockWeight(IntegerWeight):
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
         codes = self.integer_codes(rows)
         return two_level_values(codes, self.grid, self.scales(rows)).to(dtype)
+
+    @property
+    def interleaved_bytes(self) -> int:
+        """With expanded scales of float16, unless it lost the range of those of superblocks."""
+        rows, columns = padded_rows(self.out_features), self.in_features
+        stored_bytes = self.out_features * packed_bytes(columns, self.bits)
+        kept_bytes = self.size_bytes - stored_bytes
+        grids = 1 if self.zero_kind == "none" else 2
+        expanded_bytes = grids * rows * self.groups * self.super_scale.itemsize
+        return interleaved_code_bytes(rows, columns, self.bits) + expanded_bytes + kept_bytes
 
     def interleaved_tensors(self) -> dict[str, Tensor]:
         """Codes for the kernels, and the scales and offsets expanded.

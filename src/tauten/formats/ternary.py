@@ -68,6 +68,9 @@ class TernaryWeight(IntegerWeight):
             return super().integer_codes(rows)
         return unpack_trits(take_rows(self.codes, rows), self.in_features) + 1
 
+    def code_layouts(self) -> dict[str, tuple[int, int]]:
+        return {"codes": (8, trit_bytes(self.in_features))}
+
     def interleaved_tensors(self) -> dict[str, Tensor]:
         grid = (self.integer_codes(), self.scale, None)
         twin = IntegerWeight.from_codes(self.shape, BITS, self.group_size, *grid)

@@ -9,7 +9,7 @@ observed in one pass.
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from tauten.formats.packed import PackedWeight
 from tauten.models.batch import CalibrationBatch as CalibrationBatch  # also found here
 from tauten.models.batch import first_tokens
 from tauten.models.chain import BlockCall, BlockChain
-from tauten.models.experts import has_experts, show_starved, starved_note
+from tauten.models.experts import has_experts, routed_layers, show_starved, starved_note
 from tauten.models.input_sums import SHARDS, ShardSums, shard_of
 from tauten.models.observer import NothingLeft, Observer
 from tauten.models.packing import unpacked_layer
@@ -94,7 +94,9 @@ class Calibration:
         recorded = []
         if blocks:
             with filled(["", blocks[0]]), torch.no_grad():
-                recorded = [self._chain.trace(b.args, b.kwargs) for b in self.batches]
+                for number, batch in enumerate(self.batches, 1):
+                    with _called_with(number):
+                        recorded.append(self._chain.trace(batch.args, batch.kwargs))
                 first = first_tokens(self.batches[0])
                 self._probe = self._chain.trace(first.args, first.kwargs)
         chained = [found for found in recorded if found is not None]
@@ -140,7 +142,8 @@ class Calibration:
         with self._filled([part]), torch.no_grad():
             block = self.dense(part)
             inner = {name: block.get_submodule(name[len(part) + 1 :]) for name in names}
-            with self._observer(inner, self.correct) as observer:
+            routed = routed_layers(block, part)
+            with self._observer(inner, self.correct, routed) as observer:
                 for index in range(len(self.batches)):
                     observer.shard(self._shard_of(index))
                     self._observe_batch(part, block, index, observer)
@@ -163,8 +166,13 @@ class Calibration:
                         self._step(call, block, self.states[index])
             return observer.sums()
 
-    def _observer(self, layers: Mapping[str, nn.Module], shifted: bool = False) -> Observer:
-        return Observer(layers, shifted, self.counted, min(SHARDS, self._total))
+    def _observer(
+        self,
+        layers: Mapping[str, nn.Module],
+        shifted: bool = False,
+        unpaired: Collection[str] = (),
+    ) -> Observer:
+        return Observer(layers, shifted, self.counted, min(SHARDS, self._total), unpaired)
 
     def _shard_of(self, index: int) -> int:
         return shard_of(self._first + index, self._total)
@@ -251,10 +259,12 @@ class Calibration:
         with self._filled(parts), observer, torch.no_grad():
             for index, batch in enumerate(self.batches):
                 observer.shard(self._shard_of(index))
-                passed: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-                if self.states:
-                    passed = self._chain.returning(self.states[index].float())
-                with observer.batch(batch.mask), passed, contextlib.suppress(NothingLeft):
+                with contextlib.ExitStack() as calling:
+                    calling.enter_context(_called_with(index + 1))
+                    calling.enter_context(observer.batch(batch.mask))
+                    if self.states:
+                        calling.enter_context(self._chain.returning(self.states[index].float()))
+                    calling.enter_context(contextlib.suppress(NothingLeft))
                     self._model(*batch.args, **batch.kwargs)
         return observer.sums()
 
@@ -272,3 +282,28 @@ def fast_dtype() -> torch.dtype:
     """bfloat16 where products of it are faster than float32, by instructions for it."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextlib.contextmanager
+def _called_with(number: int) -> Iterator[None]:
+    """Name the batch of data that a model can't be called with.
+
+    Raises:
+        InputError: The model raised what models and torch do for arguments that don't fit.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(_unfit(number, error)) from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(_unfit(number, error)) from error
+
+
+def _unfit(number: int, error: Exception) -> str:
+    words = str(error).strip().splitlines() or [type(error).__name__]
+    return (
+        f"the model can't be called with batch {number} of the calibration data: {words[0]}; pass "
+        "batches of what the model is called with"
+    )

@@ -93,6 +93,17 @@ def has_experts(block: nn.Module) -> bool:
     return any(isinstance(module, Experts) for module in block.modules())
 
 
+def routed_layers(block: nn.Module, prefix: str) -> frozenset[str]:
+    """Names of the linear layers of all experts: which tokens come to one, a router decides."""
+    return frozenset(
+        f"{name}.{inner}"
+        for name, experts in block.named_modules(prefix=prefix)
+        if isinstance(experts, Experts)
+        for inner, layer in experts.named_modules()
+        if isinstance(layer, nn.Linear)
+    )
+
+
 def show_starved(block: nn.Module, prefix: str, tokens: Mapping[str, int]) -> dict[str, nn.Linear]:
     """Make experts that too few tokens were routed to compute all tokens.
 

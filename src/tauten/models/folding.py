@@ -187,19 +187,26 @@ def _candidates(
         if width == size:
             yield Fold(name, consumers, torch.arange(size))
         elif size % width == 0:
-            yield Fold(name, consumers, _channels_read(block, run, name, consumers[0], x))
+            channels = _channels_read(block, run, name, consumers[0], x)
+            if channels is not None:
+                yield Fold(name, consumers, channels)
 
 
-def _channels_read(block: nn.Module, run: Run, producer: str, consumer: str, x: Tensor) -> Tensor:
+def _channels_read(
+    block: nn.Module, run: Run, producer: str, consumer: str, x: Tensor
+) -> Tensor | None:
     """The channel of a producer that each column of a consumer reads.
 
     Each channel is divided by a number of its own, and columns tell theirs by what became of them.
+    None where the consumer then gets other tokens: an expert, by what the producer does.
     """
     width = _width(block, producer)
     marks = torch.linspace(1, 2, width)
     with _rescaled(block, [Fold(producer, (), torch.arange(0))], [marks]):
-        marked = _Trace(block, run).inputs[consumer].flatten(0, -2)
-    x = x.flatten(0, -2)
+        found = _Trace(block, run).inputs.get(consumer)
+    if found is None or found.shape != x.shape:
+        return None
+    x, marked = x.flatten(0, -2), found.flatten(0, -2)
     strongest = x.abs().argmax(0, keepdim=True)
     ratio = (x.gather(0, strongest) / marked.gather(0, strongest))[0].nan_to_num()
     return ((ratio - 1) * (width - 1)).round().long().clamp(0, width - 1)

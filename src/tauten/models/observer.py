@@ -1,7 +1,7 @@
 """Second moments of what layers see, gathered by hooks while a model runs."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Observer:
     Args:
         layers: By name, as they will be called.
         shifted: Also sum (x of the original - x) x^T; each `batch` then follows its `original`.
+        unpaired: Layers to which the original may send other tokens; they have no such sum.
         counted: Also count `LayerInputs.magnitudes`.
         shards: That the batches are dealt out to; each has its part of the sample.
     """
@@ -37,9 +38,10 @@ class Observer:
         shifted: bool = False,
         counted: bool = False,
         shards: int = 1,
+        unpaired: Collection[str] = (),
     ):
         self.layers = {name: layer for name, layer in layers.items() if is_observed(layer)}
-        self._shifted, self._counted = shifted, counted
+        self._shifted, self._counted, self._unpaired = shifted, counted, unpaired
         self._most_sampled = MOST_SAMPLED // shards
         self._done = ShardSums()
         self._owner = self._done.owner
@@ -115,10 +117,11 @@ class Observer:
         owner = self._owner.setdefault(name, first)
         if owner != name and owner == first:
             return
-        rows = _rows(layer, x, self._mask)
         if self._recording == "original":
-            self._original[name] = rows
+            if name not in self._unpaired:
+                self._original[name] = _rows(layer, x, self._mask)
             return
+        rows = _rows(layer, x, self._mask)
         sums = self._sums.setdefault(name, InputSums.empty(rows.shape[1]))
         sums.add(rows, self._most_sampled)
         if self._counted:

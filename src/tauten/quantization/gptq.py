@@ -1,5 +1,6 @@
 """GPTQ: round column by column, each column's error made up for by those that follow."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from tauten.solvers.nearest import round_to_nearest
 from tauten.solvers.refit import refit_grid
 from tauten.solvers.second_order import corrected_target, curvature, damped, descend, sweep
 
+_log = logging.getLogger(__name__)
 AUTO = "auto"
 STRENGTHS = (0.0, 0.25, 0.5)  # more has only done harm where it was tried
 
@@ -42,9 +44,9 @@ class GPTQ(BlockTechnique):
         damping: Added to the diagonal of the second moment, relative to its mean.
         by_importance: Round the columns with the strongest inputs first.
         correction: How far the layer also makes up for the errors of those before it, 0 to 1;
-            needs many tokens. `auto` tries 0, 0.25 and 0.5 on each block, keeps what serves the
-            outputs of the block best on batches held out, and leaves layers alone that saw too
-            few tokens; that takes three times as long.
+            layers that saw too few tokens for it are left alone. `auto` tries 0, 0.25 and 0.5 on
+            each block and keeps what serves the outputs of the block best on batches held out,
+            which the log says; that takes three times as long.
         rounds: How often scales (and floating zeros) are then fitted to the codes, and codes
             decided once more on them; each costs about as much as the first decision.
         activation: As for `rtn`.
@@ -100,7 +102,7 @@ class GPTQ(BlockTechnique):
         if not examples.held_out or not any(seen.suffices for seen in inputs.values()):
             return {}
         weights = {name: _weight(block, name).clone() for name in inputs}
-        least, best = float("inf"), dict[str, IntegerWeight]()
+        least, best, kept = float("inf"), dict[str, IntegerWeight](), 0.0
         for strength in STRENGTHS:
             packed: dict[str, IntegerWeight] = {}
             for name, seen in inputs.items():
@@ -112,7 +114,8 @@ class GPTQ(BlockTechnique):
                 _weight(block, name).copy_(packed[name].dequantize())
             distance = held_out_distance(block, examples)
             if distance < least:
-                least, best = distance, packed
+                least, best, kept = distance, packed, strength
+        _log.info("gptq: correction=%g serves this block best", kept)
         return best
 
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> IntegerWeight:
@@ -120,8 +123,9 @@ class GPTQ(BlockTechnique):
             return round_to_nearest(weight, self.bits, self.group_size, self.zero, "mse")
         matrix, moment = weight.flatten(1).float(), inputs.moment
         curve = curvature(moment, self.damping, self.by_importance)
-        if inputs.shift is not None and isinstance(self.correction, float) and self.correction:
-            matrix = corrected_target(matrix, inputs.shift, curve, self.correction)
+        strength = 0.0 if isinstance(self.correction, str) else self.correction
+        if inputs.shift is not None and inputs.suffices and strength:
+            matrix = corrected_target(matrix, inputs.shift, curve, strength)
         grid = fit_grid(matrix, self.bits, self.group_size, self.zero, "mse", moment.diagonal())
         size, moment = self.group_size or matrix.shape[1], damped(moment, curve.damping)
         rounded = sweep(matrix, curve, column_rounder(*grid, self.bits, size))

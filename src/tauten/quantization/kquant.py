@@ -75,7 +75,11 @@ class KQuant(CalibratedTechnique):
         block = BLOCK_TYPES.get(name)
         if block is None or not block.scale_bits:
             known = ", ".join(name for name, block in BLOCK_TYPES.items() if block.scale_bits)
-            raise InputError(f"kquant: GGUF type {name!r}: expected one of {known}")
+            raise InputError(
+                f"kquant: GGUF type {name!r}: expected one of {known}; the grid of Q4_0 is "
+                "GPTQ(4, 32, 'none'), that of Q8_0 GPTQ(8, 32, 'none'), that of Q4_1 "
+                "GPTQ(4, 32, 'float')"
+            )
         size = (block.group_size, block.columns, block.scale_bits)
         return cls(block.bits, *size, block.zero_kind)
 

@@ -168,18 +168,36 @@ def prepare(weight: PackedWeight) -> bool:
     return True
 
 
+def memory_bytes(weight: PackedWeight) -> int:
+    """Bytes of a weight's tensors on a CPU once it was used: those for the native library take more
+    than those on disk where scales are expanded, or codes are too dense to be read fast.
+
+    Args:
+        weight: Perhaps on the meta device.
+    """
+    if isinstance(weight, SumWeight):
+        return memory_bytes(weight.first) + memory_bytes(weight.second)
+    if library.load() is None or not _fits(weight):
+        return weight.size_bytes
+    assert isinstance(weight, IntegerWeight | CodebookWeight | SparseWeight)
+    return weight.interleaved_bytes
+
+
 def _served(weight: PackedWeight) -> bool:
-    """Whether the native library multiplies by a weight."""
+    """Whether the native library multiplies by a weight where it lies."""
+    return _fits(weight) and _on_cpu(weight) and library.load() is not None
+
+
+def _fits(weight: PackedWeight) -> bool:
+    """Whether the native library can multiply by a weight."""
     if isinstance(weight, IntegerWeight):
         grouped = weight.group_size % COLUMNS == 0 and weight.columns_per_group <= ops.MAX_GROUP
-        fits = grouped and weight.scale.dtype in ops.GRID_DTYPES
-    elif isinstance(weight, CodebookWeight):
-        fits = weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
-    elif isinstance(weight, SparseWeight):
-        fits = weight.grid is None or weight.grid.group_size % COLUMNS == 0
-    else:
-        return False
-    return fits and _on_cpu(weight) and library.load() is not None
+        return grouped and weight.scale.dtype in ops.GRID_DTYPES
+    if isinstance(weight, CodebookWeight):
+        return weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
+    if isinstance(weight, SparseWeight):
+        return weight.grid is None or weight.grid.group_size % COLUMNS == 0
+    return False
 
 
 def _native(x: Tensor, weight: PackedWeight) -> bool:

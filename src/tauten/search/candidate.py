@@ -9,10 +9,12 @@ from torch import Tensor
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
+from tauten.formats.packed import from_spec
 from tauten.models.artifact import packed_source
 from tauten.models.safetensors_writer import Joined
 from tauten.models.source import Source
 from tauten.models.store import BlockStore
+from tauten.runtime.kernels import memory_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,11 @@ class Candidate:
 
     @property
     def memory_bytes(self) -> int:
-        """Its tensors in memory."""
-        return self.store.joined(list(self.parts)).tensor_bytes
+        """Its tensors in memory, as they are once it was run."""
+        weights = (spec["weight"] for spec in self.specs.values() if "weight" in spec)
+        packed = [from_spec(weight) for weight in weights if "tied_to" not in weight]
+        more = sum(memory_bytes(weight) - weight.size_bytes for weight in packed)
+        return self.store.joined(list(self.parts)).tensor_bytes + more
 
 
 def kept_in(store: BlockStore, candidate: Candidate) -> Candidate:

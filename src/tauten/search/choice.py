@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from tauten.core.errors import InputError
+from tauten.core.knobs import check_bits, check_group_size
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import WeightTechnique
 from tauten.data.calibration import CALIBRATION_TOKENS
@@ -37,10 +39,18 @@ def choose_recipe(
         where: Pattern of the layers to pack.
         has_data: Calibration data is at hand.
         max_time_s: Most time to take, by an estimate; None for no limit.
+    Raises:
+        InputError: A number is out of its range.
     """
+    if bits is not None:
+        check_bits("quantize", bits)
+    if group_size is not None:
+        check_group_size("quantize", group_size)
+    if max_time_s is not None and not max_time_s > 0:
+        raise InputError(f"max_time_s={max_time_s}: expected seconds above 0, or None")
     if bits in (None, 8) and group_size is None:
         return _say("8 bits lose next to nothing, and compute fast", Step(Int8(), where))
-    knobs: dict[str, Any] = {"bits": bits or 8}
+    knobs: dict[str, Any] = {"bits": 8 if bits is None else bits}
     if group_size is not None:
         knobs["group_size"] = group_size
     if not has_data:
@@ -50,7 +60,13 @@ def choose_recipe(
     pass_s = 2 * weights * CALIBRATION_TOKENS / operations_per_s()
     allowed_s = float("inf") if max_time_s is None else max_time_s
     if CALIBRATION_PASSES * pass_s > allowed_s:
-        return _say("calibration would take too long", Step(RTN(**knobs), where))
+        _log.warning(
+            "max_time_s=%g: calibration would take about %.0f s, so weights are rounded to nearest "
+            "without data",
+            allowed_s,
+            CALIBRATION_PASSES * pass_s,
+        )
+        return _say("calibration would take too long", Step(_nearest(**knobs), where))
     step = Step(_best(**knobs), where)
     if knobs["bits"] > MOST_TUNED_BITS:
         return _say("data is at hand; tuning wins only at fewer bits", step)
@@ -61,6 +77,12 @@ def choose_recipe(
     if (CALIBRATION_PASSES + TUNING_PASSES) * pass_s > allowed_s:
         return _say("data is at hand, but tuning would take too long", step)
     return _say("data, memory and time are at hand", step, Step(TuneScales()))
+
+
+def _nearest(bits: int, group_size: int | None = None) -> WeightTechnique:
+    """What takes least time."""
+    grouped: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
+    return Binary(**grouped) if bits == 1 else RTN(bits, **grouped)
 
 
 def _best(bits: int, group_size: int | None = None) -> WeightTechnique:

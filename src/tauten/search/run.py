@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from tauten.core.errors import BusyError, GoalError
+from tauten.core.errors import BusyError, GoalError, InputError
 from tauten.core.figures import format_bytes
 from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
+from tauten.core.technique import Technique, WeightTechnique
 from tauten.core.version import __version__
 from tauten.data.calibration import calibration_batches, load_calibration, load_training
 from tauten.data.windows import TokenBatch
@@ -214,6 +215,8 @@ def _read(
     """A few batches to calibrate on, and all of them if a technique of the recipe wants that."""
     if data is None:
         return [], []
+    if not any(_looks_at_data(step.technique) for step in recipe.steps):
+        _log.warning("data isn't used: %s doesn't look at any", recipe)
     if isinstance(data, Iterator):
         data = list(data)  # it can be read once only
     if recipe.split is not None:
@@ -225,6 +228,12 @@ def _read(
     if not any(technique.wants_all_data for technique in trained_by(recipe)):
         return calibration, calibration
     return calibration, load_training(source, skeleton, data)
+
+
+def _looks_at_data(technique: Technique) -> bool:
+    if not isinstance(technique, WeightTechnique):
+        return True
+    return technique.looks_at_inputs or getattr(technique, "allocation", "") == "sensitivity"
 
 
 def check_time(limit_s: float, least: Forecast) -> None:
@@ -251,10 +260,11 @@ def announce(needs: Forecast) -> None:
 def check_out(out: Path | None) -> None:
     """Refuse an output folder that exists, unless it is that of a run to be finished."""
     if out is not None and out.exists() and not _partial(out).exists():
-        raise BusyError(f"{out} exists; delete it or pass another -o")
+        raise BusyError(f"{out} exists; delete it or pass another output folder")
 
 
 def _partial(out: Path) -> Path:
+    out = out.absolute()  # `.` has no name of its own
     return out.with_name(out.name + PARTIAL)
 
 
@@ -262,7 +272,8 @@ def _partial(out: Path) -> Path:
 def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
     """The folder that a run works in, held exclusively; removed when the run is done.
 
-    With `out` it stays after a failure or a kill, so that the same command goes on from there.
+    With `out` it stays after a failure or a kill, so that the same command goes on from there;
+    not after an argument was refused.
 
     Raises:
         BusyError: `out` exists, or another run writes it.
@@ -272,12 +283,18 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
             check_free_space(Path(temporary), disk_bytes)
             yield Path(temporary)
         return
-    folder, done = _partial(out), out.with_name(out.name + PARTIAL + ".done")
+    folder = _partial(out)
+    done = folder.with_name(folder.name + ".done")
     shutil.rmtree(done, ignore_errors=True)
     check_out(out)
     check_free_space(folder, disk_bytes)
     with exclusive(folder):
-        yield folder
+        try:
+            yield folder
+        except InputError:
+            if not any(folder.rglob("*.safetensors")):  # nothing that another call could go on from
+                shutil.rmtree(folder)
+            raise
     # In one step: a kill half-way through must not leave a folder that has lost its journal.
     folder.rename(done)
     shutil.rmtree(done, ignore_errors=True)
