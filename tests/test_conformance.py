@@ -109,9 +109,9 @@ def test_knobs_are_kept_by_recipes(technique: WeightTechnique) -> None:
 
 def test_every_knob_of_the_space_works(technique: WeightTechnique) -> None:
     weight = torch.randn(6, 70, generator=torch.manual_seed(2))
-    seen = torch.randn(2, 300, 70)
-    moment, shift = (seen[0].t() @ seen[0] / 300, seen[1].t() @ seen[0] / 300)
-    inputs = LayerInputs(moment, 300, shift)
+    seen = torch.randn(2, 600, 70)
+    moment, shift = (seen[0].t() @ seen[0] / 600, seen[1].t() @ seen[0] / 600)
+    inputs = LayerInputs(moment, 600, shift)
     for knob, values in technique.space().items():
         errors = []
         for value in values:

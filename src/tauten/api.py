@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def quantize(
     bits: int | None = None,
     *,
     group_size: int | None = None,
-    technique: str | Technique | None = None,
+    technique: str | Technique | Recipe | None = None,
     data: Any = None,
     max_time_s: float | None = None,
     where: str = "*",
@@ -44,8 +44,9 @@ def quantize(
         model: A module, a Hugging Face folder or id, a GGUF file, or `package.module:factory`.
         bits: 1 to 8, by default 8.
         group_size: Columns that share a scale, for techniques that have groups.
-        technique: Name or instance, such as `tauten.RTN(4, group_size=32)`. By default the one
-            that loses least as far as data, time and memory allow; the log says which and why.
+        technique: Name or instance, such as `tauten.RTN(4, group_size=32)`, or a recipe of
+            several. By default the one that loses least as far as data, time and memory allow;
+            the log says which and why.
         data: Text or tensor batches as for `optimize`, all of which may be calibrated on.
         max_time_s: Most time to take, by an estimate; a faster technique is chosen for it.
         where: Pattern of the layers to pack; the others stay as they are.
@@ -60,7 +61,7 @@ def quantize(
     Raises:
         InputError: An argument or the model doesn't serve; nothing is written.
     """
-    if isinstance(technique, Technique) and (bits is not None or group_size is not None):
+    if not isinstance(technique, str | None) and (bits is not None or group_size is not None):
         raise InputError("give bits and group_size inside the technique instance, not beside it")
     path = _checked_out(out, entropy_coding)
     source = open_source(model)
@@ -70,16 +71,19 @@ def quantize(
     else:
         if isinstance(technique, str):
             technique = quantization_technique(technique, bits, group_size)
-        recipe = Recipe((Step(technique, where),))
-    return _apply(source, replace(recipe, entropy_coding=entropy_coding), path, data, None, workers)
+        recipe = _recipe_of(technique, where)
+    recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
+    return _apply(source, recipe, path, data, None, workers)
 
 
 def quantization_technique(name: str, bits: int | None, group_size: int | None) -> Technique:
     """A quantization technique by name, with bits and group size where they are given."""
     knobs = {"bits": bits, "group_size": group_size}
     kind = TECHNIQUES.get(name)
-    if kind is not None and bits == 8 and "bits" not in {f.name for f in fields(kind)}:
-        knobs["bits"] = None  # it has 8 bits and no other
+    if bits is not None and kind is not None and kind.own_bits is not None:
+        if bits != kind.own_bits:
+            raise InputError(f"{name} has {kind.own_bits:g} bits a weight: leave bits={bits} out")
+        knobs["bits"] = None
     given = {knob: value for knob, value in knobs.items() if value is not None}
     return make_technique(name, "quantize", given)
 
@@ -162,11 +166,20 @@ def compression_recipe(
         return Recipe((Step(make_technique(technique, "compress", knobs), where),))
     if knobs:
         raise InputError("give knobs inside the technique instance, not beside it")
-    if isinstance(technique, Technique):
-        return Recipe((Step(technique, where),))
-    if where != "*":
-        raise InputError("give `where` inside the recipe's steps, not beside it")
-    return technique
+    return _recipe_of(technique, where)
+
+
+def _recipe_of(technique: Any, where: str) -> Recipe:
+    """The recipe of one technique, or the recipe that was given."""
+    if isinstance(technique, Recipe):
+        if where != "*":
+            raise InputError("give `where` inside the recipe's steps, not beside it")
+        return technique
+    if not isinstance(technique, Technique):
+        got = f"the class {technique.__name__}" if isinstance(technique, type) else repr(technique)
+        expected = "a name, an instance such as tauten.RTN(4), or a tauten.Recipe"
+        raise InputError(f"technique is {got}: expected {expected}")
+    return Recipe((Step(technique, where),))
 
 
 def optimize(
@@ -207,6 +220,8 @@ def optimize(
         InputError: Model, data or metric don't serve.
         GoalError: The goal contradicts itself or can't fit this machine.
     """
+    if goal is not None and not isinstance(goal, Goal):
+        raise InputError(f"goal is {goal!r}: expected such as tauten.Goal(max_drop=0.01)")
     unknown = set(pillars) - {"quantize", "compress"}
     if unknown or not pillars:
         raise InputError(f"pillars={pillars}: expected some of quantize, compress")

@@ -13,9 +13,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from tauten.core.errors import TautenError
+from tauten.core.version import __version__
 
 app = typer.Typer(
-    help="Make PyTorch models smaller and faster, and prove that they still work.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -59,6 +59,21 @@ Workers = Annotated[
     str | None,
     typer.Option(help="Work on so many processes, or on a hosts file, ray://host:port or auto."),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Make PyTorch models smaller and faster, and prove that they still work."""
 
 
 def command(function: Callable[..., None], **settings: Any) -> Callable[..., None]:

@@ -63,8 +63,10 @@ def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
     for unit in structure.units:
         weights = {id(w): w for w in (model.get_parameter(f"{n}.weight") for n in unit.names)}
         size = sum(w.nbytes for w in weights.values())
-        shape = list(next(iter(weights.values())).shape)
-        units.append({"names": unit.names, "block": unit.block, "shape": shape, "size_bytes": size})
+        shapes = list(dict.fromkeys(tuple(w.shape) for w in weights.values()))
+        units.append(
+            {"names": unit.names, "block": unit.block, "shapes": shapes, "size_bytes": size}
+        )
     tied = [
         list(unit.names)
         for unit in structure.units
@@ -88,8 +90,12 @@ def read_recipe(file: Path) -> Recipe:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: can't be read ({error})") from None
-    return Recipe.from_yaml(text, TECHNIQUES)
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: can't be read: {why}") from None
+    try:
+        return Recipe.from_yaml(text, TECHNIQUES)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def write_recipe_run(
@@ -183,7 +189,7 @@ def evaluate_facts(
 ) -> dict[str, Any]:
     """Quality on the test documents, and against a reference if there is one."""
     source = open_model(name, base)
-    original = open_source(reference) if reference else source
+    original = open_model(reference, base) if reference else source
     model = source.open()
     task = make_task(original, model, data, None, seed, max_tokens)
     metric, batches = task.metric(), task.splits.test

@@ -94,7 +94,7 @@ def test_no_data_is_warned_of_with_the_count_needed(
 ) -> None:
     found = layers(Detour(), Recipe.of(technique), None)
     assert all("without data: none was given" in record.reason for record in found.values())
-    assert "3 layers are packed without calibration data" in caplog.text
+    assert "3 layers packed without calibration data" in caplog.text
     assert "about 256 tokens" in caplog.text
 
 
@@ -102,7 +102,9 @@ def test_too_little_data_is_warned_of_with_the_count_needed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     layers(Detour(), Recipe((Step(tauten.GPTQ(4, 16), "used"),)), [torch.randn(255, 32)])
-    assert "used 255: their calibration is partly chance; about 256 tokens" in caplog.text
+    assert (
+        "the layer 'used' only 255: their calibration is partly chance; about 256 w" in caplog.text
+    )
     caplog.clear()
     layers(Detour(), Recipe((Step(tauten.GPTQ(4, 16), "used"),)), [torch.randn(256, 32)])
     assert not caplog.text

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from tauten.core.errors import InputError
+from tauten.core.inputs import LayerInputs
 from tauten.formats.integer import IntegerWeight
 from tauten.quantization import RTN
+
+CLIPS = ("mse", "importance")
 
 
 def q4_1_weight(seed: int) -> torch.Tensor:
@@ -47,6 +50,35 @@ def test_an_offset_beats_symmetry_and_small_groups_beat_large(bits: int) -> None
 
     assert error(RTN(bits, 64, "float")) < error(RTN(bits, 64, "none"))
     assert error(RTN(bits, 32)) < error(RTN(bits, 128)) < error(RTN(bits, 0))
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("zero", ["none", "integer", "float"])
+def test_importance_serves_strong_inputs_at_the_cost_of_others(bits: int, zero: str) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    weight, x = (torch.randn(n, 96, generator=generator) for n in (24, 2000))
+    x[:, ::16] *= 20
+    inputs = LayerInputs(x.t() @ x / 2000, 2000)
+    assert RTN(bits, 32, zero, "importance").looks_at_inputs and not RTN().looks_at_inputs
+    plain = RTN(bits, 32, zero).encode(weight, inputs).dequantize() - weight
+    ours = RTN(bits, 32, zero, "importance").encode(weight, inputs).dequantize() - weight
+    assert (ours @ x.t()).norm() < 0.9 * (plain @ x.t()).norm()
+    assert ours.norm() > plain.norm()
+
+
+def test_without_data_large_weights_count_more() -> None:
+    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(0)) ** 3
+    squares = weight.square()
+    counts = squares + squares.mean(1, keepdim=True)
+    plain, ours = (RTN(3, 32, clip=clip).encode(weight).dequantize() for clip in CLIPS)
+    assert (counts * (ours - weight) ** 2).sum() < (counts * (plain - weight) ** 2).sum()
+
+
+@pytest.mark.parametrize("size", [41, 1000, 10**9])
+def test_a_group_beyond_the_row_is_the_row(size: int) -> None:
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    whole = RTN(4, 0, "integer").encode(weight)
+    assert torch.equal(RTN(4, size, "integer").encode(weight).dequantize(), whole.dequantize())
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def inspect_facts() -> dict[str, Any]:
         {
             "names": ["model.embed_tokens", "lm_head"],
             "block": "",
-            "shape": [VOCABULARY, HIDDEN],
+            "shapes": [[VOCABULARY, HIDDEN]],
             "size_bytes": size,
         }
     ]
@@ -74,7 +74,7 @@ def inspect_facts() -> dict[str, Any]:
             names = [f"{prefix}.{name}" for name in members]
             size = sum(2 * rows * columns for rows, columns in map(_SHAPES.__getitem__, members))
             units.append(
-                {"names": names, "block": prefix, "shape": _SHAPES[first], "size_bytes": size}
+                {"names": names, "block": prefix, "shapes": [_SHAPES[first]], "size_bytes": size}
             )
     return {
         "name": "SmolLM2-135M-Instruct",

@@ -116,14 +116,14 @@ def test_inspect_collapses_equal_blocks(inspect_facts: Facts) -> None:
 
 
 def test_inspect_keeps_blocks_apart_that_differ(inspect_facts: Facts) -> None:
-    inspect_facts["units"][1]["shape"] = [600, 576]
+    inspect_facts["units"][1]["shapes"] = [[600, 576]]
     text = _inspect(inspect_facts)
     assert "model.layers.0\n" in "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
     assert "29 x model.layers.1-29" in text
 
 
 def test_inspect_of_a_plain_module(inspect_facts: Facts) -> None:
-    unit = {"names": ["0"], "block": "", "shape": [20, 10], "size_bytes": 800}
+    unit = {"names": ["0"], "block": "", "shapes": [[20, 10]], "size_bytes": 800}
     inspect_facts.update(blocks=[], units=[unit], tied=[], notes=[], architecture=None)
     text = _inspect(inspect_facts)
     assert "0 blocks, 1 unit" in text

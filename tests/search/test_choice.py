@@ -8,6 +8,7 @@ import torch
 from tiny_models import tiny_llama, tiny_mlp
 
 import tauten
+from tauten.api import quantization_technique
 from tauten.core.recipe import Recipe
 from tauten.models.packing import packed_modules
 from tauten.models.source import open_source
@@ -69,5 +70,47 @@ def test_quantize_applies_the_choice_and_the_log_says_which(
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(tauten.InputError, match="gptq"):
         tauten.quantize(tiny_mlp(), bits=4, technique="gtpq")
-    with pytest.raises(tauten.InputError, match="no knob 'bits'"):
-        tauten.quantize(tiny_mlp(), bits=4, technique="int8")
+
+
+@pytest.mark.parametrize(("name", "own"), [("int8", 8), ("binary", 1), ("ternary", 1.6)])
+def test_bits_of_a_technique_that_has_no_other_are_its_own(name: str, own: float) -> None:
+    assert quantization_technique(name, None, None) == quantization_technique(name, own, None)
+    with pytest.raises(tauten.InputError, match=f"{name} has {own} bits a weight"):
+        quantization_technique(name, 4, None)
+
+
+@pytest.mark.parametrize("bits", [0, 9, 2.5, "three", True])
+def test_bits_out_of_range_are_refused(bits: Any) -> None:
+    with pytest.raises(tauten.InputError, match=r"bits=.*: expected an integer from 1 to 8"):
+        tauten.quantize(tiny_mlp(), bits)
+
+
+@pytest.mark.parametrize("technique", [5, ["gptq"], tauten.GPTQ])
+def test_what_is_no_technique_is_refused(technique: Any) -> None:
+    with pytest.raises(tauten.InputError, match=r"technique is .*: expected a name, an instance"):
+        tauten.quantize(tiny_mlp(), technique=technique)
+
+
+def test_a_recipe_quantizes_and_data_that_it_passes_over_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, data = tiny_mlp(), list(torch.randn(300, 32).split(50))
+    recipe = tauten.Recipe.of(tauten.RTN(4))
+    packed = tauten.quantize(model, technique=recipe, data=data)
+    assert "data isn't used: rtn(bits=4) doesn't look at any" in caplog.text
+    expected = tauten.quantize(model, technique=tauten.RTN(4))
+    assert torch.equal(packed(data[0]), expected(data[0]))
+
+
+def test_time_that_is_too_short_for_calibration_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    data = list(torch.randn(300, 32).split(50))
+    tauten.quantize(tiny_mlp(), 4, data=data, max_time_s=1e-9)
+    assert "rounded to nearest without data" in caplog.text
+    with pytest.raises(tauten.InputError, match="max_time_s=0"):
+        tauten.quantize(tiny_mlp(), 4, data=data, max_time_s=0)
+
+
+def test_data_that_the_model_cant_take_is_named() -> None:
+    data = list(torch.randn(300, 31).split(50))
+    with pytest.raises(tauten.InputError, match="can't be called with batch 1 of the calibration"):
+        tauten.quantize(tiny_mlp(), 4, data=data)

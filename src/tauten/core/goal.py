@@ -72,15 +72,18 @@ class Goal:
             if value == 0 and field.name != "max_drop":
                 raise GoalError(f"{field.name}=0: no model can meet it; give a positive limit")
         if self.max_drop is not None and self.max_drop >= 10:
-            raise GoalError(f"max_drop={self.max_drop}: is a ratio; write 0.02 or '2%' for 2%")
+            raise GoalError(f"max_drop={self.max_drop}: is a ratio; write 0.02 for 2%")
 
 
 def parse_ratio(text: str) -> float:
-    """Read '2%' or '0.02' as 0.02."""
+    """Read '2%' or '0.02' as 0.02; a bare '2' may be meant as either, and is refused."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*(%?)\s*", text)
     if not match:
         raise GoalError(f"{text!r} isn't a ratio: write 2% or 0.02")
-    return _number(match[1], text) / (100 if match[2] else 1)
+    ratio = _number(match[1], text) / (100 if match[2] else 1)
+    if ratio >= 1 and not match[2]:
+        raise GoalError(f"{text!r}: write {ratio:g}% or, for that many times, {100 * ratio:g}%")
+    return ratio
 
 
 def parse_bytes(text: str, original_bytes: int | None = None) -> int:
@@ -101,7 +104,7 @@ def parse_seconds(text: str) -> float:
     """Read '20ms', '20ms/token', '0.02' or '10min' as seconds."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*(?:/\s*(?:token|call))?\s*", text)
     if not match or (match[2] or "s") not in _TIME_UNITS:
-        raise GoalError(f"{text!r} isn't a time: write 20ms, 20ms/token or 0.5s")
+        raise GoalError(f"{text!r} isn't a time: write 20ms, 20ms/token, 0.5s or 20min")
     return _number(match[1], text) * _TIME_UNITS[match[2] or "s"]
 
 

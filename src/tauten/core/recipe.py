@@ -36,6 +36,10 @@ class Step:
     where: str = "*"
     layers: tuple[tuple[str, Technique], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.where, str):
+            raise InputError(f"where={self.where!r}: expected a pattern of names, such as '*mlp*'")
+
     @property
     def place(self) -> str:
         """The layers it is for, in few words."""
@@ -137,6 +141,14 @@ class Recipe:
         blind = not any(step.technique.looks_at_inputs for step in self.steps)
         return bool(self.steps) and alone and (self.apart or blind)
 
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether data that it is applied with makes a difference."""
+        techniques = [step.technique for step in self.steps]
+        blind = all(isinstance(t, WeightTechnique) and not t.looks_at_inputs for t in techniques)
+        shared = any(getattr(t, "allocation", "") == "sensitivity" for t in techniques)
+        return shared or not blind
+
     @classmethod
     def of(cls, *techniques: Technique, entropy_coding: bool = False) -> "Recipe":
         """Each technique on every layer."""
@@ -208,7 +220,9 @@ class Recipe:
         try:
             data, lines = yaml.safe_load(text), _lines_of_steps(yaml.compose(text, yaml.SafeLoader))
         except yaml.YAMLError as error:
-            raise InputError(f"recipe: not YAML: {error}") from error
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+            place = "" if mark is None else f"line {mark.line + 1}: "
+            raise InputError(f"recipe: {place}not YAML: {problem}") from error
         try:
             return cls.from_dict(data, known)
         except InputError as error:

@@ -19,11 +19,13 @@ class Technique(ABC):
         name: The word that recipes and the command line use.
         pillar: The call it belongs to: quantize, compress, parallelize or distribute.
         caution: What to know before the result is used; the report says it. Empty for most.
+        own_bits: Of a weight, where these are no knob of a quantization technique.
     """
 
     name: ClassVar[str]
     pillar: ClassVar[str]
     caution: ClassVar[str] = ""
+    own_bits: ClassVar[float | None] = None
 
     @property
     def looks_at_inputs(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tauten.core.errors import InputError
+from tauten.core.figures import plural
 
 T = TypeVar("T")
 SHARES = (0.2, 0.4, 0.4)
@@ -38,8 +39,8 @@ def split(examples: Sequence[T], names: Sequence[str], seed: int = 0) -> Splits[
     """
     if len(examples) < FEWEST * 3:
         raise InputError(
-            f"{len(examples)} documents are too few to tune and certify on; "
-            f"pass at least {FEWEST * 3}, better 100"
+            f"the data is {plural(len(examples), 'document')}, too few to tune and certify on: "
+            f"pass at least {FEWEST * 3}, better 100 (a file, a line of JSONL or a row is one)"
         )
     order = sorted(
         range(len(examples)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.figures import plural
 from tauten.core.inputs import TOKENS_PER_FEATURE, LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
@@ -66,8 +67,8 @@ def check_reach(
     if unseen and not has_data:
         widest = max(math.prod(record.shape[1:]) for record in unseen)
         _warn(
-            f"{len(unseen)} layers are packed without calibration data: pass data=... of about "
-            f"{TOKENS_PER_FEATURE * widest} tokens",
+            f"{plural(len(unseen), 'layer')} packed without calibration data: pass some, of about "
+            f"{TOKENS_PER_FEATURE * widest:,} tokens",
             warned,
         )
         return
@@ -84,10 +85,12 @@ def check_reach(
             _warn(f"{record.name}: {record.reason}", warned)
     if scarce:
         name = min(scarce, key=lambda n: scarce[n].tokens / len(scarce[n].moment))
+        widest = max(len(inputs.moment) for inputs in scarce.values())
         _warn(
-            f"{len(scarce)} layers saw few tokens, {name} {scarce[name].tokens}: their calibration "
-            f"is partly chance; about {TOKENS_PER_FEATURE * len(scarce[name].moment)} tokens would "
-            f"do, {TOKENS_PER_FEATURE} for each input feature",
+            f"{plural(len(scarce), 'layer')} saw few tokens (or rows), the layer {name!r} only "
+            f"{scarce[name].tokens}: their calibration is partly chance; about "
+            f"{TOKENS_PER_FEATURE * widest:,} would do for all that see each of them, "
+            f"{TOKENS_PER_FEATURE} for each input feature",
             warned,
         )
 

@@ -158,13 +158,19 @@ def factory_source(text: str) -> Source:
     module_name, _, attribute = text.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    try:
+    try:  # a user's code may raise anything
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise InputError(
             f"{text}: can't import it ({error}); expected package.module:factory"
         ) from error
-    model = factory() if callable(factory) else factory
+    try:
+        model = factory() if callable(factory) else factory
+    except Exception as error:
+        raise InputError(
+            f"{text} raised {type(error).__name__}: {error}; expected a function that needs no "
+            "arguments and returns an nn.Module"
+        ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{text} returned a {type(model).__name__}; expected an nn.Module")
     return module_source(model, text, "factory")

@@ -40,6 +40,7 @@ class Binary(CalibratedTechnique):
 
     name = "binary"
     pillar = "quantize"
+    own_bits = 1
     caution = "at 1 bit a model needs distillation before its answers are useful"
 
     group_size: int = 64

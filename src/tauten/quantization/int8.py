@@ -35,6 +35,7 @@ class Int8(WeightTechnique):
 
     name = "int8"
     pillar = "quantize"
+    own_bits = 8
 
     group_size: int = 32
     clip: str = "mse"

@@ -39,6 +39,7 @@ class SmoothQuant(ScalingTechnique):
 
     name = "smoothquant"
     pillar = "quantize"
+    own_bits = 8
 
     strength: float | None = None
     group_size: int = 32

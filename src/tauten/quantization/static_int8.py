@@ -36,6 +36,7 @@ class StaticInt8(CalibratedTechnique):
 
     name = "static_int8"
     pillar = "quantize"
+    own_bits = 8
 
     observer: str = "mse"
     percentile: float = 0.9999

@@ -36,6 +36,7 @@ class Ternary(CalibratedTechnique):
 
     name = "ternary"
     pillar = "quantize"
+    own_bits = 1.6
     caution = "at 1.6 bits a model needs distillation before its answers are useful"
 
     group_size: int = 64

@@ -174,7 +174,8 @@ def bound_sentence(drop: Facts, limit: float | None) -> str:
     if not is_number(high):
         return "Nothing bounds the loss: the measurement isn't finite."
     if high < 0:
-        claim = f"With 95% confidence it is better than the original by {format_percent(-high)}"
+        better = format_percent(-high)
+        claim = f"With 95% confidence it is better than the original by at least {better}"
     else:
         claim = f"With 95% confidence the loss is below {format_percent(high)}"
     if limit is None:

@@ -13,6 +13,7 @@ from tauten.core.figures import (
     format_bytes,
     format_count,
     format_percent,
+    format_shape,
     plural,
 )
 from tauten.report.facts import badge, goal_lines, next_steps, shaping_lines, splits
@@ -173,7 +174,7 @@ def _unit_table(
     for unit in units:
         share = times * unit["size_bytes"] / total if total else 0.0
         names = _short_names([name.removeprefix(prefix) for name in unit["names"]])
-        shape = " x ".join(map(str, unit["shape"]))
+        shape = ", ".join(map(format_shape, unit["shapes"]))
         cells = (names, shape, format_bytes(unit["size_bytes"]), format_percent(share))
         table.add_row(*(Text(cell) for cell in cells))
     return table
@@ -195,7 +196,7 @@ def _alike(
     for block in blocks:
         members = [unit for unit in units if unit["block"] == block]
         key = tuple(
-            (tuple(name.removeprefix(block) for name in u["names"]), tuple(u["shape"]))
+            (tuple(name.removeprefix(block) for name in u["names"]), tuple(map(tuple, u["shapes"])))
             for u in members
         )
         groups.setdefault(key, ([], members))[0].append(block)

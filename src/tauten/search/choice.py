@@ -54,7 +54,9 @@ def choose_recipe(
     if group_size is not None:
         knobs["group_size"] = group_size
     if not has_data:
-        return _say("there is no data to calibrate on", Step(_best(**knobs), where))
+        best = _best(**knobs)
+        best = _nearest(**knobs) if isinstance(best, GPTQ) else best
+        return _say("there is no data to calibrate on", Step(best, where))
     model = source.skeleton()
     weights = sum(p.numel() for p in model.parameters())
     pass_s = 2 * weights * CALIBRATION_TOKENS / operations_per_s()

@@ -13,6 +13,7 @@ from tauten.evaluation.formats import FormatTime, example_inputs, layer_name, ti
 from tauten.formats.sparse import SparseWeight
 from tauten.models.loader import Loader
 from tauten.models.packing import packed_modules, unpacked_layer
+from tauten.runtime.kernels import memory_bytes
 from tauten.runtime.modules import PackedConv, PackedLinear, PackedModule
 from tauten.search.candidate import Candidate
 from tauten.search.speed import Revert
@@ -67,7 +68,7 @@ def slow_pruned_layers(model: nn.Module, loader: Loader | None = None) -> Dense:
         if time.ratio > 1:
             names += [name for name, _ in members]
             reverts.append(Revert(time, WRITTEN_OUT).facts())
-            more_bytes += sum(_dense_bytes(m) - m.packed.size_bytes for _, m in members)
+            more_bytes += sum(_dense_bytes(m) - memory_bytes(m.packed) for _, m in members)
     return Dense(tuple(names), tuple(reverts), more_bytes)
 
 

@@ -20,7 +20,6 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
-from tauten.core.technique import Technique, WeightTechnique
 from tauten.core.version import __version__
 from tauten.data.calibration import calibration_batches, load_calibration, load_training
 from tauten.data.windows import TokenBatch
@@ -214,8 +213,13 @@ def _read(
 ) -> tuple[list[CalibrationBatch], Iterable[CalibrationBatch]]:
     """A few batches to calibrate on, and all of them if a technique of the recipe wants that."""
     if data is None:
+        if recipe.split is not None:
+            raise InputError(
+                "this recipe looked at data: pass the same data, or other weights come out; for "
+                "those leave out its split"
+            )
         return [], []
-    if not any(_looks_at_data(step.technique) for step in recipe.steps):
+    if not recipe.looks_at_data:
         _log.warning("data isn't used: %s doesn't look at any", recipe)
     if isinstance(data, Iterator):
         data = list(data)  # it can be read once only
@@ -228,12 +232,6 @@ def _read(
     if not any(technique.wants_all_data for technique in trained_by(recipe)):
         return calibration, calibration
     return calibration, load_training(source, skeleton, data)
-
-
-def _looks_at_data(technique: Technique) -> bool:
-    if not isinstance(technique, WeightTechnique):
-        return True
-    return technique.looks_at_inputs or getattr(technique, "allocation", "") == "sensitivity"
 
 
 def check_time(limit_s: float, least: Forecast) -> None:

@@ -38,7 +38,7 @@ def fit_grid(
     Returns:
         scale (out, groups), and the zero as `IntegerWeight.encode` takes it.
     """
-    size = group_size or matrix.shape[1]
+    size = min(group_size or matrix.shape[1], matrix.shape[1])
     cells = _edge_padded(matrix.float(), size)  # (out, groups, size)
     low, high = cells.amin(-1), cells.amax(-1)
     middle = cells.mean(-1) if zero == "float" else torch.zeros_like(low)

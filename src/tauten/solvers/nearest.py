@@ -13,16 +13,25 @@ CHUNK_WEIGHTS = 2**20  # rows worked on at once, so that temporaries stay small
 
 
 def round_to_nearest(
-    weight: Tensor, bits: int, group_size: int, zero: str, clip: str
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    zero: str,
+    clip: str,
+    importance: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> IntegerWeight:
     """Fit a grid to each group of columns and round to it; arguments as in `fit_grid`.
 
     Args:
         weight: (out, in, ...) floating.
+        importance: (in,), or a function of some rows (n, in) that gives it for each of them.
     """
-    return round_by_rows(
-        weight, bits, group_size, lambda rows: fit_grid(rows, bits, group_size, zero, clip)
-    )
+
+    def fit(rows: Tensor) -> Grid:
+        weights = importance(rows) if callable(importance) else importance
+        return fit_grid(rows, bits, group_size, zero, clip, weights)
+
+    return round_by_rows(weight, bits, group_size, fit)
 
 
 def round_by_rows(
