@@ -264,6 +264,15 @@ def test_bad_tensors_raise_before_native_code(corruption: str) -> None:
         torch.ops.tauten.integer_linear(*arguments)
 
 
+@pytest.mark.parametrize("columns", [69, 71, 96])
+def test_other_columns_raise_also_where_padding_would_hide_them(columns: int) -> None:
+    weight = random_weight((20, 70))
+    for _ in range(2):  # by rows, then interleaved
+        with pytest.raises(InputError, match=r"expected \(..., 70\)"):
+            kernels.linear(torch.randn(3, columns), weight)
+        kernels.linear(torch.randn(3, 70), weight)
+
+
 def test_bad_names_raise() -> None:
     assert NATIVE is not None
     with pytest.raises(InputError):

@@ -94,7 +94,7 @@ def test_what_is_no_technique_is_refused(technique: Any) -> None:
 def test_a_recipe_quantizes_and_data_that_it_passes_over_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model, data = tiny_mlp(), list(torch.randn(300, 32).split(50))
+    model, data = tiny_mlp(), list(torch.randn(300, 10).split(50))
     recipe = tauten.Recipe.of(tauten.RTN(4))
     packed = tauten.quantize(model, technique=recipe, data=data)
     assert "data isn't used: rtn(bits=4) doesn't look at any" in caplog.text
@@ -103,7 +103,7 @@ def test_a_recipe_quantizes_and_data_that_it_passes_over_is_told(
 
 
 def test_time_that_is_too_short_for_calibration_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    data = list(torch.randn(300, 32).split(50))
+    data = list(torch.randn(300, 10).split(50))
     tauten.quantize(tiny_mlp(), 4, data=data, max_time_s=1e-9)
     assert "rounded to nearest without data" in caplog.text
     with pytest.raises(tauten.InputError, match="max_time_s=0"):
@@ -111,6 +111,6 @@ def test_time_that_is_too_short_for_calibration_is_told(caplog: pytest.LogCaptur
 
 
 def test_data_that_the_model_cant_take_is_named() -> None:
-    data = list(torch.randn(300, 31).split(50))
+    data = list(torch.randn(300, 9).split(50))
     with pytest.raises(tauten.InputError, match="can't be called with batch 1 of the calibration"):
         tauten.quantize(tiny_mlp(), 4, data=data)

@@ -46,10 +46,13 @@ def linear(
     Returns:
         (..., out) in the dtype of x.
     Raises:
-        InputError: The activation is unknown or lacks its step, or x and the weight lie on
-            different devices.
+        InputError: The activation is unknown or lacks its step, x has other columns than the
+            weight, or lies on another device.
     """
     _check_activation(activation, step)
+    columns = weight.in_features
+    if x.shape[-1:] != (columns,):  # codes are padded, so that the ops wouldn't notice
+        raise InputError(f"x of shape {tuple(x.shape)}: expected (..., {columns})")
     if isinstance(weight, SumWeight):
         first = linear(x, weight.first, bias, activation, step)
         return first + linear(x, weight.second, None, activation, step)
