@@ -112,6 +112,12 @@ def test_entropy_coding_is_smaller_and_replays(llama_folder: Path, tmp_path: Pat
         (("optimize", "MODEL", "--data", "missing.txt"), "no such file or folder"),
         (("report", "MODEL"), "pass a folder that Tauten wrote"),
         (("quantize", "MODEL", "-o", "taken"), "exists"),
+        (("quantize", "MODEL", "-o", "."), "exists"),
+        (("quantize", "MODEL", "--workers", "0", "-o", "new"), "workers=0"),
+        (("quantize", "MODEL", "--bits", "8", "--technique", "binary", "-o", "new"), "has 1 bits"),
+        (("compress", "MODEL", "--technique", "prune_depth", "-o", "new"), "pass data"),
+        (("quantize", "os.path:join", "-o", "new"), "os.path:join raised TypeError"),
+        (("optimize", "MODEL", "--max-drop", "2"), "write 2% or"),
         (("apply", "MODEL/config.json", "MODEL"), "expected a mapping with a list of steps"),
     ],
 )
