@@ -169,7 +169,14 @@ def optimize(
 @command
 def quantize(
     model: Model,
-    bits: Annotated[int, typer.Option(help="Bits a weight, 1 to 8.", min=1, max=8)] = 8,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits a weight, 1 to 8; by default 8, or those of a technique that is named.",
+            min=1,
+            max=8,
+        ),
+    ] = None,
     group_size: Annotated[
         int | None, typer.Option(help="Columns that share a scale; 0 for one a row.", min=0)
     ] = None,

@@ -117,7 +117,7 @@ def write_recipe_run(
 
 def write_quantized(
     model: str,
-    wanted: tuple[int, int | None, str | None],
+    wanted: tuple[int | None, int | None, str | None],
     data: str | None,
     time: str | None,
     out: Path,
