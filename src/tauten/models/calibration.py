@@ -293,17 +293,11 @@ def _called_with(number: int) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(_unfit(number, error)) from error
-    except ValueError as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(_unfit(number, error)) from error
-
-
-def _unfit(number: int, error: Exception) -> str:
-    words = str(error).strip().splitlines() or [type(error).__name__]
-    return (
-        f"the model can't be called with batch {number} of the calibration data: {words[0]}; pass "
-        "batches of what the model is called with"
-    )
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the model can't be called with batch {number} of the calibration data: {words[0]}; "
+            "pass batches of what the model is called with"
+        ) from error

@@ -60,11 +60,13 @@ class Proposals:
 
     def _within_size(self, measured: Sequence[Measured]) -> Tensor | None:
         """Least loss in the bytes that the goal leaves for packed weights."""
-        budgets = (self._goal.max_size_bytes, self._goal.max_memory_bytes)
-        budget = min(b for b in budgets if b is not None)
-        last = measured[-1]  # a file holds more than packed weights
-        budget -= last.measurement.size_bytes - self._table.size(last.chosen)
-        return self._table.within_size(budget)
+        last = measured[-1]  # a file holds more than packed weights, and memory more than a file
+        costs = (
+            (self._goal.max_size_bytes, last.measurement.size_bytes),
+            (self._goal.max_memory_bytes, last.measurement.memory_bytes),
+        )
+        left = min(limit - cost for limit, cost in costs if limit is not None)
+        return self._table.within_size(left + self._table.size(last.chosen))
 
     def _within_drop(self, measured: Sequence[Measured], limit: float) -> Tensor | None:
         """Fewest bytes at the loss that is likely to come to the limit."""
