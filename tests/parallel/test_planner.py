@@ -91,7 +91,7 @@ def test_the_fastest_of_the_best_three_is_taken(monkeypatch: pytest.MonkeyPatch)
 def test_one_worker_is_kept_where_splitting_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_with(monkeypatch, {DATA: 1.4, TENSOR: 1.6})
     assert plan.layout == ONE
-    assert "doesn't pay: 1000.0 ms" in plan.reason and "1400.0 ms with data 2" in plan.reason
+    assert "doesn't pay: 1.00 s" in plan.reason and "1.40 s with data 2" in plan.reason
 
 
 def test_layouts_that_compute_something_else_or_die_are_refused(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError
-from tauten.core.figures import format_bytes
+from tauten.core.figures import format_bytes, format_seconds
 from tauten.core.progress import track
 from tauten.models.packing import packed_modules
 from tauten.parallel.cost_model import Division, Links, call_s, stage_ends
@@ -190,21 +190,22 @@ class Planner:
         single = [option for option in able if option.layout.workers == 1]
         one = min(single, key=self._rank, default=None)
         if one is None:
-            return best, f"one worker can't hold it; {best.layout} takes {_ms(best)} a call"
+            return best, f"one worker can't hold it; {best.layout} takes {_took(best)} a call"
         if self._task.goal == "memory":
             beside = f"{format_bytes(best.memory_bytes)} of weights in the fullest worker"
             return best, f"{beside}, of {format_bytes(one.memory_bytes)} in one"
         assert best.measured_s is not None and one.measured_s is not None, "they are able"
         if best.layout.workers > 1 and best.measured_s < (1 - _LEAST_GAIN) * one.measured_s:
             gain = one.measured_s / best.measured_s
-            return best, f"{_ms(best)} a call, {_ms(one)} on one worker: {gain:.2f} times as fast"
+            times = f"{_took(best)} a call, {_took(one)} on one worker"
+            return best, f"{times}: {gain:.2f} times as fast"
         others = [option for option in able if option.layout.workers > 1]
         if not others:
-            return one, f"{_ms(one)} a call; no split was predicted to come near"
+            return one, f"{_took(one)} a call; no split was predicted to come near"
         rival = min(others, key=self._rank)
         return one, (
-            f"splitting doesn't pay: {_ms(one)} a call on {one.layout}, "
-            f"{_ms(rival)} with {rival.layout}"
+            f"splitting doesn't pay: {_took(one)} a call on {one.layout}, "
+            f"{_took(rival)} with {rival.layout}"
         )
 
     def _rank(self, option: Option) -> tuple[Any, ...]:
@@ -235,5 +236,5 @@ def _dealt_out(model: nn.Module, plan: TensorPlan) -> float:
     return sum(size for name, size in sizes.items() if name in cut) / total if total else 0.0
 
 
-def _ms(option: Option) -> str:
-    return f"{1e3 * (option.measured_s or 0):.1f} ms"
+def _took(option: Option) -> str:
+    return format_seconds(option.measured_s or 0.0)
