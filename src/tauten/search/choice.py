@@ -54,9 +54,7 @@ def choose_recipe(
     if group_size is not None:
         knobs["group_size"] = group_size
     if not has_data:
-        best = _best(**knobs)
-        best = _nearest(**knobs) if isinstance(best, GPTQ) else best
-        return _say("there is no data to calibrate on", Step(best, where))
+        return _say("there is no data to calibrate on", Step(_best(False, **knobs), where))
     model = source.skeleton()
     weights = sum(p.numel() for p in model.parameters())
     pass_s = 2 * weights * CALIBRATION_TOKENS / operations_per_s()
@@ -69,7 +67,7 @@ def choose_recipe(
             CALIBRATION_PASSES * pass_s,
         )
         return _say("calibration would take too long", Step(_nearest(**knobs), where))
-    step = Step(_best(**knobs), where)
+    step = Step(_best(True, **knobs), where)
     if knobs["bits"] > MOST_TUNED_BITS:
         return _say("data is at hand; tuning wins only at fewer bits", step)
     if not is_language_model(model):
@@ -81,20 +79,18 @@ def choose_recipe(
     return _say("data, memory and time are at hand", step, Step(TuneScales()))
 
 
-def _nearest(bits: int, group_size: int | None = None) -> WeightTechnique:
+def _nearest(bits: int, **grouped: Any) -> WeightTechnique:
     """What takes least time."""
-    grouped: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
     return Binary(**grouped) if bits == 1 else RTN(bits, **grouped)
 
 
-def _best(bits: int, group_size: int | None = None) -> WeightTechnique:
-    """What loses least for its bytes, those of integer groups of 64, with data or without."""
-    grouped: dict[str, Any] = {} if group_size is None else {"group_size": group_size}
-    if bits == 1:
-        return Binary(**grouped)
-    if group_size is None or (group_size and not KQuant.superblock % group_size):
+def _best(has_data: bool, bits: int, **grouped: Any) -> WeightTechnique:
+    """What loses least for its bytes, those of integer groups of 64."""
+    group_size = grouped.get("group_size")
+    suits = group_size is None or (group_size and not KQuant.superblock % group_size)
+    if bits > 1 and suits:
         return KQuant(bits, **grouped)
-    return GPTQ(bits, group_size)
+    return GPTQ(bits, **grouped) if bits > 1 and has_data else _nearest(bits, **grouped)
 
 
 def _say(why: str, *steps: Step) -> Recipe:
