@@ -19,10 +19,10 @@ import tauten
 from tauten.distributed.blueprint import blueprint
 from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.start import Access, open_engine
+from tauten.parallel.benches import PoolBench
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
 from tauten.parallel.profile import fastest_s
-from tauten.parallel.start import PoolBench
 
 Row = dict[str, Any]
 ITEMS, KILLED_AT = 90, 20

@@ -11,9 +11,10 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.core.progress import progress_bars
 from tauten.faces import open_model
+from tauten.parallel.given import example_tokens
 from tauten.parallel.plan import Plan
 from tauten.parallel.replay import replay
-from tauten.parallel.start import example_tokens, start
+from tauten.parallel.start import start
 from tauten.report.plan import print_plan, print_replay
 
 

@@ -25,7 +25,7 @@ from tauten.models.observer import NothingLeft, Observer
 from tauten.models.source import shared_copy
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
-from tauten.parallel.start import Given
+from tauten.parallel.given import Given
 
 ROWS = torch.randn(40, 6, 16, generator=torch.Generator().manual_seed(0))
 
@@ -104,7 +104,7 @@ def test_weights_are_packed_as_on_one_machine(
     model = MODELS[kind][0]()
     calls, recipe = batches(kind, model), Recipe.of(technique)
     alone = packed(model, recipe, Calibration(calls))
-    shards = DistributedCalibration(engine, Given(model).parcel, calls)
+    shards = DistributedCalibration(engine, Given(model).packed()[0], calls)
     together = packed(model, recipe, shards)
     assert alone.keys() == together.keys()
     assert all(torch.equal(alone[name], together[name]) for name in alone)
@@ -113,7 +113,7 @@ def test_weights_are_packed_as_on_one_machine(
 def test_a_worker_killed_while_calibrating_is_replaced(engine: LocalEngine) -> None:
     model = MODELS["llama"][0]()
     calls, recipe = batches("llama", model), Recipe.of(tauten.GPTQ(3, 32))
-    shards = DistributedCalibration(engine, Given(model).parcel, calls)
+    shards = DistributedCalibration(engine, Given(model).packed()[0], calls)
     gather = shards.gather
 
     def killing(part: str, names: Any) -> Any:

@@ -29,9 +29,9 @@ from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.start import Access, start
 from tauten.distributed.token import RefusedError, read_token
 from tauten.distributed.wire import encode
+from tauten.parallel.benches import PoolBench
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
-from tauten.parallel.start import PoolBench
 
 TOKEN = b"0123456789abcdef0123456789abcdef"
 

@@ -11,10 +11,11 @@ from tiny_models import MODELS, tiny_llama
 
 import tauten
 from tauten.core.errors import InputError
+from tauten.parallel.benches import PoolBench
+from tauten.parallel.given import Given
 from tauten.parallel.plan import Layout
 from tauten.parallel.pool import Pool
 from tauten.parallel.rows import cut_rows, even_sizes, join_rows
-from tauten.parallel.start import Given, PoolBench
 
 TWO = Layout(data=2)
 TOKENS = torch.arange(7 * 12).view(7, 12) * 5 % 256
@@ -105,7 +106,7 @@ def test_map_of_a_plain_model() -> None:
 def test_closed_workers_are_explained() -> None:
     with laid_out(Parts(), TWO) as parallel:
         pass
-    with pytest.raises(InputError, match="call parallelize again"):
+    with pytest.raises(InputError, match="call parallelize or distribute again"):
         parallel(torch.randn(2, 4))
 
 
@@ -129,7 +130,7 @@ def test_fewer_calls_than_copies_after_a_map_was_left() -> None:
 
 
 def test_a_layout_that_fails_to_load_leaves_the_pool_usable() -> None:
-    bench = PoolBench(Pool((given := Given(tiny_llama())).parcel, given.folder))
+    bench = PoolBench(Pool(*Given(tiny_llama()).packed()))
     try:
         with pytest.raises(InputError, match="at most 2"):
             bench.load(Layout(tensor=3, data=2), (), None)

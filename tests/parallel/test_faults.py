@@ -1,4 +1,4 @@
-"""Workers that die, scripts without a guard, and what is left after the end of a process."""
+"""Workers that die, models that can't be sent, and what is left after the end of a process."""
 
 import contextlib
 import os
@@ -22,12 +22,6 @@ from tauten.core.errors import InputError, WorkerError
 from tauten.parallel.plan import Layout
 
 TWO = Layout(data=2)
-NO_GUARD = """
-import tauten, torch
-class Net(torch.nn.Linear):
-    pass
-tauten.parallelize(Net(3, 3), workers=2, mode="data")
-"""
 ENDS_TWICE = """
 import signal, tauten, torch, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -114,24 +108,36 @@ def test_a_worker_that_keeps_dying_is_an_error_with_its_last_words() -> None:
         assert torch.equal(parallel(x), 2 * x)
 
 
-def test_models_that_no_other_process_can_make_are_refused() -> None:
-    class Local(nn.Linear):
-        pass
+def test_what_cannot_be_sent_runs_in_this_process_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Held(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.lock = threading.Lock()
 
-    for model in (Local(3, 3), nn.Linear(3, 3)):
-        model.function = lambda x: x
-        with pytest.raises(InputError, match="at the top of a module"):
-            tauten.parallelize(model, workers=2, mode="data")
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with self.lock:
+                return super().forward(x) * (2 if self.training else 1)
 
-
-def test_a_missing_guard_is_explained(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(NO_GUARD)
-    process = run_python(script)
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    last = errors.strip().splitlines()[-1]
-    assert "if __name__ == '__main__':" in last and "InputError" in last
+    model, x = nn.Sequential(Held(), nn.Linear(3, 2)), torch.randn(4, 3)
+    model.eval()
+    expected = model(x)
+    model.train()
+    for on_workers in (
+        tauten.parallelize(model, x, workers=2),
+        tauten.parallelize(model, workers=2, mode="data"),
+        tauten.distribute(model, workers=2),
+    ):
+        caplog.clear()
+        with on_workers:
+            assert torch.equal(on_workers(x), expected)
+            assert [y.shape for y in on_workers.map([x, x[:1]])] == [(4, 2), (1, 2)]
+        assert all(module.training for module in model.modules())
+    (said,) = (record.message for record in caplog.records)
+    assert "0.lock" in said and said.endswith("it runs in this process")
+    with pytest.raises(InputError, match=r"0\.lock"):
+        tauten.parallelize(model, workers=2, train=True)
 
 
 def test_nothing_is_left_after_ctrl_c_or_a_kill() -> None:

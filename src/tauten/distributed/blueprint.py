@@ -56,12 +56,15 @@ def blueprint(model: Any, shared_folders: bool) -> dict[str, Any]:
     return {"files": _files(path)}
 
 
-def open_model(model: Parcel | dict[str, Any]) -> nn.Module:
+def open_model(model: Any) -> Any:
     """Open a model in a worker, ready to be called.
 
     Args:
-        model: From this machine, or what `blueprint` made on another.
+        model: From this machine, or what `blueprint` made on another; or a model that stays in
+            its process, as it is.
     """
+    if not isinstance(model, Parcel | dict):
+        return model
     if isinstance(model, Parcel):
         opened = model.open()
         opened.load()

@@ -25,10 +25,10 @@ class Inference:
 
     def __init__(self, model: Any):
         self._device = own_device()
-        self._model: Any = open_model(model).to(self._device)
+        self._model: Any = _opened(model, self._device)
         switch_cache_off(self._model)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, payload: Any) -> Any:
         """Outputs of a call: method, positional and keyword arguments."""
         method, args, kwargs = to_device(payload, self._device)
@@ -46,7 +46,7 @@ class Scoring:
 
     def __init__(self, model: Any, metric: Any):
         self._device = own_device()
-        self._model = open_model(model).to(self._device)
+        self._model = _opened(model, self._device)
         self._metric: Any = {"perplexity": Perplexity, "accuracy": Accuracy}.get(metric)
         self._metric = self._metric() if self._metric else UserMetric(metric)
 
@@ -56,3 +56,9 @@ class Scoring:
             return self._metric.window_scores(self._model, TokenBatch(**payload))
         scores = self._metric.scores(self._model, [to_device(payload, self._device)])
         return scores.total, scores.weight
+
+
+def _opened(model: Any, device: torch.device) -> Any:
+    """The model on this worker's device; one that stays in its process is where it was."""
+    opened = open_model(model)
+    return opened if opened is model else opened.to(device)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tauten.core.errors import InputError
-from tauten.distributed.wire import decode, encode
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.worker import Place, Runner
 
@@ -43,26 +42,15 @@ class Job:
         return opened
 
 
+@dataclass(frozen=True)
 class JobPart:
-    """A job as the processes of `tauten.parallel` load it.
+    """A job as the processes of `tauten.parallel` load it."""
 
-    It is pickled for them; its tensors go as bytes, as torch would open a socket for each.
-    """
-
-    def __init__(self, job: Job):
-        self._kind = job.kind
-        self._encoded: dict[str, bytes] = {}
-        self._others: dict[str, Any] = {}  # what only processes of this machine can be given
-        for name, value in job.settings.items():
-            try:
-                self._encoded[name] = encode(value)
-            except InputError:
-                self._others[name] = value
+    job: Job
 
     def load(self, parcel: Parcel, place: Place) -> Runner:
         """Open it; the parcel is among its settings where it needs one."""
-        settings = {name: decode(value) for name, value in self._encoded.items()}
-        opened = Job(self._kind, settings | self._others).open()
+        opened = self.job.open()
 
         def run(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return opened(args[0])

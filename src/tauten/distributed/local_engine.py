@@ -14,7 +14,6 @@ from tauten.distributed.job import Job, JobPart
 from tauten.parallel import worker as process
 from tauten.parallel.executors import device_of
 from tauten.parallel.group import Assignment, Group, WorkerEnded
-from tauten.parallel.main_guard import MainModule, check_guard, guard_is_missing, missing_guard
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.pool import pool_folder
 
@@ -30,7 +29,6 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int, threads: int):
-        check_guard()
         self._threads = threads
         self._folder = pool_folder()
         self._groups: dict[str, Group] = {}
@@ -58,14 +56,12 @@ class LocalEngine:
 
     def load(self, job: Job) -> None:
         """Start each worker, or have it open another job."""
-        parcel = next((v for v in job.settings.values() if isinstance(v, Parcel)), Parcel("job"))
-        main = MainModule.needed_by(parcel.skeleton)
         for name, group in self._groups.items():
             group.close()
             shutil.rmtree(self._folder / name)
         self._job, self._groups, self._current, self._events = job, {}, {}, []
         for name in self._names:
-            self._groups[name] = Group(self._folder / name, Parcel("job"), main)
+            self._groups[name] = Group(self._folder / name, Parcel("job"))
             self._start(name)
 
     def submit(self, worker: str, id: str, payload: Any) -> None:
@@ -135,8 +131,6 @@ class LocalEngine:
 
     def _recover(self, name: str, ended: WorkerEnded) -> None:
         """Start a worker anew, unless that has failed too often."""
-        if guard_is_missing(ended.log):
-            raise missing_guard() from None
         self._current.pop(name, None)
         self._failures[name] += 1
         self._events.append(Lost(name, ended.describe()))

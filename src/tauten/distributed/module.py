@@ -1,7 +1,7 @@
 """What `distribute` returns: a module that is called like the model."""
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sized
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +19,81 @@ from tauten.parallel.module import arguments
 from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
 
 
+class Workers:
+    """A cluster and the model for it.
+
+    Args:
+        cluster: Of workers.
+        model: For them, as `open_model` takes it.
+        release: Called when they have ended.
+    """
+
+    def __init__(self, cluster: Cluster, model: Any, release: Callable[[], Any] = lambda: None):
+        self.cluster, self.settings, self._release = cluster, {"model": model}, release
+        self.job = Job("tauten.distributed.inference:Inference", self.settings)
+
+    def close(self) -> None:
+        """End them."""
+        self.cluster.close()
+        self._release()
+
+
 class DistributedModule(ModuleOnWorkers):
     """A model that each worker of a cluster holds, called like the model, for inference.
 
     It is a context manager; `close` ends the workers.
 
+    Nothing is started on this machine before the first call.
+
     Args:
-        cluster: Closed with the module.
-        model: For workers, as `open_model` takes it.
+        starter: Starts the workers, at their first use.
         name: Of the model.
         fingerprint: Tells the model from others; called where results are kept.
         config: The model's, if it has one.
-        release: Called when it is closed.
+        closers: What ends workers that are there already.
     Attributes:
-        cluster: The workers.
         config: The model's.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
-        model: Any,
+        starter: Callable[[], Workers],
         name: str,
         fingerprint: Callable[[], str],
         config: Any = None,
-        release: Callable[[], None] = lambda: None,
+        closers: Sequence[Callable[[], Any]] = (),
     ):
         super().__init__()
-        self.cluster, self.config = cluster, config
-        self._settings, self._name, self._fingerprint = {"model": model}, name, fingerprint
-        self._job = Job("tauten.distributed.inference:Inference", self._settings)
-        self._close = weakref.finalize(self, _end, cluster, release)
+        self.config, self._name, self._fingerprint = config, name, fingerprint
+        self._starter, self._lock = starter, threading.Lock()
+        self._workers: Workers | None = None
+        self._closers.extend(closers)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The workers; they are started if they aren't yet."""
+        return (self._workers or self._started()).cluster
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's; the batch is cut among the workers by rows."""
-        self.cluster.load(self._job)
+        workers = self._started()
+        cluster, job = workers.cluster, workers.job
+        cluster.load(job)
         rows = count_rows((args, kwargs))
-        sizes = [n for n in even_sizes(rows, len(self.cluster.workers)) if n] or [0]
+        sizes = [n for n in even_sizes(rows, len(cluster.workers)) if n] or [0]
         parts = cut_rows((args, kwargs), sizes)
         calls = [("forward", *part) for part in parts]
-        return join_rows(list(self.cluster.run(self._job, calls, len(calls))), sizes)
+        return join_rows(list(cluster.run(job, calls, len(calls))), sizes)
 
     def wait_for(self, workers: int) -> None:
         """Wait until so many workers hold the model; calls begin with those that are ready."""
-        self.cluster.load(self._job, workers)
+        started = self._started()
+        started.cluster.load(started.job, workers)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one worker."""
-        return next(self.cluster.run(self._job, [("generate", args, kwargs)], 1))
+        workers = self._started()
+        return next(workers.cluster.run(workers.job, [("generate", args, kwargs)], 1))
 
     def map(self, inputs: Iterable[Any], folder: str | Path | None = None) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order, each computed whole by one worker.
@@ -84,8 +111,9 @@ class DistributedModule(ModuleOnWorkers):
         total = len(inputs) if isinstance(inputs, Sized) else None
         record = None if folder is None else Record(Path(folder), self._run_id())
         calls = (("forward", *arguments(item)) for item in inputs)
+        workers = self._started()
         with progress_bars():
-            results = self.cluster.run(self._job, calls, total, record)
+            results = workers.cluster.run(workers.job, calls, total, record)
             yield from track(results, "computing", total or 0)
 
     def evaluate(self, batches: Iterable[Any], metric: Any = "perplexity") -> float:
@@ -98,23 +126,30 @@ class DistributedModule(ModuleOnWorkers):
         Returns:
             The same number, bit for bit, as one machine computes from these batches.
         """
-        batches = list(batches)
-        job = Job("tauten.distributed.inference:Scoring", {**self._settings, "metric": metric})
+        batches, workers = list(batches), self._started()
+        settings = {**workers.settings, "metric": metric}
+        job = Job("tauten.distributed.inference:Scoring", settings)
         payloads = [vars(b) if isinstance(b, TokenBatch) else b for b in batches]
-        found = list(self.cluster.run(job, payloads, len(payloads)))
+        found = list(workers.cluster.run(job, payloads, len(payloads)))
         if metric == "perplexity":
             return Perplexity().value(Perplexity.gathered(batches, found))
         total, weight = (torch.cat(column) for column in zip(*found, strict=True))
         return Accuracy().value(Scores(total, weight))
 
     def extra_repr(self) -> str:
-        return f"{self._name} on {len(self.cluster.workers)} workers"
+        if self._workers is None:
+            return f"{self._name}, whose workers start with the first call"
+        return f"{self._name} on {len(self._workers.cluster.workers)} workers"
+
+    def _started(self) -> Workers:
+        self._check_open()
+        with self._lock:
+            if self._workers is None:
+                self._workers = self._starter()
+                if self._workers.close not in self._closers:
+                    self._closers.append(self._workers.close)
+            return self._workers
 
     def _run_id(self) -> dict[str, Any]:
         """What tells a run that goes on from another."""
         return {"version": __version__, "model": self._fingerprint()}
-
-
-def _end(cluster: Cluster, release: Callable[[], None]) -> None:
-    cluster.close()
-    release()

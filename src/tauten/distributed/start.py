@@ -1,6 +1,8 @@
 """From a model and the name of a cluster to workers that hold it."""
 
 import contextlib
+import functools
+import logging
 import os
 import shutil
 import sys
@@ -18,17 +20,24 @@ from tauten.distributed.engine import Engine
 from tauten.distributed.host_engine import SHELL, HostEngine
 from tauten.distributed.hosts import LOOPBACK, read_hosts
 from tauten.distributed.local_engine import LocalEngine
-from tauten.distributed.module import DistributedModule
+from tauten.distributed.module import DistributedModule, Workers
+from tauten.distributed.own_engine import OwnEngine
 from tauten.distributed.ray_engine import RayEngine
 from tauten.distributed.remote_pool import RemotePool
 from tauten.distributed.token import ENVIRONMENT, read_token
 from tauten.models.source import open_source
-from tauten.parallel.executors import LocalExecutor, under_torchrun
+from tauten.parallel.benches import PoolBench
+from tauten.parallel.by_value import UnsendableError
+from tauten.parallel.executors import Executor, LocalExecutor, under_torchrun
 from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
+from tauten.parallel.given import Call, Given, example_call
 from tauten.parallel.module import ParallelModule
+from tauten.parallel.plan import Plan
 from tauten.parallel.planner import Planner, Task
-from tauten.parallel.start import Given, PoolBench, cores, example_call
+from tauten.parallel.start import cores
 from tauten.parallel.start import start as start_parallel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,17 +73,34 @@ def start(
     """See `tauten.distribute`."""
     if cluster == "auto" and under_torchrun():
         return start_parallel(model, None, "auto", "data", "throughput")
-    reference, name, config, release = for_workers(model, cluster, access)
-    try:
-        engine = open_engine(cluster, workers, access)
-    except BaseException:
-        release()
-        raise
 
     def fingerprint() -> str:
         return open_source(model).fingerprint
 
-    return DistributedModule(Cluster(engine), reference, name, fingerprint, config, release)
+    if cluster is None:
+        check_cluster(cluster, workers)
+        given = Given(model)
+        starter = functools.partial(_start_here, given, workers)
+        return DistributedModule(starter, given.name, fingerprint, given.config)
+    reference, name, config, _ = for_workers(model, cluster, access)
+    remote = Workers(Cluster(open_engine(cluster, workers, access)), reference)
+    return DistributedModule(lambda: remote, name, fingerprint, config, [remote.close])
+
+
+def _start_here(given: Given, workers: int | None) -> Workers:
+    """Workers on this machine; this process alone where none can be started or given the model."""
+    if sys.platform != "linux":
+        why = f"workers are started on Linux only, and this is {sys.platform}"
+    else:
+        try:
+            reference, folder = given.packed()
+        except UnsendableError as error:
+            why = str(error)
+        else:
+            cluster = Cluster(open_engine(None, workers, Access()))
+            return Workers(cluster, reference, functools.partial(shutil.rmtree, folder, True))
+    _log.warning("%s; it runs in this process", why)
+    return Workers(Cluster(OwnEngine()), given.runnable(stream=False))
 
 
 def start_laid_out(
@@ -93,26 +119,52 @@ def start_laid_out(
     example, mode, goal = wanted
     if cluster is None or (cluster == "auto" and under_torchrun()):
         return start_parallel(model, example, workers or "auto", mode, goal)
+    check_cluster(cluster, workers)
     reference, given = blueprint(model, access.shared_folders), Given(model)
-    inputs, fits = example_call(given, example), fits_one_worker(given.model)
-    runnable, limit = given.runnable(stream=not fits), worker_limit_bytes()
-    pool: Any = RemotePool(open_engine(cluster, workers, access), reference)
-    try:
-        threads = torch.get_num_threads()
-        task = Task(given.name, runnable, fits, inputs, pool.size, threads, mode, goal, limit)
-        found = Planner(task, PoolBench(pool)).run()
-    except BaseException:
+    engine = functools.partial(open_engine, cluster, workers, access)
+    parallel = ParallelModule(RemoteStarter(given, reference, engine, mode, goal))
+    if example is not None:
+        parallel.plan(example)
+    return parallel
+
+
+@dataclass(frozen=True)
+class RemoteStarter:
+    """Lays a model out over machines; see `parallel.module.Starter`.
+
+    Attributes:
+        given: The model.
+        reference: The model as workers open it.
+        engine: Starts the workers.
+        mode, goal: As for `tauten.parallelize`.
+    """
+
+    given: Given
+    reference: Any
+    engine: Callable[[], Engine]
+    mode: str
+    goal: str
+
+    def __call__(self, call: Call | None, example: bool) -> tuple[Executor, Plan]:
+        """Plan for a call, and lay the model out."""
+        given, goal = self.given, self.goal
+        call = example_call(given, None) if call is None else call
+        fits, limit = fits_one_worker(given.model), worker_limit_bytes()
+        runnable, threads = given.runnable(stream=not fits), torch.get_num_threads()
+        pool: Any = RemotePool(self.engine(), self.reference)
+        try:
+            task = Task(
+                given.name, runnable, fits, call, pool.size, threads, self.mode, goal, limit
+            )
+            found, bench = Planner(task, PoolBench(pool)).run(), PoolBench(pool)
+            if found.layout.workers > 1:
+                bench.load(found.layout, found.ends, found.chain)
+                return bench, found
+        except BaseException:
+            pool.close()
+            raise
         pool.close()
-        raise
-    finally:
-        shutil.rmtree(given.folder, ignore_errors=True)
-    config = getattr(given.model, "config", None)
-    if found.layout.workers > 1:
-        bench = PoolBench(pool)
-        bench.load(found.layout, found.ends, found.chain)
-        return ParallelModule(bench, found, config)
-    pool.close()
-    return ParallelModule(LocalExecutor(runnable, found.layout.threads), found, config)
+        return LocalExecutor(runnable, found.layout.threads), found
 
 
 def open_engine(cluster: str | None, workers: int | None, access: Access) -> Engine:
@@ -125,22 +177,31 @@ def open_engine(cluster: str | None, workers: int | None, access: Access) -> Eng
     Raises:
         InputError: There is no such cluster.
     """
-    if workers is not None and (isinstance(workers, bool) or workers < 1):
-        raise InputError(f"workers={workers!r}: expected a number from 1 on")
+    check_cluster(cluster, workers)
     if cluster is None:
         count = workers or _count()
         return LocalEngine(count, max(1, cores() // count))
     if cluster == "auto" or cluster.startswith("ray://"):
         return RayEngine(cluster, workers)
+    hosts = read_hosts(cluster)
+    token = read_token(access.token)
+    return HostEngine(hosts, token, access.interface, access.shell, access.python)
+
+
+def check_cluster(cluster: str | None, workers: Any) -> None:
+    """Refuse what names no cluster, and what is no number of workers."""
+    if workers is not None and (
+        isinstance(workers, bool) or not isinstance(workers, int) or workers < 1
+    ):
+        raise InputError(f"workers={workers!r}: expected a number from 1 on")
+    if cluster is None or cluster == "auto" or cluster.startswith("ray://"):
+        return
     if not Path(cluster).is_file():
         raise InputError(
             f"cluster={cluster!r}: no such file; pass a hosts file, ray://host:port, or auto"
         )
     if workers is not None:
         raise InputError("workers beside a hosts file: write slots=N into the file instead")
-    hosts = read_hosts(cluster)
-    token = read_token(access.token)
-    return HostEngine(hosts, token, access.interface, access.shell, access.python)
 
 
 def for_workers(
@@ -149,11 +210,9 @@ def for_workers(
     """A model for a cluster's workers; its name, configuration, and what removes its files."""
     if cluster is None:
         given = Given(model)
-
-        def release() -> None:
-            shutil.rmtree(given.folder, ignore_errors=True)
-
-        return given.parcel, given.name, getattr(given.model, "config", None), release
+        parcel, folder = given.packed()
+        release = functools.partial(shutil.rmtree, folder, True)
+        return parcel, given.name, given.config, release
     name = str(model) if isinstance(model, str | os.PathLike) else type(model).__name__
     config = getattr(model, "config", None)
     return blueprint(model, access.shared_folders), name, config, lambda: None

@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tauten.parallel.by_value import receive, send
 from tauten.parallel.launcher import the_launcher
-from tauten.parallel.main_guard import MainModule
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.shared_file import SharedFile
 from tauten.parallel.worker import Call, Done, Failed, Load, Part, Place
@@ -69,14 +69,13 @@ class Group:
     Args:
         folder: Of its own, for files.
         parcel: The model.
-        main: The script, where workers must import it.
     Attributes:
         is_ready: All have loaded their parts.
     """
 
-    def __init__(self, folder: Path, parcel: Parcel, main: MainModule | None):
+    def __init__(self, folder: Path, parcel: Parcel):
         folder.mkdir()
-        self._folder, self._parcel, self._main = folder, parcel, main
+        self._folder, self._parcel = folder, parcel
         self._inputs = SharedFile(folder / "in")
         self._outputs: list[SharedFile] = []  # of each worker
         self._workers: list[Worker] = []
@@ -100,7 +99,7 @@ class Group:
         self.is_ready, self._answers = False, {}
         for rank, (worker, wanted) in enumerate(zip(self._workers, assignments, strict=True)):
             files = (rendezvous, self._folder / "in", self._folder / f"out{rank}")
-            load = Load(wanted.part, self._parcel, wanted.place, *files, self._main)
+            load = Load(wanted.part, self._parcel, wanted.place, *files)
             self._send(rank, worker, load)
 
     @property
@@ -185,13 +184,13 @@ class Group:
 
     def _send(self, rank: int, worker: Worker, message: Load | Call) -> None:
         try:
-            worker.connection.send(message)
+            send(worker.connection, message)
         except OSError:
             raise self._ended(rank, worker) from None
 
     def _take(self, rank: int, worker: Worker) -> Done | Failed:
         try:
-            answer: Done | Failed = worker.connection.recv()
+            answer: Done | Failed = receive(worker.connection)
         except (EOFError, OSError):
             raise self._ended(rank, worker) from None
         return answer

@@ -1,55 +1,102 @@
 """What `parallelize` returns: a module that is called like the model."""
 
-import weakref
+import itertools
+import threading
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, TautenError
 from tauten.core.progress import progress_bars, track
 from tauten.data.tensors import inputs_of
 from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.executors import Executor
-from tauten.parallel.plan import Plan
+from tauten.parallel.given import Call, Given, example_call
+from tauten.parallel.plan import Layout, Plan
+
+
+class Starter(Protocol):
+    """Plans a model's layout and starts its workers."""
+
+    @property
+    def given(self) -> Given:
+        """The model."""
+        ...
+
+    @property
+    def goal(self) -> str:
+        """One of `plan.GOALS`."""
+        ...
+
+    def __call__(self, call: Call | None, example: bool) -> tuple[Executor, Plan]:
+        """Start.
+
+        Args:
+            call: Arguments of the call that the plan is measured on; None where nothing is known.
+            example: They were given as an example, not by a first use.
+        """
+        ...
 
 
 class ParallelModule(ModuleOnWorkers):
     """A model on workers, called like the model, for inference.
 
-    Outputs are those of the model in evaluation mode, without gradients, and without a cache of
-    keys and values. It is a context manager; `close` ends its workers, and so does the end of the
-    process, however it ends.
+    Nothing is started before it is known what the model is called with: the first call is what
+    its plan is measured on, unless `plan(example)` makes one before. Outputs are those of the
+    model in evaluation mode, without gradients, and without a cache of keys and values. It is a
+    context manager; `close` ends its workers, and so does the end of the process, however it ends.
 
+    Args:
+        starter: Called once it is known what the model is called with.
+        started: An executor and its plan, where they are there already.
     Attributes:
-        plan: How it is laid out and why, with figures; `plan.save(file)` writes it.
         config: The model's, if it has one.
     """
 
-    def __init__(self, executor: Executor, plan: Plan, config: Any = None):
+    def __init__(self, starter: Starter, started: tuple[Executor, Plan] | None = None):
         super().__init__()
-        self.plan, self.config = plan, config
-        self._executor = executor
-        self._close = weakref.finalize(self, executor.close)
+        self.config = starter.given.config
+        self._starter, self._executor = starter, None if started is None else started[0]
+        self._lock = threading.RLock()
+        reason = "not planned yet: the first call is what it is measured on"
+        name = starter.given.name
+        self._plan = Plan(name, starter.goal, 0, {}, Layout(), reason=reason)
+        if started is not None:
+            self._take_up(*started)
+
+    @property
+    def plan(self) -> Plan:
+        """How it is laid out and why, with figures; `plan.save(file)` writes it.
+
+        Called with an example, `parallel.plan(example)`, it is measured anew for calls like that
+        (a tensor, a tuple of arguments or a dict of keywords), and workers are started.
+        """
+        return replace(self._plan, remake=self._replan)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's.
 
         Raises:
             WorkerError: A call ended its workers three times.
-            Exception: Whatever the model raised in a worker.
+            Exception: Whatever the model raised.
         """
-        return self._open().call("forward", args, kwargs)
+        return self._started((args, kwargs)).call("forward", args, kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one copy of the model."""
-        (made,) = self._open().map([("generate", args, kwargs)])
+        (made,) = self._started(None).map([("generate", args, kwargs)])
         return made
 
     def map(self, inputs: Iterable[Any]) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order; see `tauten.map`."""
         total = len(inputs) if isinstance(inputs, Sized) else 0
         calls = (("forward", *arguments(item)) for item in inputs)
+        first = next(calls, None)
+        if first is None:
+            return
+        executor = self._started(first[1:])
         with progress_bars():
-            yield from track(self._open().map(calls), "computing", total)
+            yield from track(executor.map(itertools.chain([first], calls)), "computing", total)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -58,15 +105,46 @@ class ParallelModule(ModuleOnWorkers):
         return [] if pool is None else list(pool.pids)
 
     def extra_repr(self) -> str:
-        return f"{self.plan.model}: {self.plan.layout}"
+        where = self._plan.layout if self._executor is not None else self._plan.reason
+        return f"{self._plan.model}: {where}"
 
-    def _open(self) -> Executor:
-        if not self._close.alive:
-            raise InputError("this model's workers were closed; call parallelize again")
-        return self._executor
+    def _started(self, call: Call | None) -> Executor:
+        self._check_open()
+        with self._lock:
+            if self._executor is None:
+                self._take_up(*self._starter(call, example=False))
+            assert self._executor is not None, "it was taken up"
+            return self._executor
+
+    def _replan(self, example: Any) -> Plan:
+        self._check_open()
+        call = example_call(self._starter.given, example)
+        with self._lock:
+            self._take_down()
+            try:
+                self._take_up(*self._starter(call, example=True))
+            except TautenError:
+                raise
+            except Exception as error:  # whatever the model raises
+                raise InputError(
+                    f"example_inputs: {self._plan.model} can't be called with them ({error}); pass "
+                    "what the model is called with: a tensor, a tuple of arguments or a dict of "
+                    "keywords"
+                ) from error
+            return self.plan
+
+    def _take_up(self, executor: Executor, plan: Plan) -> None:
+        self._executor, self._plan = executor, plan
+        self._closers.append(executor.close)
+
+    def _take_down(self) -> None:
+        if self._executor is not None:
+            self._closers.remove(self._executor.close)
+            self._executor.close()
+            self._executor = None
 
 
-def arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(item: Any) -> Call:
     """Positional and keyword arguments of an item of data: a dict, or (inputs, targets), or one."""
     inputs = inputs_of(item)
     return ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})

@@ -1,15 +1,14 @@
 """A model on its way to workers: its tensors in shared memory or on disk, its modules without any.
 
 No worker gets more than it asks for: tensors are read one by one, by name, and those in shared
-memory are the same memory for all workers. What is pickled is the
-module skeleton (tensors on the meta device) of a model that stands in this process' memory; it is
+memory are the same memory for all workers. What is pickled, by value (`by_value`), is the module
+skeleton (tensors on the meta device) of a model that stands in this process' memory; it is
 unpickled only by workers of this process. A model on disk isn't pickled at all: workers open the
 folder themselves, as `tauten.load` does, and run no remote code.
 """
 
 import copy
 import mmap
-import pickle
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from tauten.models.loader import Loader, place, tensor_slots
 from tauten.models.source import open_source
-from tauten.parallel.main_guard import pickled
+from tauten.parallel.by_value import dump_model, loads, unsendable
 from tauten.parallel.shared_file import SharedFile, Tree
 
 
@@ -46,7 +45,7 @@ class Parcel:
             source = open_source(self.name)
             model = source.skeleton()
             return Opened(model, source.loader(model, ()), source.written_out)
-        model = pickle.loads(self.skeleton)
+        model = loads(self.skeleton)
         reader = MappedReader(self.file, self.tensors)
         return Opened(model, Loader(model, reader, (), dtype=None))
 
@@ -90,19 +89,26 @@ class MappedReader:
         return self._tensors[name]
 
 
-def pack(model: nn.Module, folder: Path) -> Parcel:
-    """Make a parcel of a module in memory, with its gradient flags.
+def dump_skeleton(model: nn.Module) -> bytes:
+    """Pickle a model's modules, without its tensors but with their gradient flags.
+
+    Raises:
+        UnsendableError: They can't be pickled.
+    """
+    return dump_model(_without_tensors(model))
+
+
+def pack(model: nn.Module, skeleton: bytes, folder: Path) -> Parcel:
+    """Make a parcel of a module in memory.
 
     Args:
         model: Isn't changed.
+        skeleton: Made by `dump_skeleton`.
         folder: In memory, for a file that holds each tensor once.
-    Raises:
-        InputError: The modules can't be pickled.
     """
     tensors = {slot.names[0]: slot.empty for slot in tensor_slots(model)}
     file = folder / "model"
-    written = SharedFile(file).write(tensors)
-    return Parcel(type(model).__name__, pickled(_without_tensors(model)), file, written)
+    return Parcel(type(model).__name__, skeleton, file, SharedFile(file).write(tensors))
 
 
 def switch_cache_off(model: nn.Module) -> None:
@@ -113,8 +119,12 @@ def switch_cache_off(model: nn.Module) -> None:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A model of its own modules on the same tensors."""
-    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    """A model of its own modules on the same tensors.
+
+    Raises:
+        UnsendableError: It can't be copied.
+    """
+    return _copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
 def _without_tensors(model: nn.Module) -> nn.Module:
@@ -124,4 +134,11 @@ def _without_tensors(model: nn.Module) -> nn.Module:
         if isinstance(slot.empty, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=slot.empty.requires_grad)
         memo[id(slot.empty)] = empty
-    return copy.deepcopy(model, memo)
+    return _copied(model, memo)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # copying runs code of whoever wrote the model
+        raise unsendable(model, error) from error

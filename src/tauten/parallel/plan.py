@@ -1,8 +1,8 @@
 """A plan: how a model is laid out over workers, and the figures that speak for it."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Plan:
         options: All layouts that were looked at, best first.
         reason: Why this one.
         facts: Of the machine, and what was measured of the model.
+        remake: Makes another plan for an example; that of a `ParallelModule`, None elsewhere.
     """
 
     model: str
@@ -94,10 +95,21 @@ class Plan:
     options: tuple[Option, ...] = ()
     reason: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    remake: Callable[[Any], "Plan"] | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, example: Any) -> "Plan":
+        """Plan the module that this is the plan of anew, for calls like an example."""
+        if self.remake is None:
+            raise InputError(
+                "this plan is of no module: call the plan of what parallelize returned"
+            )
+        return self.remake(example)
 
     def save(self, file: str | Path) -> None:
         """Write it as JSON."""
-        write_json(Path(file), {"format": _FORMAT, **asdict(self)})
+        fields = asdict(replace(self, remake=None))
+        del fields["remake"]
+        write_json(Path(file), {"format": _FORMAT, **fields})
 
     @classmethod
     def read(cls, file: str | Path) -> "Plan":

@@ -137,13 +137,7 @@ class Planner:
         counts = {max(1, self._task.threads // n) for n in self._sizes()}
         counts |= set(single_threads(self._task.threads))
         task = self._task
-        try:
-            profile, outputs = measure(task.model, self._inputs, self._tensor, sorted(counts))
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            raise InputError(
-                f"example_inputs: {task.name} can't be called with them ({error}); pass what the "
-                "model is called with: a tensor, a tuple of arguments or a dict of keywords"
-            ) from error
+        profile, outputs = measure(task.model, self._inputs, self._tensor, sorted(counts))
         return self._bench.agree(profile), outputs
 
     def _sizes(self) -> list[int]:

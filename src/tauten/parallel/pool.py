@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_map
 from tauten.core.errors import InputError, WorkerError
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.launcher import the_launcher
-from tauten.parallel.main_guard import MainModule, guard_is_missing, missing_guard
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.worker import Failed
 
@@ -47,7 +46,6 @@ class Pool:
 
     def __init__(self, parcel: Parcel, folder: Path):
         self._folder, self._parcel = folder, parcel
-        self._main = MainModule.needed_by(parcel.skeleton)
         self._groups: list[Group] = []
         self._assignments: list[list[Assignment]] = []
         self._task_of: dict[Group, Task] = {}
@@ -67,7 +65,7 @@ class Pool:
                 self._groups.pop().close()
             while len(self._groups) < len(groups):
                 folder = self._folder / f"group{next(self._names)}"
-                self._groups.append(Group(folder, self._parcel, self._main))
+                self._groups.append(Group(folder, self._parcel))
             self._failures = dict.fromkeys(self._groups, 0)
             try:
                 for group in self._groups:
@@ -186,8 +184,6 @@ class Pool:
 
     def _recover(self, group: Group, ended: WorkerEnded) -> None:
         """Start a group anew, and its task with it, unless that has failed too often."""
-        if guard_is_missing(ended.log):
-            raise missing_guard() from None
         self._failures[group] += 1
         task = self._task_of.get(group)
         if task is not None:

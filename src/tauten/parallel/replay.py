@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from tauten.core.errors import InputError
 from tauten.core.progress import track
 from tauten.parallel.comparison import difference
 from tauten.parallel.footprint import fits_one_worker
+from tauten.parallel.given import Given
 from tauten.parallel.plan import Plan
-from tauten.parallel.start import Given, by_plan
+from tauten.parallel.start import by_plan
 
 
 def replay(model: Any, plan: Plan, rounds: int) -> dict[str, Any]:
@@ -30,13 +32,15 @@ def replay(model: Any, plan: Plan, rounds: int) -> dict[str, Any]:
     """
     given = Given(model)
     args, kwargs = inputs_of_plan(plan, given.model)
-    contenders: dict[str, nn.Module] = {}
+    contenders: dict[str, Callable[..., Any]] = {}
     if fits_one_worker(given.model):
         contenders["one worker"] = given.runnable(stream=False)
     seconds: dict[str, list[float]] = {}
     outputs: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        contenders["plan"] = stack.enter_context(by_plan(given, plan))
+        executor, _ = by_plan(given, plan)
+        stack.callback(executor.close)
+        contenders["plan"] = lambda *args, **kwargs: executor.call("forward", args, kwargs)
         stack.enter_context(torch.inference_mode())
         for turn in track(range(rounds + 1), "timing", rounds + 1):
             for name, contender in contenders.items():

@@ -1,6 +1,5 @@
 """A model that is trained by several workers from one ordinary training loop."""
 
-import weakref
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from tauten.core.errors import InputError, WorkerError
 from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.group import Assignment, Group, WorkerEnded
-from tauten.parallel.main_guard import MainModule, guard_is_missing, missing_guard
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.plan import Plan
 from tauten.parallel.rows import count_rows, even_sizes, join_rows
@@ -30,12 +28,12 @@ class TrainingModule(ModuleOnWorkers):
         plan: How it is laid out.
     """
 
-    def __init__(self, parcel: Parcel, assignments: list[Assignment], folder: Path, plan: Plan):
+    def __init__(self, parcel: Parcel, folder: Path, assignments: list[Assignment], plan: Plan):
         super().__init__()
         self.plan = plan
         self._workers = _Workers(parcel, folder, assignments)
         self._anchor = torch.zeros((), requires_grad=True)  # so that autograd follows the outputs
-        self._close = weakref.finalize(self, self._workers.close)
+        self._closers.append(self._workers.close)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, in the mode of this module (`train()` or `eval()`).
@@ -136,7 +134,7 @@ class _Workers:
     """The processes, asked to do the same thing all at once."""
 
     def __init__(self, parcel: Parcel, folder: Path, assignments: list[Assignment]):
-        self.group = Group(folder / "group", parcel, MainModule.needed_by(parcel.skeleton))
+        self.group = Group(folder / "group", parcel)
         self.count, self.calls = len(assignments), 0
         try:
             self.group.load(assignments)
@@ -174,8 +172,6 @@ class _Workers:
 
 
 def _lost(ended: WorkerEnded) -> Exception:
-    if guard_is_missing(ended.log):
-        return missing_guard()
     return WorkerError(
         f"{ended.describe()}\nwhat it had trained is lost: start again from a checkpoint"
     )

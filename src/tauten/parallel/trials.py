@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tauten.core.errors import InputError, NotApplicableError, WorkerError
 from tauten.parallel.comparison import difference, tolerance, twice
 from tauten.parallel.cost_model import Links, stage_ends
 from tauten.parallel.pipeline_parallel import ChainShape
@@ -81,9 +80,9 @@ class Trials:
                 difference(self._bench.call("forward", *inputs), outputs)
                 for inputs, outputs in self._expected
             ]
-        except (InputError, NotApplicableError, WorkerError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever a worker raises where this process did not
             self._loaded = None
-            return replace(option, refusal=str(error))
+            return replace(option, refusal=str(error) or type(error).__name__)
         worst = self._bench.agree(max(found))
         if not worst <= tolerance(self._model):
             return replace(option, difference=worst, refusal=f"outputs differ by {worst:.2g}")

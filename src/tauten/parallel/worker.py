@@ -1,18 +1,17 @@
 """What a worker process does: hold a part of a model, and answer calls until it is closed.
 
-Messages are pickled, but only ever between processes that one `parallelize` started, over a
-socket that no other process can open.
+Messages are pickled, but only ever between this process and the one that started it, over a socket
+that no other process can open.
 """
 
 import contextlib
 import gc
 import os
-import pickle
 import select
 import signal
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from tauten.models.allocator import return_freed_memory
-from tauten.parallel.main_guard import MainModule
+from tauten.parallel.by_value import UnsendableError, dumps, loads, receive, send
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.shared_file import SharedFile, Tree
 
@@ -72,7 +71,7 @@ class Load:
     rendezvous: Path
     inputs: Path
     outputs: Path
-    main: MainModule | None
+    dtype: torch.dtype = field(default_factory=torch.get_default_dtype)  # of what a model makes
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _end_with_parent(control: int) -> None:
 
 
 def _serve(connection: Connection) -> None:
-    load = connection.recv()
+    load = receive(connection)
     while True:
         load = _serve_part(connection, load)
         gc.collect()  # modules and their hooks refer to each other: free them before the next
@@ -134,22 +133,25 @@ def _serve(connection: Connection) -> None:
 def _serve_part(connection: Connection, load: Load) -> Load:
     """Load a part and answer calls, until another is to be loaded."""
     torch.set_num_threads(load.place.threads)
+    torch.set_default_dtype(load.dtype)
     inputs, outputs = SharedFile(load.inputs), SharedFile(load.outputs)
-    if load.main is not None:
-        load.main.enter()
     with contextlib.ExitStack() as stack:
         if load.place.world > 1:
             _meet(load)
             stack.callback(dist.destroy_process_group)
         runner, answer = _loaded(load)
-        connection.send(answer)
+        send(connection, answer)
         while True:
-            message = connection.recv()
+            message = receive(connection)
             if isinstance(message, Load):
                 inputs.close()
                 outputs.close()
                 return message
-            connection.send(_answer(runner, message, inputs, outputs))
+            answer = _answer(runner, message, inputs, outputs)
+            try:
+                send(connection, answer)
+            except UnsendableError as error:
+                send(connection, Failed(error, traceback.format_exc()))
 
 
 def _loaded(load: Load) -> tuple[Runner, Done | Failed]:
@@ -175,7 +177,7 @@ def _answer(runner: Runner, call: Call, inputs: SharedFile, outputs: SharedFile)
 def _portable(error: Exception) -> BaseException:
     """The error if another process can make it of its pickle, else one that says the same."""
     try:
-        pickle.loads(pickle.dumps(error))
+        loads(dumps(error))
     except Exception:  # pickling runs code of whoever wrote the error's class
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

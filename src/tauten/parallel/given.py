@@ -1,0 +1,148 @@
+"""A model as the user gave it, what workers open of it, and the calls that it is planned for."""
+
+import atexit
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauten.core.errors import InputError
+from tauten.models.source import open_source
+from tauten.models.structure import find_structure
+from tauten.parallel.by_value import UnsendableError
+from tauten.parallel.executors import under_torchrun
+from tauten.parallel.launcher import memory_folder
+from tauten.parallel.parcel import Parcel, dump_skeleton, pack, switch_cache_off, twin
+from tauten.parallel.pool import pool_folder
+from tauten.parallel.rows import count_rows
+
+_ROWS, _TOKENS = 8, 64  # of the call that a language model is planned for by default
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
+
+
+class Given:
+    """A model as the user gave it, and what workers open.
+
+    Attributes:
+        name: Of the model.
+        model: In memory; or with empty tensors, where it is on disk.
+    """
+
+    def __init__(self, model: Any):
+        self._source = None if isinstance(model, nn.Module) else open_source(model)
+        on_disk = isinstance(model, str | os.PathLike) and self._source is not None
+        if self._source is not None and on_disk and self._source.reader is not None:
+            self.name, self.model = self._source.name, self._source.skeleton()
+        else:
+            whole = model if self._source is None else self._source.open()
+            if any(tensor.is_meta for tensor in (*whole.parameters(), *whole.buffers())):
+                raise InputError(f"{type(whole).__name__} has empty tensors; load it first")
+            self.name = type(whole).__name__ if self._source is None else self._source.name
+            self._source, self.model = None, whole
+
+    @property
+    def config(self) -> Any:
+        """The model's, if it has one."""
+        return getattr(self.model, "config", None)
+
+    def packed(self) -> tuple[Parcel, Path]:
+        """What workers open, and a new folder for the files of a pool, in which it may lie.
+
+        Raises:
+            UnsendableError: The model can't be sent to another process; nothing was started.
+        """
+        skeleton = dump_skeleton(self.model) if self._source is None else b""
+        folder = _own_folder() if under_torchrun() else pool_folder()
+        if self._source is not None:
+            return Parcel(self.name), folder
+        return pack(self.model, skeleton, folder), folder
+
+    def runnable(self, stream: bool) -> Any:
+        """The model for calls in this process; streamed from disk it needs a block's memory."""
+        if self._source is None:
+            try:
+                model = twin(self.model).eval()
+            except UnsendableError:
+                return Uncopied(self.model)
+        else:
+            blocks = find_structure(self.model).blocks if stream else ()
+            model = self._source.open(blocks, stream)
+        switch_cache_off(model)
+        return model
+
+
+class Uncopied:
+    """A model that can't be copied: called as it is, in evaluation mode, which calls restore."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's."""
+        with _evaluating(self._model):
+            return self._model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's."""
+        model: Any = self._model
+        with _evaluating(model):
+            return model.generate(*args, **kwargs)
+
+
+def example_call(given: Given, example: Any) -> Call:
+    """Arguments of the call that a plan is made for.
+
+    Args:
+        given: The model.
+        example: A tensor, a dict of keywords, or a tuple of positional arguments; None for
+            tokens, for a language model.
+    """
+    if example is None:
+        vocabulary = getattr(given.config, "vocab_size", None)
+        if vocabulary is None:
+            raise InputError(
+                f"{given.name}: pass example_inputs, a call like those to come (a tensor, a tuple "
+                "of arguments or a dict of keywords): plans are measured on it"
+            )
+        return (), {"input_ids": example_tokens(int(vocabulary), _ROWS, _TOKENS)}
+    if isinstance(example, Tensor):
+        call: Call = (example,), {}
+    elif isinstance(example, dict):
+        call = (), dict(example)
+    elif isinstance(example, tuple | list):
+        call = tuple(example), {}
+    else:
+        kind = type(example).__name__
+        raise InputError(f"example_inputs is a {kind}: expected a tensor, a tuple or a dict")
+    if not count_rows(call):
+        raise InputError("example_inputs has no rows; pass a batch of the size that is to come")
+    return call
+
+
+def example_tokens(vocabulary: int, rows: int, tokens: int) -> Tensor:
+    """Some tokens, (rows, tokens)."""
+    return torch.arange(rows * tokens).view(rows, tokens) * 7919 % vocabulary
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _own_folder() -> Path:
+    """A folder for a process that starts no workers, removed at its end."""
+    folder = memory_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
