@@ -1,8 +1,9 @@
 """Every instruction set that this machine runs, one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from tauten.runtime import library
 
@@ -17,3 +18,11 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     NATIVE.use(request.param)
     yield request.param
     NATIVE.use(before)
+
+
+@pytest.fixture
+def use_threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads kernels run on; afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,5 +1,6 @@
 """Packed convolutions against torch's own in float64 on the weight that they stand for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -178,22 +179,19 @@ def test_plain_torch_gives_the_same(monkeypatch: pytest.MonkeyPatch, name: str) 
 
 
 @needs_native
-def test_many_positions_and_threads() -> None:
+def test_many_positions_and_threads(use_threads: Callable[[int], None]) -> None:
     """Several batches of positions, that don't end where samples do."""
     layer, x = nn.Conv2d(32, 24, 3, padding=1), torch.randn(3, 32, 19, 23)
     packed = packed_layer(layer, RTN(4, 32).encode(layer.weight), "int8")
     expected = rounded_conv(layer, packed.packed, x)
-    torch.set_num_threads(2)
-    try:
-        static = packed_layer(layer, packed.packed, "static", STEP)
-        matrix = packed.packed.dequantize(torch.float64)
-        rounded = reference.round_to_step(x.double(), STEP)
-        with torch.inference_mode():
-            assert_close(packed(x), expected)
-            assert_close(packed(x.contiguous(memory_format=torch.channels_last)), expected)
-            assert_close(static(x), double_conv(layer, matrix, layer.bias, rounded))
-    finally:
-        torch.set_num_threads(1)
+    use_threads(2)
+    static = packed_layer(layer, packed.packed, "static", STEP)
+    matrix = packed.packed.dequantize(torch.float64)
+    rounded = reference.round_to_step(x.double(), STEP)
+    with torch.inference_mode():
+        assert_close(packed(x), expected)
+        assert_close(packed(x.contiguous(memory_format=torch.channels_last)), expected)
+        assert_close(static(x), double_conv(layer, matrix, layer.bias, rounded))
 
 
 @needs_native

@@ -1,5 +1,6 @@
 """The native decoder against the eager packed model in transformers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,16 +120,14 @@ def test_chunks_continue_the_cache(instruction_set: str) -> None:
     assert decoder.position == 330
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_change_nothing(use_threads: Callable[[int], None]) -> None:
+    use_threads(1)
     ids = torch.randint(0, SIZES["vocab_size"], (70,))
     decoder = built(packed_model("llama", 4, "int8"))
     alone = decoder.prefill(ids)
-    torch.set_num_threads(2)
-    try:
-        decoder.reset()
-        assert torch.equal(decoder.prefill(ids), alone)
-    finally:
-        torch.set_num_threads(1)
+    use_threads(2)
+    decoder.reset()
+    assert torch.equal(decoder.prefill(ids), alone)
 
 
 def test_mixed_formats_of_siblings() -> None:

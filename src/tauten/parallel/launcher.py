@@ -123,6 +123,8 @@ def memory_folder() -> Path:
 
 
 def _serve(channel: socket.socket) -> None:
+    import transformers.modeling_utils  # noqa: F401 (most models are its, so no copy imports it)
+
     from tauten.parallel import worker
 
     while True:
