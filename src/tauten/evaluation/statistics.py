@@ -2,7 +2,7 @@
 
 import math
 
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from tauten.core.measurement import Drop
@@ -32,7 +32,7 @@ def ratio_interval(
         return ratio, -math.inf, math.inf
     residual = top - ratio * bottom
     variance = n / (n - 1) * float(residual.square().sum()) / float(bottom.sum()) ** 2
-    reach = float(stats.t.ppf(confidence, n - 1)) * math.sqrt(variance)
+    reach = float(special.stdtrit(n - 1, confidence)) * math.sqrt(variance)
     return ratio, ratio - reach, ratio + reach
 
 
@@ -107,7 +107,7 @@ def _exact_loss_bound(lost: Tensor, confidence: float) -> float:
     """Upper bound of the examples lost, were none gained: Clopper and Pearson 1934."""
     n, losses = lost.numel(), int((lost > 0).sum())
     gains = int((lost < 0).sum())
-    rate = 1.0 if losses >= n else float(stats.beta.ppf(confidence, losses + 1, n - losses))
+    rate = 1.0 if losses >= n else float(special.betaincinv(losses + 1, n - losses, confidence))
     return n * rate - gains
 
 

@@ -5,11 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import SiLUActivation
-from transformers.models.llama import LlamaForCausalLM
-from transformers.models.mistral import MistralForCausalLM
-from transformers.models.qwen2 import Qwen2ForCausalLM
-from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight
@@ -18,7 +13,12 @@ from tauten.runtime.decoder import Decoder
 from tauten.runtime.decoder_layout import DecoderShape, DecoderWeight, LayerWeights, Linear
 from tauten.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
 
-ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+# By name: importing them takes seconds, and who has such a model has imported it.
+ARCHITECTURES = {
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}ForCausalLM"
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+}
+ACTIVATIONS = {"transformers.activations.SiLUActivation", "torch.nn.modules.activation.SiLU"}
 # Others change the frequencies with the length of the text.
 STATIC_ROTARY = {"default", "linear", "llama3", "yarn"}
 _log = logging.getLogger(__name__)
@@ -46,15 +46,16 @@ def decoder_for(model: nn.Module) -> Decoder | None:
 
 def _obstacle(model: nn.Module) -> str | None:
     """Why the native decoder doesn't compute what this model does."""
-    if type(model) not in ARCHITECTURES:
+    if class_name(model) not in ARCHITECTURES:
         return "unknown architecture"
     if model.training:
         return "it is in training"
     config: Any = model.config
-    own = (PackedModule, PackedWeight, nn.ModuleList, SiLUActivation, nn.SiLU)
+    own = (PackedModule, PackedWeight, nn.ModuleList)
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        if type(module).__module__ != type(model).__module__ and not isinstance(module, own):
+        foreign = type(module).__module__ != type(model).__module__ and not isinstance(module, own)
+        if foreign and class_name(module) not in ACTIVATIONS:
             return f"{name} is a {type(module).__name__}"
         if _is_intercepted(module):
             return f"{name} has hooks, or a forward of its own"
@@ -78,6 +79,11 @@ def _obstacle(model: nn.Module) -> str | None:
     if not all(kernels.prepare(m.packed) for m in packed):
         return "the native library doesn't serve all weights"
     return None
+
+
+def class_name(module: nn.Module) -> str:
+    """Module and name of a module's class."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _is_intercepted(module: nn.Module) -> bool:

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.generation.configuration_utils import GenerationMode
 
-from tauten.models.decoding import ARCHITECTURES, decoder_for
+from tauten.models.decoding import ARCHITECTURES, class_name, decoder_for
 from tauten.runtime.decoder import Decoder
 
-_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_MODES = ("greedy_search", "sample")
 _TENSORS = {"input_ids", "attention_mask"}
 _PREPARED = {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"}
 # Two first calls at once must not both interleave the weights.
@@ -31,7 +30,7 @@ def use_native_decoder(model: nn.Module) -> nn.Module:
     criterion and streamer. A decoder lives for one call: it reads the weights as they are then,
     and calls from several threads don't meet. Models that no decoder knows stay as they are.
     """
-    if type(model) in ARCHITECTURES:
+    if class_name(model) in ARCHITECTURES:
         model.generate = MethodType(generate, model)  # type: ignore[assignment]
     return model
 

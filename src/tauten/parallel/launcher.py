@@ -7,6 +7,7 @@ whatever way, the socket closes, and the launcher tidies up and ends too.
 """
 
 import atexit
+import importlib
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from tauten.core.errors import TautenError
 
 _PATIENCE_S = 2.0  # for a process that has closed its connection to end
 _FORK = b"fork"
+_SHARED_IMPORTS = ("transformers.modeling_utils",)  # slow; imported once if models may need them
 _SHARED_MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 1 << 28  # a container's default of 64 MB is too little
 
@@ -38,15 +40,18 @@ class Launcher:
         self.folder = memory_folder()
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
-        # Workers import what this process could; a library of BLAS threads would not survive a
-        # fork. A session of its own keeps Ctrl-C for this process, which ends the others.
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
-        entry = "from tauten.parallel.launcher import main; main()"
+        # Workers import what this process could, by the same paths; threads of a BLAS library would
+        # not survive a fork. A session of its own keeps Ctrl-C for this process, which ends the
+        # others; standard input stays with this process too.
+        paths = [path or os.getcwd() for path in sys.path]
+        entry = f"import sys; sys.path[:] = {paths!r}; from tauten.parallel import launcher as it; "
+        entry += "it.main()"
+        ready = [name for name in _SHARED_IMPORTS if name in sys.modules]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", entry, str(theirs.fileno()), str(self.folder)],
+            [sys.executable, "-c", entry, str(theirs.fileno()), str(self.folder), *ready],
             pass_fds=[theirs.fileno()],
-            env=environment,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
         theirs.close()
@@ -156,7 +161,9 @@ def _collect(pid: int) -> int:
 
 
 def main() -> None:
-    """Entry of the process: descriptor of its socket, and the folder to remove."""
+    """Entry of the process: descriptor of its socket, the folder to remove, what to import."""
+    for name in sys.argv[3:]:
+        importlib.import_module(name)
     with socket.socket(fileno=int(sys.argv[1])) as opened:
         _serve(opened)
     shutil.rmtree(sys.argv[2], ignore_errors=True)

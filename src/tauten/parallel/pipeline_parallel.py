@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.utils._pytree import tree_leaves
 
 from tauten.models.observer import NothingLeft
@@ -140,7 +139,7 @@ class Pipeline:
     ):
         self._stage, self._index, self._count = stage, index, count
         self._microbatches, self._group, self._device = microbatches, group, torch.device(device)
-        self._schedules: dict[Any, ScheduleGPipe] = {}
+        self._schedules: dict[Any, Any] = {}  # `ScheduleGPipe`s
         self._calls: Iterator[tuple[Any, Any]] = iter(())
         self._outputs: list[Any] = []
 
@@ -169,7 +168,7 @@ class Pipeline:
         self._outputs.append(made)
         return torch.zeros(1, 1)
 
-    def _schedule(self, call: tuple[Any, Any], count: int) -> ScheduleGPipe:
+    def _schedule(self, call: tuple[Any, Any], count: int) -> Any:
         """A schedule for a form; the stages run one micro-batch to tell each other shapes."""
         given = torch.zeros(1, 1)
         if self._index:
@@ -180,6 +179,9 @@ class Pipeline:
             self._told(torch.empty_like(made, device="meta"))
         module = _Module(self)
         options = {"input_args": given, "output_args": made, "group": self._group}
+        # Imported late: it takes two seconds, and most workers hold no stage.
+        from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
         stage = PipelineStage(module, self._index, self._count, self._device, **options)
         return ScheduleGPipe(stage, n_microbatches=count)
 

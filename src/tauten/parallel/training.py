@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -56,6 +53,10 @@ def distributed(model: nn.Module, world: int, sharded: bool) -> nn.Module:
     if not sharded:
         return DistributedDataParallel(model, find_unused_parameters=True)
     device = next(model.parameters()).device
+    # Imported late, as it takes seconds; so below.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (world,))
     for name in find_structure(model).blocks:
         fully_shard(model.get_submodule(name), mesh=mesh)
@@ -122,8 +123,10 @@ class TrainedModel:
         module = getattr(self._model, "module", self._model)
         state = module.state_dict()
         if self._place.world > 1:
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            state = get_model_state_dict(self._model, options=options)
+            from torch.distributed.checkpoint import state_dict as states
+
+            options = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state = states.get_model_state_dict(self._model, options=options)
         return dict(state) if self._place.rank == 0 else NotImplemented
 
     def _own_rows(self, inputs: Any) -> Any:

@@ -144,8 +144,6 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     return found.view(*index.shape, weight.in_features)
 
 
-# A compiler runs it while it traces, on the real weight, and takes the answer for a constant.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def prepare(weight: PackedWeight) -> bool:
     """Interleave a weight in place if the native library serves it; whether it does.
 
@@ -169,6 +167,11 @@ def prepare(weight: PackedWeight) -> bool:
         for tensor in weight.buffers():
             native.use_huge_pages(tensor)
     return True
+
+
+# A compiler runs it while it traces, on the real weight, and takes the answer for a constant. This
+# is all that torch.compiler.assume_constant_result does, but that imports the compiler: a second.
+prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def memory_bytes(weight: PackedWeight) -> int:
