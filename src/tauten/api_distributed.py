@@ -25,8 +25,9 @@ def distribute(
     end. A worker or machine that is lost is started anew where it can be, and its work is done
     again; results come in order, once each.
 
-    Models travel to other machines as safetensors and JSON. A module of your own can't travel:
-    pass `package.module:factory`, which workers import.
+    On this machine workers start with the first call, and are given the model as for
+    `parallelize`. Models travel to other machines as safetensors and JSON. A module of your own
+    can't travel there: pass `package.module:factory`, which workers import.
 
     Args:
         model: As for `quantize`.

@@ -25,21 +25,26 @@ def parallelize(
 ) -> nn.Module:
     """Compute a model on several cores or GPUs of this machine, laid out by a measured plan.
 
-    Layouts of up to `workers` processes are predicted, the best few are timed, and their outputs
-    are compared with the model's at two shapes. One worker is kept where splitting loses; the
-    plan has the figures. Under torchrun its processes are the workers, and all of them make the
-    same calls.
+    Nothing is started before it is known what the model is called with: the first call is what
+    its plan is measured on. Then layouts of up to `workers` processes are predicted, the best few
+    are timed, and their outputs are compared with the model's at two shapes. One worker is kept
+    where splitting loses, and at once where the first call takes less than handing it to workers;
+    the plan has the figures. Under torchrun its processes are the workers, and all of them make
+    the same calls.
 
     A model in memory is handed to workers through shared memory, all of which read the same
-    tensors; its modules are pickled without them, for processes that this one started alone. A
-    script that defines the model's classes needs `if __name__ == "__main__":`, as workers import
-    it.
+    tensors, with the values that they have when the workers start. Its modules are pickled without
+    them, for processes that this one started alone, with the code of classes and functions that
+    aren't installed: of a script, a notebook, the interactive prompt. No script is imported again.
+    A model that can't be pickled (it holds a lock or an open socket) runs in this process, as
+    every model does on systems other than Linux; a warning says so.
 
     Args:
         model: As for `quantize`; a folder is opened by each worker, which loads its share alone.
         example_inputs: A call like those to come: a tensor, a tuple of arguments or a dict of
-            keywords, with the batch first. May be left out for language models, and with
-            `mode="data"`, which then isn't measured.
+            keywords, with the batch first. The plan is made for it at once. Without it the first
+            call is what is measured, but for `mode="data"`, which then isn't; the result's
+            `plan(example)` makes a plan at any time.
         workers: Most processes; by default one for each core, or GPU where there is one.
         mode: `data` cuts batches, `task` cuts the model (tensor and pipeline parallel), `auto`
             looks at both and at their combinations.

@@ -44,11 +44,11 @@ class Launcher:
         # not survive a fork. A session of its own keeps Ctrl-C for this process, which ends the
         # others; standard input stays with this process too.
         paths = [path or os.getcwd() for path in sys.path]
-        entry = f"import sys; sys.path[:] = {paths!r}; from tauten.parallel import launcher as it; "
-        entry += "it.main()"
+        entry = "from tauten.parallel.launcher import main; main()"
+        told = [str(theirs.fileno()), str(self.folder)]
         ready = [name for name in _SHARED_IMPORTS if name in sys.modules]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", entry, str(theirs.fileno()), str(self.folder), *ready],
+            [sys.executable, "-c", f"import sys; sys.path[:] = {paths!r}; {entry}", *told, *ready],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -162,8 +162,13 @@ def _collect(pid: int) -> int:
 
 def main() -> None:
     """Entry of the process: descriptor of its socket, the folder to remove, what to import."""
-    for name in sys.argv[3:]:
-        importlib.import_module(name)
-    with socket.socket(fileno=int(sys.argv[1])) as opened:
-        _serve(opened)
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    channel, folder, *names = sys.argv[1:]
+    try:
+        for name in names:
+            importlib.import_module(name)
+        with socket.socket(fileno=int(channel)) as opened:
+            _serve(opened)
+    except ConnectionError:
+        pass  # the process that asked for a worker has ended meanwhile
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
