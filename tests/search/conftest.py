@@ -1,10 +1,13 @@
-"""A model that minds what is done to it."""
+"""A model that minds what is done to it, and a run on it."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from tiny_models import byte_tokenizer, tiny_llama
+
+import tauten
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,22 @@ def sensitive_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str])
     model.eval().to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class Run(NamedTuple):
+    """What `optimize` returned, and the folder that it wrote."""
+
+    result: tauten.Result
+    out: Path
+
+
+@pytest.fixture(scope="session")
+def strict_run(
+    sensitive_folder: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A search in which coarse recipes fail; spares the processes that measure resident memory."""
+    out = tmp_path_factory.mktemp("strict") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tauten.search.publish.resident_bytes", lambda model: 1)
+        goal = tauten.Goal(max_drop=0.001)
+        return Run(tauten.optimize(sensitive_folder, texts, goal, out=out, max_tokens=1500), out)

@@ -23,10 +23,8 @@ from tauten.search.techniques import TECHNIQUES
 QUICK = {"max_tokens": 1500}
 
 
-def test_met_goal_is_certified_and_true(sensitive_folder, texts, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    goal = tauten.Goal(max_drop=0.001)
-    result = tauten.optimize(sensitive_folder, texts, goal, out=out, **QUICK)
+def test_met_goal_is_certified_and_true(strict_run, sensitive_folder, texts) -> None:
+    result, out = strict_run
     assert result.certified and "of the" in result.reason
     sizes = [t.measurement.size_bytes for t in result.trials]
     drops = [t.measurement.quality.drop for t in result.trials]
@@ -57,10 +55,8 @@ def no_footprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tauten.search.publish.resident_bytes", lambda model: 1)
 
 
-@pytest.mark.usefixtures("no_footprint")
-def test_artifact_describes_itself(sensitive_folder, texts, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    tauten.optimize(sensitive_folder, texts, tauten.Goal(max_drop=0.05), out=out, **QUICK)
+def test_artifact_describes_itself(strict_run) -> None:
+    out = strict_run.out
     manifest = json.loads((out / "tauten.json").read_text())
     layers = {layer["name"]: layer for layer in manifest["layers"]}
     tensors = load_file(out / "model.safetensors")

@@ -5,7 +5,8 @@ import os
 import random
 import shutil
 import signal
-import time
+import sys
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import pytest
@@ -14,56 +15,52 @@ import tauten
 from tauten.search.run import run_folder
 
 KILLS = 12
+CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
 
 
-def run_once(folder: str, out: str, texts: list[str]) -> None:
-    """What each process does: the same call."""
+def run_once(folder: str, out: str, texts: list[str], kill_at: int, changes: Synchronized) -> None:
+    """What each process does, until it is killed before its n-th change of a file."""
     import torch
 
     from tauten.search import publish
 
     torch.set_num_threads(1)
     publish.resident_bytes = lambda model: 1  # spares two processes
+
+    def count(event: str, details: tuple[object, ...]) -> None:
+        reads = event == "open" and details[1] == "r"
+        if event not in CHANGES or reads or not str(details[0]).startswith(out):
+            return
+        changes.value += 1
+        if changes.value == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
     tauten.optimize(folder, texts, tauten.Goal(max_drop=0.05), out=out, max_tokens=1500)
-
-
-def lines(journal: Path) -> int:
-    try:
-        return journal.read_bytes().count(b"\n")
-    except FileNotFoundError:  # not begun, or just finished
-        return 0
 
 
 def test_killed_runs_end_with_the_same_bytes(llama_folder: Path, texts, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tauten.api", "transformers.models.llama.modeling_llama"])
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = context.Process(target=run_once, args=(str(llama_folder), str(whole), texts))
-    process.start()
-    journal = tmp_path / "whole.partial/journal.jsonl"
-    total = 0
-    while process.is_alive():
-        total = max(total, lines(journal))
-        time.sleep(0.005)
-    assert process.exitcode == 0 and total > KILLS
 
-    generator, kills = random.Random(0), 0
-    journal = tmp_path / "killed.partial/journal.jsonl"
-    points = [*sorted(generator.sample(range(total), KILLS - 1)), total]
-    for point in points:
-        process = context.Process(target=run_once, args=(str(llama_folder), str(killed), texts))
+    def run(out: Path, kill_at: int = 0) -> tuple[int | None, int]:
+        """Exit code, and how many changes it came to."""
+        changes = context.Value("i", 0)
+        arguments = (str(llama_folder), str(out), texts, kill_at, changes)
+        process = context.Process(target=run_once, args=arguments)
         process.start()
-        while process.is_alive() and lines(journal) < point:
-            time.sleep(0.001)
-        time.sleep(generator.random() * 0.05)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
         process.join()
+        return process.exitcode, changes.value
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, total = run(whole)
+    assert code == 0 and total > 10 * KILLS
+    generator = random.Random(0)
+    for _ in range(KILLS):
+        code, _ = run(killed, generator.randrange(1, 2 * total // KILLS))
+        assert code == -signal.SIGKILL
         assert not killed.exists() or (killed / "tauten.json").exists(), "half an artifact"
-    assert kills >= 10
-    if not killed.exists() or killed.with_name("killed.partial").exists():
-        run_once(str(llama_folder), str(killed), texts)
+    assert run(killed)[0] == 0
     for file in ("model.safetensors", "tauten.json", "recipe.yaml", "config.json"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     assert not killed.with_name("killed.partial").exists()
