@@ -1,10 +1,14 @@
 # make demo: everything from nothing to a proven smaller model. make test: the same for the tests.
+# make check: form, types and rooms. make test-kernels: one instruction set, as in TAUTEN_ISA=avx2.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check bench clean
+.PHONY: install demo test test-kernels check bench clean
+
+install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard src/tauten/runtime/native/*)
 	$(PYTHON) -m venv $(VENV)
@@ -17,12 +21,16 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out $(DEMO)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
+
+test-kernels: $(VENV)/installed
+	$(PYTEST) tests/formats tests/runtime tests/solvers tests/models/test_generation.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_rooms.py
 
 bench: $(VENV)/installed
 	$(BIN)/python bench/memory.py
