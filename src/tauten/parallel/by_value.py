@@ -13,7 +13,7 @@ import site
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,26 +79,36 @@ def dump_model(model: nn.Module) -> bytes:
     try:
         return dumps(model)
     except Exception as error:  # as above
-        raise unsendable(model, error) from error
+        raise unsendable(model, error, dumps) from error
 
 
-def unsendable(model: nn.Module, error: Exception) -> UnsendableError:
-    """The error that names what of a model can't be sent to another process."""
-    culprit = next(_obstacles(model), None)
+def unsendable(
+    model: nn.Module, error: Exception, attempt: Callable[[Any], Any]
+) -> UnsendableError:
+    """The error that names what of a model can't be sent to another process.
+
+    Args:
+        model: As a whole it failed.
+        error: That it failed by.
+        attempt: What was tried, to be tried on its parts.
+    """
+    culprit = next(_obstacles(model, attempt), None)
     what = f"{type(error).__name__}: {error}" if culprit is None else culprit
     return UnsendableError(f"{type(model).__name__} can't be sent to workers: {what}")
 
 
-def _obstacles(model: nn.Module) -> Iterator[str]:
-    """Attributes that can't be pickled by themselves, and why."""
+def _obstacles(model: nn.Module, attempt: Callable[[Any], Any]) -> Iterator[str]:
+    """Classes and attributes that fail by themselves, and why."""
     for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key in ("_modules", "_parameters", "_buffers"):
-                continue
+        parts = {f"{name}.{key}".lstrip("."): value for key, value in vars(module).items()}
+        for own in ("_modules", "_parameters", "_buffers"):
+            del parts[f"{name}.{own}".lstrip(".")]
+        code = f"what the code of class {type(module).__name__} uses"
+        for part, value in {code: type(module), **parts}.items():
             try:
-                dumps(value)
+                attempt(value)
             except Exception as error:  # as above
-                yield f"{name}.{key} ({error})".lstrip(".")
+                yield f"{part} ({error})"
 
 
 @functools.lru_cache(maxsize=1)

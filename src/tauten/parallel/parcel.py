@@ -141,4 +141,4 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # copying runs code of whoever wrote the model
-        raise unsendable(model, error) from error
+        raise unsendable(model, error, copy.deepcopy) from error
