@@ -23,6 +23,7 @@ from tauten.parallel.benches import PoolBench
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
 from tauten.parallel.profile import fastest_s
+from tauten.parallel.row_cuts import RowCuts
 
 Row = dict[str, Any]
 ITEMS, KILLED_AT = 90, 20
@@ -130,7 +131,7 @@ def planner(where: Path, rows: str, length: str) -> Row:
         plan = planned.plan
     reference = blueprint(model, False)
     remote: Any = RemotePool(open_engine(cluster, None, given), reference)
-    bench, times = PoolBench(remote), {}
+    bench, times = PoolBench(remote, RowCuts("model", 1e-3)), {}
     ends = (plan_blocks(model) // 2, plan_blocks(model))
     for layout in EVERY:
         cut = ends if layout.pipeline > 1 else ()

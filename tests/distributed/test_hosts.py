@@ -32,6 +32,7 @@ from tauten.distributed.wire import encode
 from tauten.parallel.benches import PoolBench
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
+from tauten.parallel.row_cuts import RowCuts
 
 TOKEN = b"0123456789abcdef0123456789abcdef"
 
@@ -279,7 +280,7 @@ def test_a_model_is_laid_out_over_machines(tmp_path: Path, access: Access) -> No
     with torch.no_grad():
         expected = model(x, use_cache=False).logits
     engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
+    bench = PoolBench(RemotePool(engine, blueprint(model, False)), RowCuts("model", 1e-3))  # type: ignore[arg-type]
     try:
         for layout, ends in LAYOUTS:
             bench.load(layout, ends, CHAIN if ends else None)
@@ -299,7 +300,7 @@ def test_a_call_that_loses_a_worker_is_made_again(
     with torch.no_grad():
         expected = model(x, use_cache=False).logits
     engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
+    bench = PoolBench(RemotePool(engine, blueprint(model, False)), RowCuts("model", 1e-3))  # type: ignore[arg-type]
     call = {"input_ids": x, "use_cache": False}
     try:
         bench.load(layout, ends, CHAIN if ends else None)
@@ -316,7 +317,7 @@ def test_a_layout_that_too_few_workers_are_left_for_says_so(
     access: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(tiny_llama(), False)))  # type: ignore[arg-type]
+    bench = PoolBench(RemotePool(engine, blueprint(tiny_llama(), False)), RowCuts("llama", 1e-3))  # type: ignore[arg-type]
     call = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "use_cache": False}
     try:
         bench.load(Layout(tensor=2), (), None)
@@ -331,7 +332,7 @@ def test_a_layout_that_too_few_workers_are_left_for_says_so(
 def test_errors_of_the_model_are_no_losses(access: Access) -> None:
     engine = HostEngine([Host("localhost", 2)], TOKEN)
     pool = RemotePool(engine, blueprint(tiny_llama(), False))
-    bench = PoolBench(pool)  # type: ignore[arg-type]
+    bench = PoolBench(pool, RowCuts("model", 1e-3))  # type: ignore[arg-type]
     try:
         bench.load(Layout(data=2), (), None)
         with pytest.raises((IndexError, RuntimeError), match="index out of range"):

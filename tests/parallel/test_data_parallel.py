@@ -15,6 +15,7 @@ from tauten.parallel.benches import PoolBench
 from tauten.parallel.given import Given
 from tauten.parallel.plan import Layout
 from tauten.parallel.pool import Pool
+from tauten.parallel.row_cuts import RowCuts
 from tauten.parallel.rows import cut_rows, even_sizes, join_rows
 
 TWO = Layout(data=2)
@@ -41,6 +42,7 @@ def test_every_kind_of_model_and_a_packed_one(model_and_input: tuple[Any, torch.
     for one in (model, tauten.quantize(model, 4)):
         expected = by_parts(one, x, sizes)
         with laid_out(one, TWO) as parallel:
+            parallel(x)  # whole, to prove that it may be cut
             made = parallel(x)
         made = getattr(made, "logits", getattr(made, "last_hidden_state", made))
         assert torch.equal(made, expected)
@@ -51,22 +53,22 @@ def test_generate_is_the_models_own(llama: Any) -> None:
     assert torch.equal(llama.generate(TOKENS[:1], max_new_tokens=3, do_sample=False), expected)
 
 
-def test_outputs_may_be_trees_and_what_has_no_rows_is_refused() -> None:
+def test_outputs_may_be_trees_and_what_has_no_rows_runs_whole() -> None:
     model, x = Parts(), torch.randn(5, 4)
     with laid_out(model, TWO) as parallel:
         made = parallel(x)
         assert made["width"] == 3 and made["pair"][0].dtype == torch.bfloat16
         assert torch.equal(made["pair"][1], model(x)["pair"][1])
-        with pytest.raises(InputError, match="joined by rows"):
-            parallel(x, loss=True)
-        assert torch.equal(parallel(x[:1], loss=True)["whole"], model(x[:1], loss=True)["whole"])
+        for rows in (5, 1):
+            made = parallel(x[:rows], loss=True)
+            assert torch.equal(made["whole"], model(x[:rows], loss=True)["whole"])
 
 
 def test_the_models_errors_are_raised_here_and_workers_go_on(llama: Any) -> None:
     with pytest.raises(IndexError):
         llama(TOKENS + 250)
     assert llama(TOKENS).logits.shape == (7, 12, 256)
-    with pytest.raises(InputError, match="batch dimension"):
+    with pytest.raises(ValueError, match="input_ids"):
         llama()
 
 
@@ -130,7 +132,7 @@ def test_fewer_calls_than_copies_after_a_map_was_left() -> None:
 
 
 def test_a_layout_that_fails_to_load_leaves_the_pool_usable() -> None:
-    bench = PoolBench(Pool(*Given(tiny_llama()).packed()))
+    bench = PoolBench(Pool(*Given(tiny_llama()).packed()), RowCuts("llama", 1e-3))
     try:
         with pytest.raises(InputError, match="at most 2"):
             bench.load(Layout(tensor=3, data=2), (), None)

@@ -18,6 +18,7 @@ from tauten.parallel.footprint import weight_bytes
 from tauten.parallel.plan import Layout, Plan, layouts
 from tauten.parallel.planner import Planner, Task
 from tauten.parallel.profile import Profile
+from tauten.parallel.row_cuts import RowCuts
 from tauten.parallel.tensor_parallel import tensor_plan
 
 TOKENS = torch.arange(8 * 12).view(8, 12) * 5 % 256
@@ -31,6 +32,7 @@ class Stage:
 
     def __init__(self, model: nn.Module, wrong: Any, dying: Any):
         self.model, self.wrong, self.dying = model, wrong, dying
+        self.cuts = RowCuts("llama", 1e-3)
         self.loaded: list[Layout] = []
         self.calls = 0
 

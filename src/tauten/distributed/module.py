@@ -16,7 +16,7 @@ from tauten.distributed.record import Record
 from tauten.evaluation.metrics import Accuracy, Perplexity, Scores
 from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.module import arguments
-from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
+from tauten.parallel.row_cuts import RowCuts, call_in_parts
 
 
 class Workers:
@@ -25,10 +25,18 @@ class Workers:
     Args:
         cluster: Of workers.
         model: For them, as `open_model` takes it.
+        cuts: What is known of cutting calls of it.
         release: Called when they have ended.
     """
 
-    def __init__(self, cluster: Cluster, model: Any, release: Callable[[], Any] = lambda: None):
+    def __init__(
+        self,
+        cluster: Cluster,
+        model: Any,
+        cuts: RowCuts,
+        release: Callable[[], Any] = lambda: None,
+    ):
+        self.cuts = cuts
         self.cluster, self.settings, self._release = cluster, {"model": model}, release
         self.job = Job("tauten.distributed.inference:Inference", self.settings)
 
@@ -79,11 +87,11 @@ class DistributedModule(ModuleOnWorkers):
         workers = self._started()
         cluster, job = workers.cluster, workers.job
         cluster.load(job)
-        rows = count_rows((args, kwargs))
-        sizes = [n for n in even_sizes(rows, len(cluster.workers)) if n] or [0]
-        parts = cut_rows((args, kwargs), sizes)
-        calls = [("forward", *part) for part in parts]
-        return join_rows(list(cluster.run(job, calls, len(calls))), sizes)
+
+        def compute(calls: Any, lend: bool) -> list[Any]:
+            return list(cluster.run(job, [("forward", *call) for call in calls], len(calls)))
+
+        return call_in_parts(workers.cuts, compute, (args, kwargs), len(cluster.workers))
 
     def wait_for(self, workers: int) -> None:
         """Wait until so many workers hold the model; calls begin with those that are ready."""

@@ -28,12 +28,14 @@ from tauten.distributed.token import ENVIRONMENT, read_token
 from tauten.models.source import open_source
 from tauten.parallel.benches import PoolBench
 from tauten.parallel.by_value import UnsendableError
+from tauten.parallel.comparison import tolerance
 from tauten.parallel.executors import Executor, LocalExecutor, under_torchrun
 from tauten.parallel.footprint import fits_one_worker, worker_limit_bytes
-from tauten.parallel.given import Call, Given, example_call
+from tauten.parallel.given import Given, example_call
 from tauten.parallel.module import ParallelModule
 from tauten.parallel.plan import Plan
 from tauten.parallel.planner import Planner, Task
+from tauten.parallel.row_cuts import Call, RowCuts
 from tauten.parallel.start import cores
 from tauten.parallel.start import start as start_parallel
 
@@ -83,7 +85,8 @@ def start(
         starter = functools.partial(_start_here, given, workers)
         return DistributedModule(starter, given.name, fingerprint, given.config)
     reference, name, config, _ = for_workers(model, cluster, access)
-    remote = Workers(Cluster(open_engine(cluster, workers, access)), reference)
+    cuts = RowCuts(name, tolerance(model))
+    remote = Workers(Cluster(open_engine(cluster, workers, access)), reference, cuts)
     return DistributedModule(lambda: remote, name, fingerprint, config, [remote.close])
 
 
@@ -98,9 +101,10 @@ def _start_here(given: Given, workers: int | None) -> Workers:
             why = str(error)
         else:
             cluster = Cluster(open_engine(None, workers, Access()))
-            return Workers(cluster, reference, functools.partial(shutil.rmtree, folder, True))
+            release = functools.partial(shutil.rmtree, folder, True)
+            return Workers(cluster, reference, given.row_cuts(), release)
     _log.warning("%s; it runs in this process", why)
-    return Workers(Cluster(OwnEngine()), given.runnable(stream=False))
+    return Workers(Cluster(OwnEngine()), given.runnable(stream=False), given.row_cuts())
 
 
 def start_laid_out(
@@ -156,7 +160,8 @@ class RemoteStarter:
             task = Task(
                 given.name, runnable, fits, call, pool.size, threads, self.mode, goal, limit
             )
-            found, bench = Planner(task, PoolBench(pool)).run(), PoolBench(pool)
+            bench = PoolBench(pool, given.row_cuts())
+            found = Planner(task, bench).run()
             if found.layout.workers > 1:
                 bench.load(found.layout, found.ends, found.chain)
                 return bench, found

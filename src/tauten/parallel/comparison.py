@@ -26,15 +26,21 @@ def difference(made: Any, expected: Any) -> float:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
+    if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf")
+    one, other = one.detach(), other.detach().to(one.device)
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    if not one.is_floating_point():
+        return 0.0 if torch.equal(one, other) else float("inf")
+    one, other = one.float(), other.float()
+    odd = ~(one.isfinite() & other.isfinite())
+    if not torch.equal(one[odd].nan_to_num(), other[odd].nan_to_num()):
+        return float("inf")  # masked scores are -inf in both
+    one, other = one[~odd], other[~odd]
     if not one.numel():
         return 0.0
-    if not one.is_floating_point():
-        return 0.0 if torch.equal(one, other.to(one.device)) else float("inf")
-    one, other = one.detach(), other.detach().to(one.device).float()
-    scale = float(other.abs().max()) or 1.0
-    return float((one.float() - other).abs().max()) / scale
+    return float((one - other).abs().max()) / (float(other.abs().max()) or 1.0)
 
 
 def twice(inputs: Any) -> Any:
@@ -48,8 +54,14 @@ def twice(inputs: Any) -> Any:
     return tree_map(double, inputs)
 
 
-def tolerance(model: nn.Module) -> float:
-    """The largest `difference` of a layout that computes the same."""
+def tolerance(model: Any) -> float:
+    """The largest `difference` of a layout that computes the same.
+
+    Args:
+        model: A module; or what workers open one from, which may hold anything.
+    """
+    if not isinstance(model, nn.Module):
+        return _COARSE
     rounds = any(layer.activation != "float" for _, layer in packed_modules(model))
     dtypes = {p.dtype for p in model.parameters()}
     return _COARSE if rounds or dtypes & {torch.float16, torch.bfloat16} else _FINE

@@ -1,7 +1,7 @@
 """Who computes a call: this process alone, a pool of workers, or the processes of torchrun."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,8 @@ from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout
 from tauten.parallel.pool import Pool
 from tauten.parallel.profile import with_threads
-from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows, to_device
+from tauten.parallel.row_cuts import RowCuts, call_in_parts
+from tauten.parallel.rows import to_device
 from tauten.parallel.share import Share
 from tauten.parallel.worker import Part, Place, Runner
 
@@ -70,13 +71,13 @@ class PoolExecutor:
     """Workers of this process.
 
     Args:
-        parcel: The model.
         pool: Closed with the executor.
+        cuts: What is known of cutting calls of the model.
     """
 
-    def __init__(self, pool: Pool):
-        self.pool = pool
-        self._copies = 1
+    def __init__(self, pool: Pool, cuts: RowCuts):
+        self.pool, self.cuts = pool, cuts
+        self._layout = Layout()
 
     def load(self, layout: Layout, ends: tuple[int, ...], chain: ChainShape | None) -> None:
         """Have workers take up a layout."""
@@ -87,16 +88,17 @@ class PoolExecutor:
             for copy in range(layout.data)
         ]
         self.pool.load([[Assignment(part, place) for place in group] for group in places])
-        self._copies = layout.data
+        self._layout = layout
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Cut the batch among the copies of the model; outputs lie where the inputs did."""
-        device = _device((args, kwargs))
-        rows = count_rows((args, kwargs))
-        sizes = [size for size in even_sizes(rows, self._copies) if size] or [0]
-        parts = cut_rows((args, kwargs), sizes)
-        made = list(self.pool.run(((method, *part) for part in parts), lend=True))
-        return to_device(join_rows(made, sizes), device)
+
+        def compute(calls: Any, lend: bool) -> list[Any]:
+            return list(self.pool.run(((method, *call) for call in calls), lend))
+
+        call, is_whole = (args, kwargs), self._layout.microbatches == 1
+        made = call_in_parts(self.cuts, compute, call, self._layout.data, is_whole)
+        return to_device(made, _device(call))
 
     def map(self, calls: Calls) -> Iterator[Any]:
         """Each call by one copy of the model."""
@@ -112,10 +114,11 @@ class SpmdExecutor:
 
     Args:
         parcel: The model, which each process has.
+        cuts: What is known of cutting calls of it.
     """
 
-    def __init__(self, parcel: Parcel):
-        self._parcel = parcel
+    def __init__(self, parcel: Parcel, cuts: RowCuts):
+        self._parcel, self.cuts = parcel, cuts
         self._runner: Runner | None = None
         self._layout = Layout()
         device = device_of(int(os.environ.get("LOCAL_RANK", 0)))
@@ -130,21 +133,24 @@ class SpmdExecutor:
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute this process' rows, and hand outputs around."""
+
+        def compute(calls: Any, lend: bool) -> list[Any]:
+            return self._side_by_side(method, calls)
+
+        is_whole = self._layout.microbatches == 1
+        return call_in_parts(self.cuts, compute, (args, kwargs), self._layout.data, is_whole)
+
+    def _side_by_side(self, method: str, calls: Sequence[Any]) -> list[Any]:
+        """Outputs of a call for each copy of the model; all processes come to know them all."""
         assert self._runner is not None, "it was loaded"
-        size = self._layout.tensor * self._layout.pipeline
-        sizes = even_sizes(count_rows((args, kwargs)), self._layout.data)
-        copy = self._place.rank // size
-        # Where rows are too few for all, the others compute the first copy's, to no end.
-        parts = cut_rows((args, kwargs), sizes)
-        mine = parts[copy] if sizes[copy] else parts[0]
-        made = self._runner(method, *mine)
-        answering = size - self._layout.tensor
-        joined = [
-            _broadcast(made, number * size + answering)
-            for number, rows in enumerate(sizes)
-            if rows or not number
-        ]
-        return join_rows(joined, [rows for rows in sizes if rows] or [0])
+        size, found = self._layout.tensor * self._layout.pipeline, []
+        copy, answering = self._place.rank // size, size - self._layout.tensor
+        for first in range(0, len(calls), self._layout.data):
+            turn = calls[first : first + self._layout.data]
+            # Where there are too few for all copies, the others compute the first, to no end.
+            made = self._runner(method, *turn[copy if copy < len(turn) else 0])
+            found += [_broadcast(made, number * size + answering) for number in range(len(turn))]
+        return found
 
     def map(self, calls: Calls) -> Iterator[Any]:
         """One after the other: all processes must make them alike."""

@@ -15,15 +15,15 @@ from tauten.core.errors import InputError
 from tauten.models.source import open_source
 from tauten.models.structure import find_structure
 from tauten.parallel.by_value import UnsendableError
+from tauten.parallel.comparison import tolerance
 from tauten.parallel.executors import under_torchrun
 from tauten.parallel.launcher import memory_folder
 from tauten.parallel.parcel import Parcel, dump_skeleton, pack, switch_cache_off, twin
 from tauten.parallel.pool import pool_folder
+from tauten.parallel.row_cuts import Call, RowCuts
 from tauten.parallel.rows import count_rows
 
 _ROWS, _TOKENS = 8, 64  # of the call that a language model is planned for by default
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 
 
 class Given:
@@ -62,6 +62,10 @@ class Given:
         if self._source is not None:
             return Parcel(self.name), folder
         return pack(self.model, skeleton, folder), folder
+
+    def row_cuts(self) -> RowCuts:
+        """Of calls of it; nothing is proved yet."""
+        return RowCuts(self.name, tolerance(self.model))
 
     def runnable(self, stream: bool) -> Any:
         """The model for calls in this process; streamed from disk it needs a block's memory."""

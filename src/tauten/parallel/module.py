@@ -11,8 +11,9 @@ from tauten.core.progress import progress_bars, track
 from tauten.data.tensors import inputs_of
 from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.executors import Executor
-from tauten.parallel.given import Call, Given, example_call
+from tauten.parallel.given import Given, example_call
 from tauten.parallel.plan import Layout, Plan
+from tauten.parallel.row_cuts import Call
 
 
 class Starter(Protocol):

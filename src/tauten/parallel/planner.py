@@ -64,16 +64,17 @@ class Planner:
 
     def __init__(self, task: Task, bench: Bench, exact: bool = False):
         self._task, self._bench, self._exact = task, bench, exact
-        self._inputs = task.inputs
-        rows = count_rows(task.inputs)
-        if task.goal == "latency" and rows > 1:  # of a single request
-            self._inputs = cut_rows(task.inputs, [1, rows - 1])[0]
-        self._rows = count_rows(self._inputs)
+        self._inputs, self._cuts = task.inputs, bench.cuts
         self._tensor: TensorPlan = tensor_plan(task.model)
         self._start_s = time.perf_counter()
 
     def run(self) -> Plan:
         """Make the plan; the bench is left with its layout loaded, unless that is one worker."""
+        self._prove()
+        rows = count_rows(self._inputs)
+        if self._task.goal == "latency" and self._cuts.known(self._inputs):  # of a single request
+            self._inputs = cut_rows(self._inputs, [1, rows - 1])[0]
+        self._rows = count_rows(self._inputs)
         links = self._bench.agree(self._bench.links())  # first: what it starts takes processors
         profile, outputs = self._profile()
         options = self._predicted(profile, links)
@@ -98,6 +99,19 @@ class Planner:
         )
         agreed: Plan = self._bench.agree(plan)
         return agreed
+
+    def _prove(self) -> None:
+        """Whether the call may be cut by rows, at the price of one more."""
+        if self._cuts.known(self._inputs) is not None:
+            return
+
+        def compute(calls: Any, lend: bool) -> list[Any]:
+            return [self._task.model(*args, **kwargs) for args, kwargs in calls]
+
+        with torch.inference_mode():
+            (whole,) = compute([self._inputs], False)
+            why = self._cuts.verdict(self._inputs, whole, compute)
+        self._cuts.settle(self._inputs, self._bench.agree(why))
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -137,7 +151,8 @@ class Planner:
         counts = {max(1, self._task.threads // n) for n in self._sizes()}
         counts |= set(single_threads(self._task.threads))
         task = self._task
-        profile, outputs = measure(task.model, self._inputs, self._tensor, sorted(counts))
+        wanted = (self._tensor, sorted(counts), bool(self._cuts.known(self._inputs)))
+        profile, outputs = measure(task.model, self._inputs, *wanted)
         return self._bench.agree(profile), outputs
 
     def _sizes(self) -> list[int]:
@@ -152,6 +167,8 @@ class Planner:
         options = []
         for layout in layouts(task.workers, self._rows, blocks, most, task.threads, task.mode):
             if layout.workers > 1 and layout.workers not in self._sizes():
+                continue
+            if layout.data * layout.microbatches > 1 and not self._cuts.known(self._inputs):
                 continue
             ends = stage_ends(profile, layout.pipeline)
             size = weight_bytes(task.model, layout, ends, profile.chain, self._tensor)
@@ -195,7 +212,8 @@ class Planner:
             return best, f"{times}: {gain:.2f} times as fast"
         others = [option for option in able if option.layout.workers > 1]
         if not others:
-            return one, f"{_took(one)} a call; no split was predicted to come near"
+            why = self._cuts.refusal or "no split was predicted to come near"
+            return one, f"{_took(one)} a call; {why}"
         rival = min(others, key=self._rank)
         return one, (
             f"splitting doesn't pay: {_took(one)} a call on {one.layout}, "

@@ -57,6 +57,7 @@ def measure(
     inputs: tuple[Any, Any],
     tensor: TensorPlan,
     counts: Sequence[int],
+    cuttable: bool = True,
 ) -> tuple[Profile, Any]:
     """Profile a call.
 
@@ -65,6 +66,7 @@ def measure(
         inputs: Positional and keyword arguments.
         tensor: Layers whose outputs would be put together.
         counts: Threads that workers might have.
+        cuttable: The call may be cut by rows, to tell what each of them takes.
     Returns:
         The profile, and the outputs of the call.
     """
@@ -74,7 +76,7 @@ def measure(
     lines = {}
     for count in sorted(counts, reverse=True):
         with with_threads(count):
-            lines[count], made = _line_s(trace, model, inputs)
+            lines[count], made = _line_s(trace, model, inputs, cuttable)
         outputs = made if outputs is None else outputs
     shares = trace.shares()
     return Profile(
@@ -227,14 +229,14 @@ def tree_bytes(tree: Any) -> int:
 
 
 def _line_s(
-    trace: Trace, model: nn.Module, inputs: tuple[Any, Any]
+    trace: Trace, model: nn.Module, inputs: tuple[Any, Any], cuttable: bool
 ) -> tuple[tuple[float, float], Any]:
     """Seconds of a call whatever its rows, and of each row, by all rows and half of them; outputs.
 
     Long calls are run once.
     """
     rows = count_rows(inputs)
-    few = max(1, rows // 2)
+    few = max(1, rows // 2) if cuttable else rows
     all_s, outputs = _traced(trace, model, inputs)
     if all_s < _REPEAT_S:
         all_s = min(all_s, *(_traced(trace, model, inputs)[0] for _ in range(2)))

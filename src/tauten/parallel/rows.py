@@ -67,18 +67,27 @@ def join_rows(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 def _join(column: Sequence[Any], sizes: Sequence[int]) -> Any:
     if all(isinstance(leaf, Tensor) for leaf in column):
-        if all(leaf.dim() and len(leaf) == n for leaf, n in zip(column, sizes, strict=True)):
+        rest = {(leaf.dtype, leaf.shape[1:]) for leaf in column}
+        by_rows = all(leaf.dim() and len(leaf) == n for leaf, n in zip(column, sizes, strict=True))
+        if by_rows and len(rest) == 1:
             return torch.cat(list(column))
-        if all(torch.equal(leaf, column[0]) for leaf in column):
+        if len(rest) == 1 and all(torch.equal(leaf, column[0]) for leaf in column):
             return column[0].clone()
         shapes = [tuple(leaf.shape) for leaf in column]
         raise InputError(
             f"parts of {list(sizes)} rows gave a tensor of shapes {shapes}: outputs are joined by "
             "rows; leave out what has none, such as a loss (compute it from the outputs)"
         )
-    if all(leaf == column[0] for leaf in column):
+    if all(_same(leaf, column[0]) for leaf in column):
         return column[0]
     raise InputError(f"parts of a batch returned different {type(column[0]).__name__} values")
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # comparing runs code of whoever wrote the objects' class
+        return False
 
 
 def is_floating(leaf: Any) -> bool:

@@ -23,13 +23,14 @@ from tauten.parallel.executors import (
     under_torchrun,
 )
 from tauten.parallel.footprint import fits_one_worker, trains_whole, worker_limit_bytes
-from tauten.parallel.given import Call, Given, example_call
+from tauten.parallel.given import Given, example_call
 from tauten.parallel.group import Assignment
 from tauten.parallel.module import ParallelModule
 from tauten.parallel.plan import GOALS, MODES, Layout, Plan
 from tauten.parallel.planner import Planner, Task
 from tauten.parallel.pool import Pool
 from tauten.parallel.profile import with_threads
+from tauten.parallel.row_cuts import Call
 from tauten.parallel.rows import count_rows, describe_call
 from tauten.parallel.training import Trainee, check_trainable, distributed
 from tauten.parallel.training_module import TrainingModule
@@ -173,8 +174,8 @@ def by_plan(given: Given, plan: Plan) -> tuple[Executor, Plan]:
 
 
 def _bench(given: Given) -> PoolBench | SpmdBench:
-    parcel, folder = given.packed()
-    return SpmdBench(parcel) if under_torchrun() else PoolBench(Pool(parcel, folder))
+    (parcel, folder), cuts = given.packed(), given.row_cuts()
+    return SpmdBench(parcel, cuts) if under_torchrun() else PoolBench(Pool(parcel, folder), cuts)
 
 
 def _call_s(model: Any, call: Call) -> float:

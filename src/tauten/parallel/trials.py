@@ -14,13 +14,20 @@ from tauten.parallel.cost_model import Links, stage_ends
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout, Option
 from tauten.parallel.profile import Profile, fastest_s, with_threads
+from tauten.parallel.row_cuts import RowCuts
 from tauten.parallel.rows import count_rows, cut_rows
 
 _CLOSE = 1.15  # times the best: timed once more, as chance may have decided
 
 
 class Bench(Protocol):
-    """Where layouts are tried out."""
+    """Where layouts are tried out.
+
+    Attributes:
+        cuts: What is known of cutting the model's calls.
+    """
+
+    cuts: RowCuts
 
     def links(self) -> Links:
         """How fast its workers reach each other."""
@@ -61,7 +68,7 @@ class Trials:
         outputs: Any,
     ):
         self._bench, self._model, self._inputs, self._profile = bench, model, inputs, profile
-        self._expected = [(inputs, outputs), self._second_shape()]
+        self._expected = [(inputs, outputs), *self._second_shape()]
         self._loaded: Layout | None = None
         self.longest_s = 0.0
 
@@ -113,14 +120,24 @@ class Trials:
                 seconds = fastest_s(lambda: self._model(*args, **kwargs))
         return float(self._bench.agree(seconds))
 
-    def _second_shape(self) -> tuple[Any, Any]:
-        """Other inputs, fewer rows or twice as many, and what the model makes of them."""
+    def _second_shape(self) -> Sequence[tuple[Any, Any]]:
+        """Other inputs, fewer rows or twice as many, and what the model makes of them.
+
+        None where its calls can't be cut by rows, nor doubled.
+        """
         rows = count_rows(self._inputs)
-        few = max(1, rows // 2)
-        less = cut_rows(self._inputs, [few, rows - few])[0]
-        inputs = less if few < rows else twice(self._inputs)
-        with torch.inference_mode():
-            return inputs, self._model(*inputs[0], **inputs[1])
+        if self._bench.cuts.known(self._inputs):
+            few = rows // 2
+            inputs = cut_rows(self._inputs, [few, rows - few])[0]
+        elif rows == 1:
+            inputs = twice(self._inputs)
+        else:
+            return ()
+        try:
+            with torch.inference_mode():
+                return ((inputs, self._model(*inputs[0], **inputs[1])),)
+        except Exception:  # whatever a model raises that takes this shape alone
+            return ()
 
 
 def better_than_predicted(options: Sequence[Option]) -> Option | None:
