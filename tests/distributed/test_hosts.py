@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -16,6 +15,7 @@ import torch
 from losses import losses
 from tiny_models import tiny_llama
 from torch import nn
+from waiting import until
 
 from tauten.core.errors import InputError, TautenError, WorkerError
 from tauten.distributed import host_worker
@@ -84,10 +84,7 @@ def test_a_worker_without_the_token_gets_no_job(
     idle.load(Job("tauten.distributed.inference:Inference", {"model": {"files": {}}}))
     with caplog.at_level(logging.WARNING), pytest.raises(RefusedError):
         host_worker.serve(idle.address, idle.port, "stranger", b"another token, as long as that")
-    deadline = time.monotonic() + 5
-    while "refused a worker at 127.0.0.1" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: "refused a worker at 127.0.0.1" in caplog.text)
     assert not idle.wait(0.0)
 
 
@@ -109,12 +106,10 @@ def test_an_own_proof_sent_back_is_no_proof() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
-        mirror = Connection(theirs.detach())
-        mirror.send_bytes(mirror.recv_bytes() if mirror.poll(0.1) else b"n" * 32)
-        mirror.send_bytes(b"p" * 32)
-        with pytest.raises(RefusedError):
-            Channel(client, TOKEN, is_driver=True)
-        mirror.close()
+        with Connection(theirs.detach()) as mirror, ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: [mirror.send_bytes(mirror.recv_bytes()) for _ in range(2)])
+            with pytest.raises(RefusedError, match="has another token"):
+                Channel(client, TOKEN, is_driver=True)
 
 
 def pair() -> tuple[Channel, Channel]:
@@ -164,7 +159,12 @@ def test_a_caller_that_talks_nonsense_harms_nobody(idle: HostEngine) -> None:
     channel = Channel(socket.create_connection((idle.address, idle.port)), TOKEN, False)
     channel.send("hello", "late")
     idle.load(Job("tauten.distributed.inference:Inference", {}))
-    idle.wait(1.0)
+
+    def is_answered() -> bool:
+        idle.wait(0.1)
+        return channel.connection.poll()
+
+    until(is_answered)
     assert channel.receive()[0] == "load"
     channel.close()
 
