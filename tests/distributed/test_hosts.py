@@ -36,10 +36,17 @@ from tauten.parallel.plan import Layout
 TOKEN = b"0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture
-def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
+@pytest.fixture(scope="module", autouse=True)
+def same_imports() -> Iterator[None]:
+    """Workers import what this process can."""
     paths = [str(Path(__file__).parents[1]), *(p for p in sys.path if p)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Access:
     file = tmp_path / "token"
     file.write_bytes(TOKEN)
     file.chmod(0o600)
@@ -273,43 +280,50 @@ CHAIN = ChainShape(
 )
 
 
-def test_a_model_is_laid_out_over_machines(tmp_path: Path, access: Access) -> None:
+@pytest.fixture(scope="module")
+def bench(same_imports: None) -> Iterator[PoolBench]:
+    """Two workers that parts of a model are loaded on; one that was killed is started again."""
+    engine = HostEngine([Host("localhost", 2)], TOKEN)
+    bench = PoolBench(RemotePool(engine, blueprint(tiny_llama(), False)))  # type: ignore[arg-type]
+    yield bench
+    bench.close()
+
+
+def test_a_model_is_laid_out_over_machines(bench: PoolBench) -> None:
     """Both ways of cutting a model, each beside the model itself."""
     model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
     with torch.no_grad():
         expected = model(x, use_cache=False).logits
-    engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
-    try:
-        for layout, ends in LAYOUTS:
-            bench.load(layout, ends, CHAIN if ends else None)
-            made = bench.call("forward", (), {"input_ids": x, "use_cache": False}).logits
-            assert torch.allclose(made, expected, atol=1e-5), layout
-        links = bench.links()
-        assert 0 < links.reduce.latency_s < 1
-    finally:
-        bench.close()
+    for layout, ends in LAYOUTS:
+        bench.load(layout, ends, CHAIN if ends else None)
+        made = bench.call("forward", (), {"input_ids": x, "use_cache": False}).logits
+        assert torch.allclose(made, expected, atol=1e-5), layout
+    links = bench.links()
+    assert 0 < links.reduce.latency_s < 60  # seconds, however busy the machine is
 
 
 @pytest.mark.parametrize(("layout", "ends"), LAYOUTS, ids=str)
 def test_a_call_that_loses_a_worker_is_made_again(
-    layout: Layout, ends: tuple[int, ...], access: Access
+    layout: Layout, ends: tuple[int, ...], bench: PoolBench
 ) -> None:
     model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
     with torch.no_grad():
         expected = model(x, use_cache=False).logits
-    engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(model, False)))  # type: ignore[arg-type]
     call = {"input_ids": x, "use_cache": False}
-    try:
-        bench.load(layout, ends, CHAIN if ends else None)
-        bench.call("forward", (), call)
-        for lost in engine.pids:  # the first of a group, and the last
-            os.kill(lost, signal.SIGKILL)
-            made = bench.call("forward", (), call).logits
-            assert torch.allclose(made, expected, atol=1e-5)
-    finally:
-        bench.close()
+    bench.load(layout, ends, CHAIN if ends else None)
+    bench.call("forward", (), call)
+    for lost in bench.pool.pids:  # the first of a group, and the last
+        os.kill(lost, signal.SIGKILL)
+        made = bench.call("forward", (), call).logits
+        assert torch.allclose(made, expected, atol=1e-5)
+
+
+def test_errors_of_the_model_are_no_losses(bench: PoolBench) -> None:
+    bench.load(Layout(data=2), (), None)
+    pids = bench.pool.pids
+    with pytest.raises((IndexError, RuntimeError), match="index out of range"):
+        bench.call("forward", (), {"input_ids": torch.full((2, 4), 999)})
+    assert bench.pool.pids == pids
 
 
 def test_a_layout_that_too_few_workers_are_left_for_says_so(
@@ -324,17 +338,5 @@ def test_a_layout_that_too_few_workers_are_left_for_says_so(
         os.kill(engine.pids[1], signal.SIGKILL)
         with pytest.raises(WorkerError, match="takes 2 workers, and 1 are left"):
             bench.call("forward", (), call)
-    finally:
-        bench.close()
-
-
-def test_errors_of_the_model_are_no_losses(access: Access) -> None:
-    engine = HostEngine([Host("localhost", 2)], TOKEN)
-    pool = RemotePool(engine, blueprint(tiny_llama(), False))
-    bench = PoolBench(pool)  # type: ignore[arg-type]
-    try:
-        bench.load(Layout(data=2), (), None)
-        with pytest.raises((IndexError, RuntimeError), match="index out of range"):
-            bench.call("forward", (), {"input_ids": torch.full((2, 4), 999)})
     finally:
         bench.close()
