@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from waiting import LIMIT_S
 
 # What a user types, as cells of a notebook; no blank lines inside, for the interactive prompt.
 CELLS = (
@@ -128,9 +129,9 @@ def until_gone(mark: str) -> None:
 
 
 def wait_for(pidfd: int) -> bool:
-    """Whether a process ends within half a minute."""
+    """Whether a process ends."""
     try:
-        return bool(select.select([pidfd], [], [], 30)[0])
+        return bool(select.select([pidfd], [], [], LIMIT_S)[0])
     finally:
         os.close(pidfd)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -16,6 +15,7 @@ import torch
 from losses import losses
 from tiny_models import tiny_llama
 from torch import nn
+from waiting import until
 
 from tauten.core.errors import InputError, TautenError, WorkerError
 from tauten.distributed import host_worker
@@ -37,10 +37,17 @@ from tauten.parallel.row_cuts import RowCuts
 TOKEN = b"0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture
-def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
+@pytest.fixture(scope="module", autouse=True)
+def same_imports() -> Iterator[None]:
+    """Workers import what this process can."""
     paths = [str(Path(__file__).parents[1]), *(p for p in sys.path if p)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        yield
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Access:
     file = tmp_path / "token"
     file.write_bytes(TOKEN)
     file.chmod(0o600)
@@ -85,10 +92,7 @@ def test_a_worker_without_the_token_gets_no_job(
     idle.load(Job("tauten.distributed.inference:Inference", {"model": {"files": {}}}))
     with caplog.at_level(logging.WARNING), pytest.raises(RefusedError):
         host_worker.serve(idle.address, idle.port, "stranger", b"another token, as long as that")
-    deadline = time.monotonic() + 5
-    while "refused a worker at 127.0.0.1" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: "refused a worker at 127.0.0.1" in caplog.text)
     assert not idle.wait(0.0)
 
 
@@ -110,12 +114,10 @@ def test_an_own_proof_sent_back_is_no_proof() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
-        mirror = Connection(theirs.detach())
-        mirror.send_bytes(mirror.recv_bytes() if mirror.poll(0.1) else b"n" * 32)
-        mirror.send_bytes(b"p" * 32)
-        with pytest.raises(RefusedError):
-            Channel(client, TOKEN, is_driver=True)
-        mirror.close()
+        with Connection(theirs.detach()) as mirror, ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: [mirror.send_bytes(mirror.recv_bytes()) for _ in range(2)])
+            with pytest.raises(RefusedError, match="has another token"):
+                Channel(client, TOKEN, is_driver=True)
 
 
 def pair() -> tuple[Channel, Channel]:
@@ -165,7 +167,12 @@ def test_a_caller_that_talks_nonsense_harms_nobody(idle: HostEngine) -> None:
     channel = Channel(socket.create_connection((idle.address, idle.port)), TOKEN, False)
     channel.send("hello", "late")
     idle.load(Job("tauten.distributed.inference:Inference", {}))
-    idle.wait(1.0)
+
+    def is_answered() -> bool:
+        idle.wait(0.1)
+        return channel.connection.poll()
+
+    until(is_answered)
     assert channel.receive()[0] == "load"
     channel.close()
 
@@ -274,43 +281,51 @@ CHAIN = ChainShape(
 )
 
 
-def test_a_model_is_laid_out_over_machines(tmp_path: Path, access: Access) -> None:
+@pytest.fixture(scope="module")
+def bench(same_imports: None) -> Iterator[PoolBench]:
+    """Two workers that parts of a model are loaded on; one that was killed is started again."""
+    engine = HostEngine([Host("localhost", 2)], TOKEN)
+    pool = RemotePool(engine, blueprint(tiny_llama(), False))
+    bench = PoolBench(pool, RowCuts("model", 1e-3))  # type: ignore[arg-type]
+    yield bench
+    bench.close()
+
+
+def test_a_model_is_laid_out_over_machines(bench: PoolBench) -> None:
     """Both ways of cutting a model, each beside the model itself."""
     model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
     with torch.no_grad():
         expected = model(x, use_cache=False).logits
-    engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(model, False)), RowCuts("model", 1e-3))  # type: ignore[arg-type]
-    try:
-        for layout, ends in LAYOUTS:
-            bench.load(layout, ends, CHAIN if ends else None)
-            made = bench.call("forward", (), {"input_ids": x, "use_cache": False}).logits
-            assert torch.allclose(made, expected, atol=1e-5), layout
-        links = bench.links()
-        assert 0 < links.reduce.latency_s < 1
-    finally:
-        bench.close()
+    for layout, ends in LAYOUTS:
+        bench.load(layout, ends, CHAIN if ends else None)
+        made = bench.call("forward", (), {"input_ids": x, "use_cache": False}).logits
+        assert torch.allclose(made, expected, atol=1e-5), layout
+    links = bench.links()
+    assert 0 < links.reduce.latency_s < 60  # seconds, however busy the machine is
 
 
 @pytest.mark.parametrize(("layout", "ends"), LAYOUTS, ids=str)
 def test_a_call_that_loses_a_worker_is_made_again(
-    layout: Layout, ends: tuple[int, ...], access: Access
+    layout: Layout, ends: tuple[int, ...], bench: PoolBench
 ) -> None:
     model, x = tiny_llama(), torch.randint(0, 256, (4, 16))
     with torch.no_grad():
         expected = model(x, use_cache=False).logits
-    engine = HostEngine([Host("localhost", 2)], TOKEN)
-    bench = PoolBench(RemotePool(engine, blueprint(model, False)), RowCuts("model", 1e-3))  # type: ignore[arg-type]
     call = {"input_ids": x, "use_cache": False}
-    try:
-        bench.load(layout, ends, CHAIN if ends else None)
-        bench.call("forward", (), call)
-        for lost in engine.pids:  # the first of a group, and the last
-            os.kill(lost, signal.SIGKILL)
-            made = bench.call("forward", (), call).logits
-            assert torch.allclose(made, expected, atol=1e-5)
-    finally:
-        bench.close()
+    bench.load(layout, ends, CHAIN if ends else None)
+    bench.call("forward", (), call)
+    for lost in bench.pool.pids:  # the first of a group, and the last
+        os.kill(lost, signal.SIGKILL)
+        made = bench.call("forward", (), call).logits
+        assert torch.allclose(made, expected, atol=1e-5)
+
+
+def test_errors_of_the_model_are_no_losses(bench: PoolBench) -> None:
+    bench.load(Layout(data=2), (), None)
+    pids = bench.pool.pids
+    with pytest.raises((IndexError, RuntimeError), match="index out of range"):
+        bench.call("forward", (), {"input_ids": torch.full((2, 4), 999)})
+    assert bench.pool.pids == pids
 
 
 def test_a_layout_that_too_few_workers_are_left_for_says_so(
@@ -325,17 +340,5 @@ def test_a_layout_that_too_few_workers_are_left_for_says_so(
         os.kill(engine.pids[1], signal.SIGKILL)
         with pytest.raises(WorkerError, match="takes 2 workers, and 1 are left"):
             bench.call("forward", (), call)
-    finally:
-        bench.close()
-
-
-def test_errors_of_the_model_are_no_losses(access: Access) -> None:
-    engine = HostEngine([Host("localhost", 2)], TOKEN)
-    pool = RemotePool(engine, blueprint(tiny_llama(), False))
-    bench = PoolBench(pool, RowCuts("model", 1e-3))  # type: ignore[arg-type]
-    try:
-        bench.load(Layout(data=2), (), None)
-        with pytest.raises((IndexError, RuntimeError), match="index out of range"):
-            bench.call("forward", (), {"input_ids": torch.full((2, 4), 999)})
     finally:
         bench.close()

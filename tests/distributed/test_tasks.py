@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from tauten.core.errors import BusyError, CorruptError, InputError, WorkerError
 from tauten.distributed.cluster import Cluster
+from tauten.distributed.crew import Crew
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.job import Job
 from tauten.distributed.partition import Pace, shard_size
@@ -124,6 +125,7 @@ class Instant:
 
     def __init__(self, workers: list[str]):
         self._names, self.given = workers, dict.fromkeys(workers, 0)
+        self.size = len(workers)
         self._events: list[Event] = []
 
     def load(self, job: Job) -> None:
@@ -181,6 +183,18 @@ def test_a_run_ends_though_its_last_worker_is_lost_with_its_last_answers() -> No
     engine.script = [[*answers, Lost("a", "killed")], [Joined("a")]]
     cluster, job = Cluster(engine), Job("any:thing")  # type: ignore[arg-type]
     assert list(cluster.run(job, range(2), 2)) == [0, 1]
+
+
+def test_a_loss_is_known_beside_the_failure_that_comes_of_it() -> None:
+    """Both are heard of at once where the machine is busy."""
+    engine = Scripted(["a", "b"])
+    crew = Crew(engine, Job("any:thing"), 2)  # type: ignore[arg-type]
+    reset = Failed("b", "", RuntimeError("connection reset by peer"), "")
+    engine.script = [[reset, Lost("a", "killed")]]
+    with pytest.raises(RuntimeError, match="reset by peer"):
+        crew.ask(["message", "message"])
+    assert crew.has_lost(0)
+    crew.close()
 
 
 def test_trees_travel_as_they_are() -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from faulty_models import Dies, Slow
 from parallel_layouts import laid_out
 from tiny_models import tiny_llama
 from torch import nn
+from waiting import until
 
 import tauten
 from tauten.core.errors import InputError, WorkerError
@@ -40,13 +40,6 @@ from tauten.parallel.launcher import the_launcher
 print(*parallel.worker_pids, the_launcher().pid, the_launcher().folder, flush=True)
 time.sleep(60)
 """
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:

@@ -63,7 +63,8 @@ class Crew:
                 self._tell(member)
         while len(self._answers) < len(self._members):
             self._cast()
-            for event in self._engine.wait(_TICK_S):
+            # Failures last: one raises, and a loss beside it, which it comes of, must be known.
+            for event in sorted(self._engine.wait(_TICK_S), key=lambda e: isinstance(e, Failed)):
                 self._act(event)
             if self._engine.is_hopeless or len(self.lost) - losses >= _LOSSES:
                 why = self.lost[-1].why if self.lost else "none could be started"
