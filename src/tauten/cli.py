@@ -135,6 +135,9 @@ def optimize(
     ] = None,
     minimize: Annotated[str, typer.Option(help="size, latency or memory.")] = "size",
     time: Annotated[str | None, typer.Option(help="Time in which to search, such as 20m.")] = None,
+    effort: Annotated[
+        str, typer.Option(help="quick, normal or thorough: when further trials aren't worth it.")
+    ] = "normal",
     out: Out = Path("optimized"),
     entropy_coding: Coding = False,
     max_tokens: Tokens = 8192,
@@ -162,6 +165,7 @@ def optimize(
         entropy_coding=entropy_coding,
         max_time_s=None if time is None else parse_seconds(time),
         workers=parse_workers(workers),
+        effort=effort,
     )
     print_artifact(out, console)
 

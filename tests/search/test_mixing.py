@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tauten.core.effort import THOROUGH, Effort
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
@@ -17,6 +18,7 @@ from tauten.search import mixing
 from tauten.search.levels import LevelTable
 from tauten.search.mixing import REFINED, Mixing
 from tauten.search.trials import Trials
+from tauten.search.work import Work
 
 BITS = (8, 6, 5, 4, 3, 2, 1)
 LEVELS = [replace(Recipe.of(GPTQ(bits)), apart=True) for bits in BITS]
@@ -37,10 +39,14 @@ class Simulated(Trials):
 
     def __init__(self, goal: Goal, tuning_gain: float = 0.0, sequence_gain: float = 0.0):
         workspace: Any = SimpleNamespace(
-            apply=lambda recipe: recipe, structure=None, discard=lambda recipe: None, journal=None
+            apply=lambda recipe: recipe,
+            structure=None,
+            discard=lambda recipe: None,
+            journal=SimpleNamespace(find=lambda *_, **__: None),
         )
         workspace.source = SimpleNamespace(reader=None)
-        super().__init__(workspace, SimpleNamespace(), goal, mixes=True)  # type: ignore[arg-type]
+        work = Work(10**8, tokens=8192, calibration_tokens=8192)
+        super().__init__(workspace, SimpleNamespace(), goal, work, mixes=True)  # type: ignore[arg-type]
         self.table = whole_table()
         self.tuning_gain, self.sequence_gain = tuning_gain, sequence_gain
 
@@ -61,7 +67,9 @@ class Simulated(Trials):
         return Trial(recipe, Measurement(quality, size, size, kl=loss))
 
 
-def mixed(trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool) -> Mixing:
+def mixed(
+    trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool, effort: Effort = THOROUGH
+) -> Mixing:
     def tried_table(*given: Any) -> LevelTable:
         recipes = given[4]  # those that were applied
         at = [LEVELS.index(recipe) for recipe in recipes]
@@ -69,7 +77,7 @@ def mixed(trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool) -> Mi
         return LevelTable(whole.units, tuple(recipes), whole.size_bytes[:, at], whole.losses[:, at])
 
     monkeypatch.setattr(mixing, "level_table", tried_table)
-    made = Mixing(trials, nn.Module(), (), tunes)
+    made = Mixing(trials, nn.Module(), (), tunes, effort)
     made.measure_levels(LEVELS, BITS.index(4))
     return made
 

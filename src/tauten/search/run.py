@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from tauten.core.effort import NORMAL, THOROUGH, Effort
 from tauten.core.errors import BusyError, GoalError, InputError
 from tauten.core.figures import format_bytes
 from tauten.core.files import check_free_space, exclusive
@@ -70,6 +71,7 @@ def run_search(
     entropy_coding: bool = False,
     max_time_s: float | None = None,
     workers: int | str | None = None,
+    effort: Effort = NORMAL,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
@@ -89,19 +91,21 @@ def run_search(
         "pillars": pillars,
         "entropy_coding": entropy_coding,
         "seed": seed,
+        "effort": effort.name,
     }
     with progress_bars(), run_folder(out, needs.disk_bytes * (1 + entropy_coding)) as folder:
         calibration = calibration_batches(task.splits.calibration, skeleton)
         workspace = Workspace(folder, source, structure, run, calibration)
-        search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s)
+        search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s, effort)
         development = calibration_batches(task.splits.development, skeleton)
-        search.evaluator.start()  # the workers needn't measure the original again
+        search.start()  # the workers needn't measure the original again
         side_by_side = None if goal.is_about_latency else workers
         with trials_ahead(workspace, search.evaluator, task, needs.stream, side_by_side) as ahead:
             search.use(ahead)
             chosen = search.run(source.skeleton(), pillars, development)
         search.use(None)
         chosen, candidate, timing = _timed(search, chosen)
+        timing |= _left(search)
         result = conclude(search, chosen, candidate, "given_up" in timing)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
         facts.max_tokens = max_tokens
@@ -125,6 +129,14 @@ def _timed(search: Search, chosen: int) -> tuple[int, Candidate, dict[str, Any]]
         candidate = search.workspace.apply(ORIGINAL)
     timing |= {"formats": search.guard.reverts, "trials": trial_times(search.trials)}
     return chosen, candidate, timing
+
+
+def _left(search: Search) -> dict[str, Any]:
+    """What a thorough search would probably bring, as `timing.json` says it; perhaps nothing."""
+    if not search.promised:
+        return {}
+    seconds = search.work.left_s(THOROUGH) + search.work.done * search.work.pace
+    return {"more": {"effort": THOROUGH.name, "gain": search.promised, "time_s": seconds}}
 
 
 def run_recipe(
