@@ -1,5 +1,6 @@
 """The command line: reads options, calls the API, prints. Errors are one line and exit code 2."""
 
+import errno
 import logging
 import webbrowser
 from collections.abc import Callable
@@ -96,7 +97,10 @@ def command(function: Callable[..., None], **settings: Any) -> Callable[..., Non
             raise typer.Exit(2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            errors.print(f"[bold red]error:[/] {escape(f'{where}{error.strerror or error}')}")
+            said = f"{where}{error.strerror or error}"
+            if error.errno == errno.ENOSPC:
+                said += "; free some disk, then the same command goes on where it stopped"
+            errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("stopped; the same command goes on from here")

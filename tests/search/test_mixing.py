@@ -1,5 +1,6 @@
 """Mixing measures the levels that serve a goal, and tunes mixes as long as that gains."""
 
+import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from tauten.core.effort import THOROUGH, Effort
+from tauten.core.effort import NORMAL, QUICK, THOROUGH, Effort
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
 from tauten.quantization import GPTQ, TuneScales
 from tauten.search import mixing
+from tauten.search import trials as trials_module
 from tauten.search.levels import LevelTable
 from tauten.search.mixing import REFINED, Mixing
 from tauten.search.trials import Trials
@@ -105,6 +107,57 @@ def test_levels_on_both_sides_of_the_goal_are_measured_and_no_others(
     trials = Simulated(goal)
     mixed(trials, monkeypatch, tunes=False)
     assert bits_tried(trials) == bits
+
+
+@pytest.mark.parametrize(
+    ("goal", "bits"),
+    [
+        (Goal(max_drop=0.03), [4, 5]),
+        (Goal(max_drop=0.01), [4, 5, 6]),
+        (Goal(max_drop=0.1), [4, 3]),
+    ],
+)
+def test_less_than_a_thorough_search_takes_one_level_on_either_side(
+    goal: Goal, bits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Simulated(goal)
+    mixed(trials, monkeypatch, tunes=False, effort=NORMAL)
+    assert bits_tried(trials) == bits
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.03, 0.1])
+def test_a_search_ends_where_a_trial_promises_too_little_for_its_work(
+    limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, sizes, promised = [], [], []
+    for effort in (QUICK, NORMAL, THOROUGH):
+        trials = Simulated(Goal(max_drop=limit), 0.05, 0.1)
+        made = mixed(trials, monkeypatch, tunes=True, effort=effort)
+        made.run()
+        best = trials.best()
+        assert best is not None
+        found = trials.tried[best].measurement
+        assert found is not None and found.quality.drop.high <= limit
+        counts.append(len(trials.tried))
+        sizes.append(found.size_bytes)
+        promised.append(made.promised)
+    assert counts[0] <= counts[1] < counts[2]
+    assert sizes[0] >= sizes[1] >= sizes[2]
+    assert sizes[1] < 1.1 * sizes[2]
+    assert promised[1] > 0 == promised[2], "what was left is told"
+
+
+def test_what_a_search_leaves_depends_on_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run, and one that goes on after a kill, must come to the same."""
+    found = []
+    for step in (0.0, 1000.0):
+        clock = itertools.count(0.0, step)
+        for module in (mixing, trials_module):
+            monkeypatch.setattr(module, "monotonic", lambda clock=clock: next(clock))
+        trials = Simulated(Goal(max_drop=0.03), 0.05, 0.1)
+        mixed(trials, monkeypatch, tunes=True, effort=NORMAL).run()
+        found.append([trial.recipe for trial in trials.tried])
+    assert found[0] == found[1]
 
 
 def test_the_mix_comes_near_the_best_over_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,17 @@ class Mixing:
             self._pack_in_sequence()
         else:
             self._refine(best)
+            self._note_levels(best)
+
+    def _note_levels(self, best: Measured) -> None:
+        """Note what a level more on either side would probably gain, where they weren't packed."""
+        if self.table is None or self._effort.far or self._trials.time_is_up():
+            return
+        loss = self.table.loss(best.chosen)
+        sizes = [
+            table.size(table.within_loss(loss)) for table in (self.table.extended(), self.table)
+        ]
+        self.promised += max(0.0, 1 - sizes[0] / sizes[1])
 
     def _levels(self) -> list[tuple[Recipe, Measurement]]:
         tried = ((t.recipe, t.measurement) for t in self._trials.tried)

@@ -269,8 +269,13 @@ def announce(needs: Forecast) -> None:
 
 def check_out(out: Path | None) -> None:
     """Refuse an output folder that exists, unless it is that of a run to be finished."""
-    if out is not None and out.exists() and not _partial(out).exists():
+    if out is not None and out.exists() and not is_unfinished(out):
         raise BusyError(f"{out} exists; delete it or pass another output folder")
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a run that writes a folder was stopped, so that the same call goes on with it."""
+    return _partial(out).exists()
 
 
 def _partial(out: Path) -> Path:
@@ -297,7 +302,8 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
     done = folder.with_name(folder.name + ".done")
     shutil.rmtree(done, ignore_errors=True)
     check_out(out)
-    check_free_space(folder, disk_bytes)
+    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    check_free_space(folder, disk_bytes - held)
     with exclusive(folder):
         try:
             yield folder
