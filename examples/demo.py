@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tauten.cli import main
 from tauten.models.artifact import is_artifact
-from tauten.search.run import is_unfinished
+from tauten.search.folder import is_unfinished
 
 
 def model_file() -> Path:

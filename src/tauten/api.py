@@ -19,7 +19,8 @@ from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
-from tauten.search.run import check_out, run_recipe, run_search
+from tauten.search.folder import check_out
+from tauten.search.run import run_recipe, run_search
 from tauten.search.techniques import TECHNIQUES
 
 _log = logging.getLogger(__name__)

@@ -154,7 +154,7 @@ def optimize(
     from tauten.faces import goal_from_text, print_artifact
     from tauten.faces_distributed import parse_workers
     from tauten.models.source import open_source
-    from tauten.search.run import check_out
+    from tauten.search.folder import check_out
 
     check_out(out)  # before minutes are spent on loading
     source = open_source(model)

@@ -16,7 +16,7 @@ from tauten.models.calibration import CalibrationBatch
 from tauten.quantization import TuneScales
 from tauten.search.candidate import Candidate
 from tauten.search.levels import LevelTable, level_table
-from tauten.search.proposals import MOST, Measured, Proposals
+from tauten.search.proposals import MOST, Measured, Proposals, gained, is_better
 from tauten.search.trials import Trials
 from tauten.search.workspace import recipe_id
 
@@ -125,7 +125,7 @@ class Mixing:
     def _useful(self) -> list[Measurement]:
         """Levels but those that lose as much as a smaller one."""
         measured = [m for _, m in self._levels()]
-        return [m for m in measured if not any(_is_better(other, m) for other in measured)]
+        return [m for m in measured if not any(is_better(other, m) for other in measured)]
 
     @property
     def _is_budget(self) -> bool:
@@ -199,7 +199,7 @@ class Mixing:
         if first is None or gain <= 1:
             return
         refined = [Measured(best.chosen, first)]
-        expected = [_gained(m, gain) for m in self._measured]
+        expected = [gained(m, gain) for m in self._measured]
         for _ in track(range(REFINED), "refining mixes", REFINED):
             chosen = self._next_refined(refined, expected)
             measurement = None if chosen is None else self._try(way, chosen)
@@ -293,18 +293,3 @@ def _smallest(measured: Sequence[Measured], trials: Trials) -> Measured | None:
     """The smallest mix or level within the goal."""
     kept = [m for m in measured if not trials.verdict(m.measurement)]
     return min(kept, key=lambda m: m.measurement.size_bytes, default=None)
-
-
-def _gained(measured: Measured, gain: float) -> Measured:
-    """A mix whose drop is divided by a gain."""
-    quality = measured.measurement.quality
-    drop = quality.drop
-    drop = replace(drop, value=drop.value / gain, low=drop.low / gain, high=drop.high / gain)
-    quality = replace(quality, drop=drop)
-    return replace(measured, measurement=replace(measured.measurement, quality=quality))
-
-
-def _is_better(one: Measurement, other: Measurement) -> bool:
-    """Whether it takes fewer bytes and loses no more."""
-    smaller = one.size_bytes < other.size_bytes
-    return smaller and one.quality.drop.value <= other.quality.drop.value

@@ -1,10 +1,7 @@
 """One run from a source to an artifact: forecast, search, certificate, timing, files."""
 
-import contextlib
 import hashlib
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from tauten.core.effort import NORMAL, THOROUGH, Effort
-from tauten.core.errors import BusyError, GoalError, InputError
+from tauten.core.errors import GoalError, InputError
 from tauten.core.figures import format_bytes
-from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
@@ -37,9 +33,10 @@ from tauten.search.calibrating import calibrating
 from tauten.search.candidate import Candidate
 from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
+from tauten.search.folder import run_folder
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import LEVELS
-from tauten.search.loop import ORIGINAL, Search
+from tauten.search.loop import ORIGINAL, Search, work_of
 from tauten.search.proposals import MOST
 from tauten.search.publish import (
     Facts,
@@ -54,7 +51,6 @@ from tauten.search.trainer import Trainer, check_teacher, trained_by
 from tauten.search.workspace import Workspace, recipe_id
 from tauten.search.zeros import share_out_zeros
 
-PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +75,8 @@ def run_search(
     task = make_task(source, skeleton, data, metric, seed, max_tokens)
     tokens = task.tokens.get("development", task.documents["development"])
     needs = forecast(source, skeleton, structure, len(LEVELS) + MOST, tokens, goal)
+    if task.is_text and not goal.is_about_latency:
+        needs = replace(needs, time_s=work_of(skeleton, task).left_s(effort))
     announce(needs)
     if max_time_s is not None:
         check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
@@ -259,61 +257,12 @@ def announce(needs: Forecast) -> None:
     """Say what the run will need."""
     how = ", one block at a time" if needs.stream else ""
     _log.info(
-        "forecast: about %s of memory%s, %s of disk, %.0f min",
+        "forecast: about %s of memory%s, %s of disk, %.1f min",
         format_bytes(needs.memory_bytes),
         how,
         format_bytes(needs.disk_bytes),
-        max(1.0, needs.time_s / 60),
+        max(0.1, needs.time_s / 60),
     )
-
-
-def check_out(out: Path | None) -> None:
-    """Refuse an output folder that exists, unless it is that of a run to be finished."""
-    if out is not None and out.exists() and not is_unfinished(out):
-        raise BusyError(f"{out} exists; delete it or pass another output folder")
-
-
-def is_unfinished(out: Path) -> bool:
-    """Whether a run that writes a folder was stopped, so that the same call goes on with it."""
-    return _partial(out).exists()
-
-
-def _partial(out: Path) -> Path:
-    out = out.absolute()  # `.` has no name of its own
-    return out.with_name(out.name + PARTIAL)
-
-
-@contextlib.contextmanager
-def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
-    """The folder that a run works in, held exclusively; removed when the run is done.
-
-    With `out` it stays after a failure or a kill, so that the same command goes on from there;
-    not after an argument was refused.
-
-    Raises:
-        BusyError: `out` exists, or another run writes it.
-    """
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="tauten-") as temporary:
-            check_free_space(Path(temporary), disk_bytes)
-            yield Path(temporary)
-        return
-    folder = _partial(out)
-    done = folder.with_name(folder.name + ".done")
-    shutil.rmtree(done, ignore_errors=True)
-    check_out(out)
-    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    check_free_space(folder, disk_bytes - held)
-    with exclusive(folder):
-        try:
-            yield folder
-        except InputError:
-            if not any(folder.rglob("*.safetensors")):  # nothing that another call could go on from
-                shutil.rmtree(folder)
-            raise
-    # In one step: a kill half-way through must not leave a folder that has lost its journal.
-    folder.rename(done)
-    shutil.rmtree(done, ignore_errors=True)
 
 
 def _fingerprint(task: Task) -> str:
