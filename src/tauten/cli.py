@@ -1,5 +1,6 @@
 """The command line: reads options, calls the API, prints. Errors are one line and exit code 2."""
 
+import errno
 import logging
 import webbrowser
 from collections.abc import Callable
@@ -96,7 +97,10 @@ def command(function: Callable[..., None], **settings: Any) -> Callable[..., Non
             raise typer.Exit(2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            errors.print(f"[bold red]error:[/] {escape(f'{where}{error.strerror or error}')}")
+            said = f"{where}{error.strerror or error}"
+            if error.errno == errno.ENOSPC:
+                said += "; free some disk, then the same command goes on where it stopped"
+            errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("stopped; the same command goes on from here")
@@ -135,6 +139,9 @@ def optimize(
     ] = None,
     minimize: Annotated[str, typer.Option(help="size, latency or memory.")] = "size",
     time: Annotated[str | None, typer.Option(help="Time in which to search, such as 20m.")] = None,
+    effort: Annotated[
+        str, typer.Option(help="quick, normal or thorough: when further trials aren't worth it.")
+    ] = "normal",
     out: Out = Path("optimized"),
     entropy_coding: Coding = False,
     max_tokens: Tokens = 8192,
@@ -147,7 +154,7 @@ def optimize(
     from tauten.faces import goal_from_text, print_artifact
     from tauten.faces_distributed import parse_workers
     from tauten.models.source import open_source
-    from tauten.search.run import check_out
+    from tauten.search.folder import check_out
 
     check_out(out)  # before minutes are spent on loading
     source = open_source(model)
@@ -162,6 +169,7 @@ def optimize(
         entropy_coding=entropy_coding,
         max_time_s=None if time is None else parse_seconds(time),
         workers=parse_workers(workers),
+        effort=effort,
     )
     print_artifact(out, console)
 

@@ -24,7 +24,8 @@ from tauten.models.structure import find_structure
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.search.choice import choose_recipe
-from tauten.search.run import check_out, run_recipe
+from tauten.search.folder import check_out
+from tauten.search.run import run_recipe
 from tauten.search.techniques import TECHNIQUES
 
 

@@ -33,6 +33,15 @@ def _words(text: str) -> str:
     return " ".join(text.replace("│", " ").split())
 
 
+def test_result_says_what_more_effort_would_bring(manifest: Facts, timing: Facts) -> None:
+    assert "--effort" not in _result(manifest, timing)
+    timing["more"] = {"effort": "thorough", "gain": 0.01, "time_s": 700.0}
+    words = _words(_result(manifest, timing))
+    size = 0.01 * manifest["weights"]["size_bytes"] / 1e3
+    said = f"tauten optimize ... --effort thorough about {size:.0f} kB (1.00%) less, in about"
+    assert f"{said} 12 min 0 s" in words
+
+
 def test_result_says_what_came_out(manifest: Facts, timing: Facts) -> None:
     text = _result(manifest, timing)
     words = _words(text)

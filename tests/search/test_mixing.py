@@ -1,5 +1,6 @@
 """Mixing measures the levels that serve a goal, and tunes mixes as long as that gains."""
 
+import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,14 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from tauten.core.effort import NORMAL, QUICK, THOROUGH, Effort
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
 from tauten.quantization import GPTQ, TuneScales
 from tauten.search import mixing
+from tauten.search import trials as trials_module
 from tauten.search.levels import LevelTable
 from tauten.search.mixing import REFINED, Mixing
 from tauten.search.trials import Trials
+from tauten.search.work import Work
 
 BITS = (8, 6, 5, 4, 3, 2, 1)
 LEVELS = [replace(Recipe.of(GPTQ(bits)), apart=True) for bits in BITS]
@@ -37,10 +41,14 @@ class Simulated(Trials):
 
     def __init__(self, goal: Goal, tuning_gain: float = 0.0, sequence_gain: float = 0.0):
         workspace: Any = SimpleNamespace(
-            apply=lambda recipe: recipe, structure=None, discard=lambda recipe: None, journal=None
+            apply=lambda recipe: recipe,
+            structure=None,
+            discard=lambda recipe: None,
+            journal=SimpleNamespace(find=lambda *_, **__: None),
         )
         workspace.source = SimpleNamespace(reader=None)
-        super().__init__(workspace, SimpleNamespace(), goal, mixes=True)  # type: ignore[arg-type]
+        work = Work(10**8, tokens=8192, calibration_tokens=8192)
+        super().__init__(workspace, SimpleNamespace(), goal, work, mixes=True)  # type: ignore[arg-type]
         self.table = whole_table()
         self.tuning_gain, self.sequence_gain = tuning_gain, sequence_gain
 
@@ -61,7 +69,9 @@ class Simulated(Trials):
         return Trial(recipe, Measurement(quality, size, size, kl=loss))
 
 
-def mixed(trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool) -> Mixing:
+def mixed(
+    trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool, effort: Effort = THOROUGH
+) -> Mixing:
     def tried_table(*given: Any) -> LevelTable:
         recipes = given[4]  # those that were applied
         at = [LEVELS.index(recipe) for recipe in recipes]
@@ -69,7 +79,7 @@ def mixed(trials: Simulated, monkeypatch: pytest.MonkeyPatch, tunes: bool) -> Mi
         return LevelTable(whole.units, tuple(recipes), whole.size_bytes[:, at], whole.losses[:, at])
 
     monkeypatch.setattr(mixing, "level_table", tried_table)
-    made = Mixing(trials, nn.Module(), (), tunes)
+    made = Mixing(trials, nn.Module(), (), tunes, effort)
     made.measure_levels(LEVELS, BITS.index(4))
     return made
 
@@ -97,6 +107,57 @@ def test_levels_on_both_sides_of_the_goal_are_measured_and_no_others(
     trials = Simulated(goal)
     mixed(trials, monkeypatch, tunes=False)
     assert bits_tried(trials) == bits
+
+
+@pytest.mark.parametrize(
+    ("goal", "bits"),
+    [
+        (Goal(max_drop=0.03), [4, 5]),
+        (Goal(max_drop=0.01), [4, 5, 6]),
+        (Goal(max_drop=0.1), [4, 3]),
+    ],
+)
+def test_less_than_a_thorough_search_takes_one_level_on_either_side(
+    goal: Goal, bits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Simulated(goal)
+    mixed(trials, monkeypatch, tunes=False, effort=NORMAL)
+    assert bits_tried(trials) == bits
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.03, 0.1])
+def test_a_search_ends_where_a_trial_promises_too_little_for_its_work(
+    limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, sizes, promised = [], [], []
+    for effort in (QUICK, NORMAL, THOROUGH):
+        trials = Simulated(Goal(max_drop=limit), 0.05, 0.1)
+        made = mixed(trials, monkeypatch, tunes=True, effort=effort)
+        made.run()
+        best = trials.best()
+        assert best is not None
+        found = trials.tried[best].measurement
+        assert found is not None and found.quality.drop.high <= limit
+        counts.append(len(trials.tried))
+        sizes.append(found.size_bytes)
+        promised.append(made.promised)
+    assert counts[0] <= counts[1] < counts[2]
+    assert sizes[0] >= sizes[1] >= sizes[2]
+    assert sizes[1] < 1.1 * sizes[2]
+    assert promised[1] > 0 == promised[2], "what was left is told"
+
+
+def test_what_a_search_leaves_depends_on_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run, and one that goes on after a kill, must come to the same."""
+    found = []
+    for step in (0.0, 1000.0):
+        clock = itertools.count(0.0, step)
+        for module in (mixing, trials_module):
+            monkeypatch.setattr(module, "monotonic", lambda clock=clock: next(clock))
+        trials = Simulated(Goal(max_drop=0.03), 0.05, 0.1)
+        mixed(trials, monkeypatch, tunes=True, effort=NORMAL).run()
+        found.append([trial.recipe for trial in trials.tried])
+    assert found[0] == found[1]
 
 
 def test_the_mix_comes_near_the_best_over_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,13 @@ def test_a_second_level_runs_no_block_and_is_the_same(tmp_path: Path, runs: list
     assert not runs
 
 
+def test_the_first_level_runs_each_block_once(tmp_path: Path, runs: list[int]) -> None:
+    place = workspace(tmp_path / "first")
+    packed(place, FIRST)
+    assert len(runs) == len(place.structure.blocks)
+    assert len(SEEN) == 1
+
+
 def test_recipes_in_sequence_look_for_themselves(tmp_path: Path, runs: list[int]) -> None:
     in_sequence = replace(SECOND, apart=False)
     expected = packed(workspace(tmp_path / "alone"), in_sequence)

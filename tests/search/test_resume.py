@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tauten
-from tauten.search.run import run_folder
+from tauten.search.folder import run_folder
 
 KILLS = 12
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}

@@ -86,7 +86,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
     if needed_bytes > free:
         raise TautenError(
             f"{folder}: needs {format_bytes(needed_bytes)} of disk, {format_bytes(free)} are free; "
-            "free some space or pass another output folder"
+            "free some and run the same again, or pass another output folder"
         )
 
 

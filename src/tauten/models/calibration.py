@@ -67,6 +67,8 @@ class Calibration:
         self.states: list[Tensor] = []
         self._remembered: nn.Module | None = None
         self.originals: list[Tensor] = []
+        self._moves_on = False  # observing a block also makes the states that come next
+        self._onward: list[Tensor] = []  # those
         self.calls: dict[str, list[BlockCall]] = {}
         self._probe: tuple[dict[str, BlockCall], Tensor] | None = None
         self._blocks: list[str] = []
@@ -137,13 +139,14 @@ class Calibration:
         """Sums of what the layers of a part see; arguments as for `observe`, blocks in a chain."""
         if not part:
             return self._gather_whole([""], names)
-        if not names and not self.originals:
+        if not names and not self.originals and not self._moves_on:
             return ShardSums()
         with self._filled([part]), torch.no_grad():
             block = self.dense(part)
             inner = {name: block.get_submodule(name[len(part) + 1 :]) for name in names}
             routed = routed_layers(block, part)
-            with self._observer(inner, self.correct, routed) as observer:
+            self._onward = []
+            with self._observer(inner, self.correct, routed, not self._moves_on) as observer:
                 for index in range(len(self.batches)):
                     observer.shard(self._shard_of(index))
                     self._observe_batch(part, block, index, observer)
@@ -171,8 +174,10 @@ class Calibration:
         layers: Mapping[str, nn.Module],
         shifted: bool = False,
         unpaired: Collection[str] = (),
+        stops: bool = True,
     ) -> Observer:
-        return Observer(layers, shifted, self.counted, min(SHARDS, self._total), unpaired)
+        shards = min(SHARDS, self._total)
+        return Observer(layers, shifted, self.counted, shards, unpaired, stops)
 
     def _shard_of(self, index: int) -> int:
         return shard_of(self._first + index, self._total)
@@ -184,7 +189,10 @@ class Calibration:
             compared = self.correct and not held_out
             with observer.original(mask) if compared else contextlib.nullcontext():
                 self.originals[index] = self._step(call, block, self.originals[index])
-        if observer.layers and not held_out:
+        if self._moves_on:  # the block's own output is what comes next: one pass does both
+            with observer.batch(mask):
+                self._onward.append(self._step(call, block, self.states[index]))
+        elif observer.layers and not held_out:
             with observer.batch(mask), contextlib.suppress(NothingLeft):
                 self._step(call, block, self.states[index])
 

@@ -21,8 +21,8 @@ class Observer:
 
     Layers that see the same rows of the very same tensor (q, k, v; gate, up) share one sum.
     Embeddings and convolutions with groups are passed over: their weight isn't one product.
-    From the second batch on, `NothingLeft` ends a call once all layers were seen; one with experts
-    that no token of it reaches runs to its end.
+    From the second batch on, `NothingLeft` ends a call once all layers were seen, if `stops`; one
+    with experts that no token of it reaches runs to its end.
 
     Args:
         layers: By name, as they will be called.
@@ -30,6 +30,7 @@ class Observer:
         unpaired: Layers to which the original may send other tokens; they have no such sum.
         counted: Also count `LayerInputs.magnitudes`.
         shards: That the batches are dealt out to; each has its part of the sample.
+        stops: End calls that have nothing left to be seen; else they run to their end.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class Observer:
         counted: bool = False,
         shards: int = 1,
         unpaired: Collection[str] = (),
+        stops: bool = True,
     ):
         self.layers = {name: layer for name, layer in layers.items() if is_observed(layer)}
         self._shifted, self._counted, self._unpaired = shifted, counted, unpaired
-        self._most_sampled = MOST_SAMPLED // shards
+        self._most_sampled, self._stops = MOST_SAMPLED // shards, stops
         self._done = ShardSums()
         self._owner = self._done.owner
         self._shard, self._sums = 0, dict[str, InputSums]()
@@ -106,7 +108,7 @@ class Observer:
                 self._take(name, layer, x)
                 self._called.add(name)
                 last = self._batches and len(self._called) == len(self.layers)
-                if last and self._recording == "moment":
+                if last and self._stops and self._recording == "moment":
                     raise NothingLeft
 
         return hook

@@ -199,6 +199,7 @@ def next_steps(manifest: Facts, timing: Facts, path: str) -> list[tuple[str, str
         aim = "measure what it costs in quality"
         steps.append((f"tauten optimize {source} --data TEXT --max-drop 2%", aim))
     else:
+        steps += _more_effort(manifest, timing)
         steps += _other_limit(manifest)
     language = timing.get("unit") == "token" or any(
         quality["metric"] == "perplexity" for quality in measured(manifest)
@@ -207,6 +208,16 @@ def next_steps(manifest: Facts, timing: Facts, path: str) -> list[tuple[str, str
         steps.append((f'tauten run {out} "Once upon a time"', "try it"))
     steps.append((f"tauten report {out}", "every trial and layer, with reasons"))
     return steps
+
+
+def _more_effort(manifest: Facts, timing: Facts) -> list[tuple[str, str]]:
+    """What a longer search would probably bring, if the run left something."""
+    more, size = timing.get("more"), (manifest.get("weights") or {}).get("size_bytes")
+    if not more or not is_number(size):
+        return []
+    gain = f"about {format_bytes(more['gain'] * size)} ({format_percent(more['gain'])}) less"
+    aim = f"{gain}, in about {format_seconds(60 * max(1, round(more['time_s'] / 60)))}"
+    return [(f"tauten optimize ... --effort {more['effort']}", aim)]
 
 
 def _other_limit(manifest: Facts) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
 from tauten.models.loader import Loader
+from tauten.models.packing import packed_modules, write_out
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
 from tauten.search.candidate import Candidate, packed
@@ -56,6 +57,8 @@ class Evaluator:
         """Measure a candidate on the development split."""
         assert self._original is not None
         model = self.open(candidate)
+        if not self._timed and not self._stream:
+            _write_out_floats(model)
         batches = self._task.splits.development
         name = f"development {recipe_id(candidate.recipe)}"
         scores = self._scores(name, self._metric, model, batches)
@@ -114,6 +117,11 @@ class Evaluator:
         times = compare_latency(models, example, self._task.is_text)
         return times.get("candidate", times["original"]).median_s, times["original"].median_s
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the journal holds what the original scores."""
+        return self._workspace.journal.find("scores", of="development original") is not None
+
     def start(self) -> None:
         """Measure the original, if that hasn't been done.
 
@@ -155,6 +163,16 @@ class Evaluator:
 
     def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
+
+
+def _write_out_floats(model: nn.Module) -> None:
+    """Make layers dense whose activations are floating: long texts are then scored faster.
+
+    The certificate is of the packed model as it is served; here figures are compared with each
+    other, and kernels differ from dense products by roundings of activations alone.
+    """
+    layers = [name for name, layer in packed_modules(model) if layer.activation == "float"]
+    write_out(model, layers)
 
 
 def _put(

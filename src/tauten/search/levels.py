@@ -73,6 +73,20 @@ class LevelTable:
         """Bytes of a choice of levels, of packable weights alone."""
         return int(self.size_bytes.gather(1, chosen[:, None]).sum())
 
+    def extended(self) -> "LevelTable":
+        """With a gentler and a bolder level, that go on as the outermost two on either side do."""
+        order = self.size_bytes.sum(0).argsort()
+        pairs = ((order[-1], order[-2]), (order[0], order[1]))
+        sizes = [(2 * self.size_bytes[:, a] - self.size_bytes[:, b]).clamp(min=0) for a, b in pairs]
+        ratios = [self.losses[:, a] / self.losses[:, b].clamp(min=1e-12) for a, b in pairs]
+        losses = [self.losses[:, a] * r for (a, _), r in zip(pairs, ratios, strict=True)]
+        return replace(
+            self,
+            levels=(*self.levels, *(self.levels[int(a)] for a, _ in pairs)),
+            size_bytes=torch.cat([self.size_bytes, torch.stack(sizes, 1)], 1),
+            losses=torch.cat([self.losses, torch.stack(losses, 1)], 1),
+        )
+
     def facts(self) -> dict[str, Any]:
         """Plain data for the manifest: bytes and losses by each unit's first layer."""
         units = {

@@ -1,11 +1,14 @@
 """The loop: try recipes, each in view of what those before came to, keep the best."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 
 import torch
 from torch import nn
 
+from tauten.core.effort import NORMAL, Effort
 from tauten.core.errors import TautenError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Measurement, Trial
@@ -24,8 +27,10 @@ from tauten.search.levels import LevelTable
 from tauten.search.mixing import LOOKS, Mixing
 from tauten.search.speed import FormatGuard
 from tauten.search.trials import Trials, latency_ratio
+from tauten.search.work import Work
 from tauten.search.workspace import Workspace
 
+_log = logging.getLogger(__name__)
 ORIGINAL = Recipe(())
 
 
@@ -41,6 +46,7 @@ class Search:
         entropy_coding: Of recipes that it makes.
         max_time_s: Time in which to find the best; the last trial ends before, as far as those
             before it tell. A run that goes on after a kill has it anew.
+        effort: What one more trial must promise.
     """
 
     workspace: Workspace
@@ -49,6 +55,7 @@ class Search:
     stream: bool = False
     entropy_coding: bool = False
     max_time_s: float | None = None
+    effort: Effort = NORMAL
 
     def __post_init__(self) -> None:
         timed = self.goal.is_about_latency
@@ -57,12 +64,27 @@ class Search:
         self.table: LevelTable | None = None
         has_scale = self.goal.max_drop is not None or self.goal.is_budget
         self._mixes = has_scale and not timed  # a limit on the drop, or on bytes, to mix by
-        self._made = Trials(self.workspace, self.evaluator, self.goal, self._mixes, self.max_time_s)
+        self.work = work_of(self.workspace.source.skeleton(), self.task)
+        self._made = Trials(
+            self.workspace, self.evaluator, self.goal, self.work, self._mixes, self.max_time_s
+        )
+        self.promised = 0.0
 
     @property
     def trials(self) -> list[Trial]:
         """What was tried, in order."""
         return self._made.tried
+
+    def start(self) -> None:
+        """Measure the original, if that hasn't been done, and say what it tells of the rest."""
+        if self.work.done:
+            return
+        began, is_known = monotonic(), self.evaluator.is_known
+        self.evaluator.start()
+        self.work.did(self.work.evaluate, None if is_known else monotonic() - began)
+        if self._mixes and self.task.is_text:
+            minutes = self.work.left_s(self.effort) / 60
+            _log.info("forecast: about %.1f min more, by what the original took", minutes)
 
     def use(self, ahead: Ahead | None) -> None:
         """Have workers try recipes ahead of the loop."""
@@ -94,13 +116,13 @@ class Search:
             TautenError: No recipe could be measured.
         """
         self._made.start()
-        self.evaluator.start()
+        self.start()
         found = self._ladders(skeleton, pillars)
         combines = self._mixes and {"quantize", "compress"} <= set(pillars)
         mixes = (LOOKS + MOST * combines) * self._mixes
         self.evaluator.looks = sum(map(len, found)) + mixes + 1  # a twin
         tunes = self.task.is_text and not self.stream
-        mixing = Mixing(self._made, skeleton, development, tunes)
+        mixing = Mixing(self._made, skeleton, development, tunes, self.effort)
         for recipes in found:
             if self._mixes and "quantize" in pillars:
                 mixing.measure_levels(recipes, MIDDLE)
@@ -108,7 +130,7 @@ class Search:
                 self._descend(recipes)
         if self._mixes:
             mixing.run()
-            self.table = mixing.table
+            self.table, self.promised = mixing.table, mixing.promised
         if combines:
             combine(self._made, skeleton)
         chosen = self._prefer_twin(self._made.best())
@@ -169,3 +191,10 @@ class Search:
         if kept and measurement.latency_s is not None and trial.measurement is not None:
             kept = latency_ratio(trial.measurement) < latency_ratio(measurement)
         return len(self.trials) - 1 if kept else best
+
+
+def work_of(skeleton: nn.Module, task: Task) -> Work:
+    """Counts the work of a search over a model."""
+    weights = sum(parameter.numel() for parameter in skeleton.parameters())
+    tokens = {**task.documents, **task.tokens}
+    return Work(weights, tokens["development"], tokens["calibration"])

@@ -47,6 +47,7 @@ class KeptCalibration(Calibration):
 
     def __init__(self, batches: Sequence[CalibrationBatch], folder: Path):
         super().__init__(batches)
+        self._moves_on = True
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._max_bytes = min(MAX_BYTES, shutil.disk_usage(folder).free // 2)
@@ -78,12 +79,11 @@ class KeptCalibration(Calibration):
         return found
 
     def remember(self, part: str) -> None:
-        if not self._is_known:
-            super().remember(part)
+        """Needn't: what the block makes was kept when it was observed."""
 
     def advance(self, part: str) -> None:
-        if not self._is_known:
-            super().advance(part)
+        if self._onward:
+            self.states, self._onward = self._onward, []
 
     def _file(self, part: str) -> Path:
         return self._folder / f"{part or 'outer'}.safetensors"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -110,3 +110,18 @@ def _beyond(point: Point, limit: float) -> float:
     margin = drop.high - drop.value
     factor = (limit - margin) / max(drop.value, margin / FARTHEST) if limit > margin else 0.0
     return loss * min(max(factor, 1 / FARTHEST), FARTHEST)
+
+
+def gained(measured: Measured, gain: float) -> Measured:
+    """A mix whose drop is divided by a gain."""
+    quality = measured.measurement.quality
+    drop = quality.drop
+    drop = replace(drop, value=drop.value / gain, low=drop.low / gain, high=drop.high / gain)
+    quality = replace(quality, drop=drop)
+    return replace(measured, measurement=replace(measured.measurement, quality=quality))
+
+
+def is_better(one: Measurement, other: Measurement) -> bool:
+    """Whether it takes fewer bytes and loses no more."""
+    smaller = one.size_bytes < other.size_bytes
+    return smaller and one.quality.drop.value <= other.quality.drop.value

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -200,9 +201,11 @@ def _publish(
 
 def _add_footprints(timing: dict[str, Any], models: dict[str, str]) -> None:
     """Resident memory of each model in a fresh process, None where that process failed."""
-    for name, model in models.items():
+    with ThreadPoolExecutor(len(models)) as pool:  # side by side: most of it is starting up
+        found = {name: pool.submit(resident_bytes, model) for name, model in models.items()}
+    for name, future in found.items():
         try:
-            timing[name]["rss_bytes"] = resident_bytes(model)
+            timing[name]["rss_bytes"] = future.result()
         except subprocess.CalledProcessError as error:
             # One figure less; never a run that is lost at its last step.
             _log.warning("the memory of the %s wasn't measured: %s", name, error)

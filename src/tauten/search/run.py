@@ -1,10 +1,7 @@
 """One run from a source to an artifact: forecast, search, certificate, timing, files."""
 
-import contextlib
 import hashlib
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from tauten.core.errors import BusyError, GoalError, InputError
+from tauten.core.effort import NORMAL, THOROUGH, Effort
+from tauten.core.errors import GoalError, InputError
 from tauten.core.figures import format_bytes
-from tauten.core.files import check_free_space, exclusive
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.progress import progress_bars
@@ -36,9 +33,10 @@ from tauten.search.calibrating import calibrating
 from tauten.search.candidate import Candidate
 from tauten.search.certificate import conclude
 from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
+from tauten.search.folder import run_folder
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import LEVELS
-from tauten.search.loop import ORIGINAL, Search
+from tauten.search.loop import ORIGINAL, Search, work_of
 from tauten.search.proposals import MOST
 from tauten.search.publish import (
     Facts,
@@ -53,7 +51,6 @@ from tauten.search.trainer import Trainer, check_teacher, trained_by
 from tauten.search.workspace import Workspace, recipe_id
 from tauten.search.zeros import share_out_zeros
 
-PARTIAL = ".partial"
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +67,7 @@ def run_search(
     entropy_coding: bool = False,
     max_time_s: float | None = None,
     workers: int | str | None = None,
+    effort: Effort = NORMAL,
 ) -> Result:
     """Find the best model within a goal; see `tauten.optimize`."""
     skeleton = source.skeleton()
@@ -77,6 +75,8 @@ def run_search(
     task = make_task(source, skeleton, data, metric, seed, max_tokens)
     tokens = task.tokens.get("development", task.documents["development"])
     needs = forecast(source, skeleton, structure, len(LEVELS) + MOST, tokens, goal)
+    if task.is_text and not goal.is_about_latency:
+        needs = replace(needs, time_s=work_of(skeleton, task).left_s(effort))
     announce(needs)
     if max_time_s is not None:
         check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
@@ -89,19 +89,21 @@ def run_search(
         "pillars": pillars,
         "entropy_coding": entropy_coding,
         "seed": seed,
+        "effort": effort.name,
     }
     with progress_bars(), run_folder(out, needs.disk_bytes * (1 + entropy_coding)) as folder:
         calibration = calibration_batches(task.splits.calibration, skeleton)
         workspace = Workspace(folder, source, structure, run, calibration)
-        search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s)
+        search = Search(workspace, task, goal, needs.stream, entropy_coding, max_time_s, effort)
         development = calibration_batches(task.splits.development, skeleton)
-        search.evaluator.start()  # the workers needn't measure the original again
+        search.start()  # the workers needn't measure the original again
         side_by_side = None if goal.is_about_latency else workers
         with trials_ahead(workspace, search.evaluator, task, needs.stream, side_by_side) as ahead:
             search.use(ahead)
             chosen = search.run(source.skeleton(), pillars, development)
         search.use(None)
         chosen, candidate, timing = _timed(search, chosen)
+        timing |= _left(search)
         result = conclude(search, chosen, candidate, "given_up" in timing)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
         facts.max_tokens = max_tokens
@@ -125,6 +127,14 @@ def _timed(search: Search, chosen: int) -> tuple[int, Candidate, dict[str, Any]]
         candidate = search.workspace.apply(ORIGINAL)
     timing |= {"formats": search.guard.reverts, "trials": trial_times(search.trials)}
     return chosen, candidate, timing
+
+
+def _left(search: Search) -> dict[str, Any]:
+    """What a thorough search would probably bring, as `timing.json` says it; perhaps nothing."""
+    if not search.promised:
+        return {}
+    seconds = search.work.left_s(THOROUGH) + search.work.done * search.work.pace
+    return {"more": {"effort": THOROUGH.name, "gain": search.promised, "time_s": seconds}}
 
 
 def run_recipe(
@@ -247,55 +257,12 @@ def announce(needs: Forecast) -> None:
     """Say what the run will need."""
     how = ", one block at a time" if needs.stream else ""
     _log.info(
-        "forecast: about %s of memory%s, %s of disk, %.0f min",
+        "forecast: about %s of memory%s, %s of disk, %.1f min",
         format_bytes(needs.memory_bytes),
         how,
         format_bytes(needs.disk_bytes),
-        max(1.0, needs.time_s / 60),
+        max(0.1, needs.time_s / 60),
     )
-
-
-def check_out(out: Path | None) -> None:
-    """Refuse an output folder that exists, unless it is that of a run to be finished."""
-    if out is not None and out.exists() and not _partial(out).exists():
-        raise BusyError(f"{out} exists; delete it or pass another output folder")
-
-
-def _partial(out: Path) -> Path:
-    out = out.absolute()  # `.` has no name of its own
-    return out.with_name(out.name + PARTIAL)
-
-
-@contextlib.contextmanager
-def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
-    """The folder that a run works in, held exclusively; removed when the run is done.
-
-    With `out` it stays after a failure or a kill, so that the same command goes on from there;
-    not after an argument was refused.
-
-    Raises:
-        BusyError: `out` exists, or another run writes it.
-    """
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="tauten-") as temporary:
-            check_free_space(Path(temporary), disk_bytes)
-            yield Path(temporary)
-        return
-    folder = _partial(out)
-    done = folder.with_name(folder.name + ".done")
-    shutil.rmtree(done, ignore_errors=True)
-    check_out(out)
-    check_free_space(folder, disk_bytes)
-    with exclusive(folder):
-        try:
-            yield folder
-        except InputError:
-            if not any(folder.rglob("*.safetensors")):  # nothing that another call could go on from
-                shutil.rmtree(folder)
-            raise
-    # In one step: a kill half-way through must not leave a folder that has lost its journal.
-    folder.rename(done)
-    shutil.rmtree(done, ignore_errors=True)
 
 
 def _fingerprint(task: Task) -> str:

@@ -10,10 +10,12 @@ from tauten.core.errors import TautenError
 from tauten.core.figures import format_bytes
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
+from tauten.core.progress import show_best
 from tauten.core.recipe import Recipe
 from tauten.search.ahead import Ahead
 from tauten.search.candidate import Candidate
 from tauten.search.evaluator import Evaluator
+from tauten.search.work import Work
 from tauten.search.workspace import Workspace, recipe_id
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ class Trials:
         workspace: Keeps what they make, and the journal.
         evaluator: Measures them.
         goal: To judge by.
+        work: Counts what trials take.
         mixes: Layers of some will be mixed, so that those stay on disk.
         max_time_s: Time for all of them; None for no limit.
     Attributes:
@@ -39,10 +42,11 @@ class Trials:
         workspace: Workspace,
         evaluator: Evaluator,
         goal: Goal,
+        work: Work,
         mixes: bool = False,
         max_time_s: float | None = None,
     ):
-        self.workspace, self.evaluator, self.goal = workspace, evaluator, goal
+        self.workspace, self.evaluator, self.goal, self.work = workspace, evaluator, goal, work
         self.tried: list[Trial] = []
         self._mixes, self._max_time_s = mixes, max_time_s
         self._started = self._longest_s = 0.0
@@ -70,24 +74,39 @@ class Trials:
             predicted_kl: Its estimated divergence.
             parents: By layer, candidates that it is cut from.
         """
-        began = monotonic()
+        began, work = monotonic(), self.work.of(recipe, parents is not None)
+        is_known = self._known(recipe) is not None
         trial = replace(self.measure(recipe, parents), predicted_kl=predicted_kl)
         self.tried.append(trial)
         self._discard_losers()
-        self._longest_s = max(self._longest_s, monotonic() - began)
+        seconds = monotonic() - began
+        self._longest_s = max(self._longest_s, seconds)
+        self.work.did(work, None if is_known else seconds, recipe)
         _log.info("trial %d, %s: %s", len(self.tried), recipe.brief, _told(trial))
+        show_best(self._best_told())
         return trial
+
+    def _known(self, recipe: Recipe) -> dict[str, Any] | None:
+        return self.workspace.journal.find("trial", trial=recipe_id(recipe))
+
+    def _best_told(self) -> str:
+        """The best so far, in short."""
+        best = self.best()
+        found = None if best is None else self.tried[best].measurement
+        if best is None or found is None:
+            return "nothing could be measured yet"
+        missed = "misses the goal: " if self.verdict(found) else ""
+        return f"best so far: {missed}trial {best + 1}, {_told(self.tried[best])}"
 
     def measure(self, recipe: Recipe, parents: Mapping[str, Candidate] | None = None) -> Trial:
         """Apply and measure a recipe, or find in the journal what it came to; as for `add`."""
-        journal = self.workspace.journal
-        known = journal.find("trial", trial=recipe_id(recipe))
+        known = self._known(recipe)
         if known is not None:
             return _trial(recipe, known)
         made = self.ahead.take(recipe) if self.ahead is not None and not parents else None
         trial = self._tried(recipe, parents) if made is None else self._judged(recipe, made)
         entry = {**asdict(trial), "recipe": recipe.to_dict()}
-        journal.add("trial", trial=recipe_id(recipe), **entry)
+        self.workspace.journal.add("trial", trial=recipe_id(recipe), **entry)
         return trial
 
     def _tried(self, recipe: Recipe, parents: Mapping[str, Candidate] | None) -> Trial:
