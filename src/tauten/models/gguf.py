@@ -28,8 +28,9 @@ def source(file: Path) -> Source:
         CorruptError: The file is truncated or no GGUF.
         InputError: transformers doesn't know its architecture.
     """
+    reader = _reader(file)
     try:
-        with quiet_elsewhere(), _read_once(file):
+        with quiet_elsewhere(), _read_by(reader):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
             )
@@ -39,7 +40,7 @@ def source(file: Path) -> Source:
     model.requires_grad_(False)
 
     def tokenizer() -> Any:
-        with _read_once(file):
+        with _read_by(_reader(file)):
             return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
     def save_companions(out: Path) -> None:
@@ -61,9 +62,8 @@ def source(file: Path) -> Source:
     )
 
 
-@contextmanager
-def _read_once(file: Path) -> Iterator[None]:
-    """Let transformers read a file's fields once, quickly; by itself it does so three times.
+def _reader(file: Path) -> "_Reader":
+    """Of a file that is whole.
 
     Raises:
         CorruptError: Its tensors reach beyond its end, or it is no GGUF.
@@ -77,12 +77,18 @@ def _read_once(file: Path) -> Iterator[None]:
         ) from None
     if not reader.tensors:
         raise CorruptError(f"{file}: a GGUF without tensors; pass one that holds the weights")
+    return reader
+
+
+@contextmanager
+def _read_by(reader: "_Reader") -> Iterator[None]:
+    """Let transformers use one quick reader; it would make three, which take seconds each."""
     names = functools.cache(gguf.get_tensor_name_map)  # made anew for each module otherwise
     with patch.multiple(gguf, GGUFReader=lambda path: reader, get_tensor_name_map=names):
         yield
 
 
-class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+class _Reader(gguf.GGUFReader):
     """Reads fields from a plain array: of a memory map, each slice takes ten times as long."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
