@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import open_model
@@ -27,7 +28,8 @@ class Inference:
     def __init__(self, model: Any):
         self._device = own_device()
         self._model: Any = _opened(model, self._device)
-        switch_cache_off(self._model)
+        if isinstance(self._model, nn.Module):  # else it is the user's own, called as it is
+            switch_cache_off(self._model)
 
     @torch.no_grad()
     def __call__(self, payload: Any) -> Any:
