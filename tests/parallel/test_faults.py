@@ -19,6 +19,10 @@ from waiting import until
 
 import tauten
 from tauten.core.errors import InputError, WorkerError
+from tauten.distributed.cluster import Cluster
+from tauten.distributed.job import Job
+from tauten.distributed.own_engine import OwnEngine
+from tauten.parallel.launcher import Launcher
 from tauten.parallel.plan import Layout
 
 TWO = Layout(data=2)
@@ -131,6 +135,20 @@ def test_what_cannot_be_sent_runs_in_this_process_and_says_so(
     assert "0.lock" in said and said.endswith("it runs in this process")
     with pytest.raises(InputError, match=r"0\.lock"):
         tauten.parallelize(model, workers=2, train=True)
+
+
+def test_a_job_that_cannot_be_opened_says_so_each_time() -> None:
+    cluster, job = Cluster(OwnEngine()), Job("tauten.distributed.inference:Missing")
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="Missing"):
+            cluster.load(job)
+
+
+def test_a_launcher_that_still_imports_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tauten.parallel.launcher._PATIENCE_S", 0.0)
+    launcher = Launcher()
+    launcher.close()
+    assert launcher._process.returncode == -signal.SIGKILL and not launcher.folder.exists()
 
 
 def test_nothing_is_left_after_ctrl_c_or_a_kill() -> None:

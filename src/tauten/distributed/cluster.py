@@ -55,10 +55,11 @@ class Cluster:
             WorkerError: They can't be started.
         """
         if job is not self._job:
-            self._job = job
+            self._job = None
             self._queues.clear()
             self._paces.clear()
             self._engine.load(job)
+            self._job = job
         while len(self._queues) < count:
             for event in self._engine.wait(_TICK_S):
                 self._take_stock(event)

@@ -98,9 +98,13 @@ class Launcher:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End it."""
+        """End it, at once where it is still importing."""
         self._socket.close()
-        self._process.wait()
+        try:
+            self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads its workers' session
+            self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
