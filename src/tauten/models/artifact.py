@@ -106,5 +106,7 @@ def packed_source(
     def skeleton() -> nn.Module:
         return use_native_decoder(install_empty(original.skeleton(), specs).eval())
 
-    packed = dataclasses.replace(original, name=name, skeleton=skeleton, written_out=())
+    packed = dataclasses.replace(
+        original, name=name, skeleton=skeleton, outline=None, written_out=()
+    )
     return dataclasses.replace(with_tensors(packed, reader), kind="artifact")

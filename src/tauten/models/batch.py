@@ -25,8 +25,9 @@ class CalibrationBatch:
 
     @property
     def rows(self) -> int:
-        """Examples in the batch: the first size of its first tensor."""
-        return next(len(x) for x in tree_leaves(vars(self)) if isinstance(x, Tensor))
+        """Examples in the batch: the first size of its first tensor that has one."""
+        tensors = (x for x in tree_leaves(vars(self)) if isinstance(x, Tensor))
+        return next((len(x) for x in tensors if x.dim()), 1)
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""

@@ -18,6 +18,7 @@ def layer_record(
     original_bytes: int,
     error: float,
     reason: str,
+    held_by: str,
 ) -> LayerRecord:
     """Describe a layer.
 
@@ -29,6 +30,7 @@ def layer_record(
         original_bytes: Of the weight as stored; 0 if it is tied to that of another layer.
         error: As in `LayerRecord`, as is `reason`.
         reason: Why.
+        held_by: Class of its module.
     """
     if packed is None:
         held = str(weight.dtype).removeprefix("torch.")
@@ -37,7 +39,8 @@ def layer_record(
         held, bits = packed.label, packed.bits_per_weight
         size_bytes = packed.size_bytes if original_bytes else 0
     shape, bits = tuple(weight.shape), round(bits, 3)
-    return LayerRecord(name, unit, shape, held, bits, original_bytes, size_bytes, error, reason)
+    sizes = original_bytes, size_bytes
+    return LayerRecord(name, unit, shape, held, bits, *sizes, error, reason, held_by)
 
 
 def relative_error(matrix: Tensor, packed: PackedWeight) -> float:
