@@ -83,7 +83,7 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
     """
     for parent in list(model.modules()):
         for leaf, child in list(parent._modules.items()):
-            if _is_fused(child):
+            if child is not None and _is_fused(child):
                 setattr(parent, leaf, Experts(child.gate_up_proj, child.down_proj, child.act_fn))  # type: ignore[arg-type]
     return model
 

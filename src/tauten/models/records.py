@@ -13,24 +13,24 @@ ERROR_CHUNK = 2**21  # weights compared at once
 def layer_record(
     name: str,
     unit: str,
+    held_by: str,
     weight: Tensor,
     packed: PackedWeight | None,
     original_bytes: int,
     error: float,
     reason: str,
-    held_by: str,
 ) -> LayerRecord:
     """Describe a layer.
 
     Args:
         name: Of the layer.
         unit: Of its unit.
+        held_by: Class of its module.
         weight: Of the layer before; perhaps empty.
         packed: What became of it; None if it was kept.
         original_bytes: Of the weight as stored; 0 if it is tied to that of another layer.
         error: As in `LayerRecord`, as is `reason`.
         reason: Why.
-        held_by: Class of its module.
     """
     if packed is None:
         held = str(weight.dtype).removeprefix("torch.")

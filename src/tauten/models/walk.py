@@ -338,4 +338,4 @@ class Walk:
         holder = name if name in self._unit_of else name.rpartition(".")[0]
         held_by = type(self.model.get_submodule(holder)).__name__
         unit = self._unit_of.get(name, name)
-        return layer_record(name, unit, weight, *rest, held_by=held_by)
+        return layer_record(name, unit, held_by, weight, *rest)

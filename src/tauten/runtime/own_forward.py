@@ -191,7 +191,7 @@ def with_own_forward(layer: nn.Module, packed: PackedModule) -> KeepsForward:
     return kept
 
 
-def _empty(kind: type[nn.Module]) -> KeepsForward:
+def _empty(kind: Any) -> KeepsForward:
     made = _kept_class(kind)
     return made.__new__(made)
 
