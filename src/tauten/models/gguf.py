@@ -4,21 +4,25 @@ import contextlib
 import functools
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import gguf
+import numpy as np
 import transformers
 from accelerate.big_modeling import init_empty_weights
+from gguf import GGUFValueType
 from torch import nn
 
-from tauten.core.errors import InputError
+from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.experts import unfuse_experts
-from tauten.models.gguf_header import read_header
 from tauten.models.source import Source, shared_copy
+
+LONG = 4096  # a list with more items is a vocabulary, not a setting
 
 
 def source(file: Path) -> Source:
@@ -30,11 +34,12 @@ def source(file: Path) -> Source:
         CorruptError: The file is truncated or no GGUF.
         InputError: transformers doesn't know its architecture.
     """
-    config = _config(file)
+    with _read_by(_settings(_reader(file))), _refused(file):
+        config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
 
     @functools.cache
     def loaded() -> Any:
-        with quiet_elsewhere(), _refused(file):
+        with quiet_elsewhere(), _read_by(_reader(file)), _refused(file):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
             )
@@ -48,7 +53,8 @@ def source(file: Path) -> Source:
         return unfuse_experts(model.eval())
 
     def tokenizer() -> Any:
-        return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with _read_by(_reader(file)):
+            return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
     def save_companions(out: Path) -> None:
         loaded().config.save_pretrained(out)
@@ -70,14 +76,6 @@ def source(file: Path) -> Source:
     )
 
 
-def _config(file: Path) -> Any:
-    """The configuration, from a copy of the file without vocabulary and tensors."""
-    header = read_header(file)
-    with tempfile.TemporaryDirectory(prefix="tauten-") as folder, _refused(file):
-        header.write_settings(file, Path(folder) / file.name)
-        return transformers.AutoConfig.from_pretrained(folder, gguf_file=file.name)
-
-
 @contextlib.contextmanager
 def _refused(file: Path) -> Iterator[None]:
     """Say which file transformers can't load."""
@@ -86,6 +84,81 @@ def _refused(file: Path) -> Iterator[None]:
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
+
+
+def _reader(file: Path) -> "_Reader":
+    """Of a file that is whole.
+
+    Raises:
+        CorruptError: Its tensors reach beyond its end, or it is no GGUF.
+    """
+    try:
+        reader = _Reader(file)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptError(
+            f"{file}: not a whole GGUF file ({reason}); copy or download it again"
+        ) from None
+    if not reader.tensors:
+        raise CorruptError(f"{file}: a GGUF without tensors; pass one that holds the weights")
+    return reader
+
+
+@contextlib.contextmanager
+def _read_by(reader: "_Reader") -> Iterator[None]:
+    """Let transformers use one quick reader; it would make three, which take seconds each."""
+    names = functools.cache(gguf.get_tensor_name_map)  # made anew for each module otherwise
+    with patch.multiple(gguf, GGUFReader=lambda path: reader, get_tensor_name_map=names):
+        yield
+
+
+def _settings(reader: "_Reader") -> "_Reader":
+    """Write zeros over its vocabulary: of that, the configuration needs the length alone."""
+    zero = [np.zeros(1, np.uint32)]
+    for name, field in reader.fields.items():
+        if len(field.data) > LONG:
+            places, types = [0] * len(field.data), [GGUFValueType.UINT32]
+            reader.fields[name] = field._replace(parts=zero, data=places, types=types)
+    return reader
+
+
+class _Reader(gguf.GGUFReader):
+    """Reads fields from a plain array, and the items of a list in one go.
+
+    gguf's own takes several slices of a memory map for each: a minute for a large vocabulary.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        kind, plain = np.dtype(dtype), self.data.view(np.ndarray)
+        values = plain[offset : offset + kind.itemsize * int(count)].view(kind)
+        return values.view(kind.newbyteorder(override_order or self.byte_order))
+
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
+        kind = self._get(orig_offs, np.uint32)[0] if raw_type == GGUFValueType.ARRAY else None
+        if kind != GGUFValueType.STRING and kind not in self.gguf_scalar_to_np:
+            return super()._get_field_parts(orig_offs, raw_type)
+        count, start = int(self._get(orig_offs + 4, np.uint64)[0]), orig_offs + 12
+        if kind == GGUFValueType.STRING:
+            parts, end = self._strings(count, start)
+        else:
+            numbers = self._get(start, self.gguf_scalar_to_np[kind], count)
+            parts, end = list(numbers.reshape(-1, 1)), start + numbers.nbytes
+        types = [GGUFValueType.ARRAY, GGUFValueType(kind)]
+        return end - orig_offs, parts, list(range(len(parts))), types
+
+    def _strings(self, count: int, at: int) -> tuple[list[Any], int]:
+        """The bytes of each, and where the last one ends."""
+        plain, strings = self.data.view(np.ndarray), []
+        length = np.dtype(np.uint64).newbyteorder(self.byte_order)
+        for _ in range(count):
+            start = at + 8
+            if start > len(plain):
+                raise ValueError("a list reaches beyond its end")
+            at = start + int(plain[at:start].view(length)[0])
+            strings.append(plain[start:at])
+        return strings, at
 
 
 def _plain_config(file: Path, architecture: str) -> None:

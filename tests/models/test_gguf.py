@@ -1,4 +1,4 @@
-"""The head of a GGUF file is read without its vocabulary and tensors, and says as much."""
+"""A GGUF file is read in one go, and inspected without its vocabulary and tensors."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import transformers
 from tauten.core.errors import CorruptError
 from tauten.faces import inspect_facts
 from tauten.models import gguf as gguf_source
-from tauten.models.gguf_header import LONG, read_header
+from tauten.models.gguf import LONG
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +40,30 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_settings_are_those_of_the_whole_file(file: Path, tmp_path: Path) -> None:
-    header = read_header(file)
-    assert header.size_bytes <= file.stat().st_size
-    header.write_settings(file, tmp_path / "b.gguf")
-    assert len(gguf.GGUFReader(tmp_path / "b.gguf").tensors) == header.tensors
-    read = [
-        transformers.AutoConfig.from_pretrained(at.parent, gguf_file=at.name).to_dict()
-        for at in (file, tmp_path / "b.gguf")
-    ]
-    for config in read:
-        config.pop("_name_or_path", None)
-    assert read[0] == read[1]
-    assert read[0]["vocab_size"] == LONG + 8
+def test_settings_are_those_of_the_whole_file(file: Path) -> None:
+    expected = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    found = gguf_source.source(file).outline().config
+    assert found.vocab_size == expected.vocab_size == LONG + 8
+    assert found.to_diff_dict() == expected.to_diff_dict()
+
+
+@pytest.mark.parametrize("endian", gguf.GGUFEndian)
+def test_fields_are_read_as_by_the_reader_of_gguf(tmp_path: Path, endian: gguf.GGUFEndian) -> None:
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama", endianess=endian)
+    for key, values in {"words": ["a", "", "long"], "floats": [0.5, 2.0], "flags": [True]}.items():
+        writer.add_array(f"test.{key}", values)
+    writer.add_array("test.nested", [[1, 2], [3, 4]])
+    writer.add_tensor("a.weight", torch.ones(2, 2).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours, theirs = gguf_source._reader(path), gguf.GGUFReader(path)
+    assert list(ours.fields) == list(theirs.fields)
+    for key, field in theirs.fields.items():
+        assert ours.fields[key].contents() == field.contents()
+        assert ours.fields[key].types == field.types
 
 
 def test_it_is_inspected_without_loading_weights(file: Path, monkeypatch) -> None:
@@ -69,4 +80,4 @@ def test_a_file_that_ends_early_is_refused(file: Path, tmp_path: Path, size: int
     short = tmp_path / "short.gguf"
     short.write_bytes(file.read_bytes()[:size])
     with pytest.raises(CorruptError, match="not a whole GGUF file"):
-        read_header(short)
+        gguf_source.source(short)
