@@ -1,7 +1,7 @@
 """A model that minds what is done to it, and a run on it."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -43,4 +43,5 @@ def strict_run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tauten.search.publish.resident_bytes", lambda model: 1)
         goal = tauten.Goal(max_drop=0.001)
-        return Run(tauten.optimize(sensitive_folder, texts, goal, out=out, max_tokens=1500), out)
+        options: dict[str, Any] = {"max_tokens": 1500, "effort": "thorough"}
+        return Run(tauten.optimize(sensitive_folder, texts, goal, out=out, **options), out)

@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from tauten.core.errors import InputError
 
 ROWS_PER_BATCH = 64
+_MOST_OF_A_PAIR = 3  # inputs, targets and weights
+_CHANNELS = {1, 3, 4}  # of images
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def listed(data: Any) -> tuple[Any, bool]:
 def load_rows(data: Iterable[Any]) -> Rows:
     """Read an iterable of batches whole.
 
-    A batch is a tensor, or a tuple, list or dict of tensors. Where all batches have tensors that
-    agree in all but their first dimension, each row is an example of its own; otherwise each
-    batch is one.
+    A batch is a tensor, or a tuple, list or dict of tensors, or holds lists of items such as the
+    images of a detector. Where all batches have tensors that agree in all but their first
+    dimension, and no such lists, each row is an example of its own; otherwise each batch is one.
 
     Raises:
         InputError: It isn't iterable, is empty, or holds something else than tensors.
@@ -76,7 +78,13 @@ def load_rows(data: Iterable[Any]) -> Rows:
         if any(leaf.is_floating_point() and not leaf.isfinite().all() for leaf in leaves):
             raise InputError(f"data: batch {number} holds NaN or infinity")
     spec = flat[0][1]
-    if not _can_be_taken_apart([leaves for leaves, _ in flat], [s for _, s in flat]):
+    if all(map(is_item_list, batches)):
+        return Rows(None, spec, [(batch,) for batch in batches])
+    # A last batch of few rows may look like a list of items, others tell that it is none.
+    batches = [tuple(batch) if isinstance(batch, list) else batch for batch in batches]
+    if any(_holds_lists(batch) for batch in batches) or not _can_be_taken_apart(
+        [leaves for leaves, _ in flat], [s for _, s in flat]
+    ):
         return Rows(None, spec, batches)
     columns = zip(*(leaves for leaves, _ in flat), strict=True)
     return Rows([torch.cat(column) for column in columns], spec, [])
@@ -84,7 +92,25 @@ def load_rows(data: Iterable[Any]) -> Rows:
 
 def inputs_of(batch: Any) -> Any:
     """What the model is called with: the first of a (inputs, targets) pair, else the batch."""
-    return batch[0] if isinstance(batch, tuple | list) and batch else batch
+    is_pair = isinstance(batch, tuple | list) and batch and not is_item_list(batch)
+    return batch[0] if is_pair else batch
+
+
+def is_item_list(batch: Any) -> bool:
+    """Whether a list is itself the inputs, one tensor an item, and no pair of inputs and targets.
+
+    Items are alike in all but their sizes. Where two or three tensors have equally many rows they
+    are inputs, targets and weights, as a DataLoader deals them out, unless they look like images
+    (1, 3 or 4 channels, height, width).
+    """
+    if type(batch) is not list or len(batch) < 2:
+        return False
+    if not all(isinstance(x, Tensor) and x.dim() for x in batch):
+        return False
+    if len({(x.dtype, x.dim()) for x in batch}) > 1:
+        return False
+    sizes, has_few = {len(x) for x in batch}, len(batch) <= _MOST_OF_A_PAIR
+    return len(sizes) > 1 or not has_few or (batch[0].dim() == 3 and sizes <= _CHANNELS)
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
@@ -104,6 +130,11 @@ def main_output(output: Any) -> Tensor:
     if not tensors:
         raise InputError(f"the model returned a {type(output).__name__} without a tensor in it")
     return tensors[0]
+
+
+def _holds_lists(batch: Any) -> bool:
+    values = batch.values() if isinstance(batch, dict) else batch
+    return isinstance(batch, tuple | dict) and any(isinstance(value, list) for value in values)
 
 
 def _can_be_taken_apart(leaves: list[list[Tensor]], specs: list[Any]) -> bool:

@@ -7,6 +7,7 @@ import torch
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import open_model
 from tauten.evaluation.metrics import Accuracy, Perplexity, UserMetric
+from tauten.parallel.data_parallel import call_method
 from tauten.parallel.parcel import switch_cache_off
 from tauten.parallel.rows import to_device
 
@@ -31,9 +32,7 @@ class Inference:
     @torch.no_grad()
     def __call__(self, payload: Any) -> Any:
         """Outputs of a call: method, positional and keyword arguments."""
-        method, args, kwargs = to_device(payload, self._device)
-        function = self._model if method == "forward" else getattr(self._model, method)
-        return function(*args, **kwargs)
+        return call_method(self._model, *to_device(payload, self._device))
 
 
 class Scoring:

@@ -7,7 +7,6 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.job import Job, JobPart
@@ -16,6 +15,7 @@ from tauten.parallel.executors import device_of
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.pool import pool_folder
+from tauten.parallel.trees import map_tensors
 
 _STARTS = 3  # in a row that may fail before a worker is given up
 
@@ -87,7 +87,7 @@ class LocalEngine:
                 self._failures[name] = 0
                 self._events.append(Joined(name))
             elif answer is not None:
-                outputs = tree_map(_cloned, group.outputs())
+                outputs = map_tensors(Tensor.clone, group.outputs())
                 self._events.append(Answered(name, self._current.pop(name), outputs))
                 self._go_on(name)
         events, self._events = self._events, []
@@ -139,7 +139,3 @@ class LocalEngine:
             shutil.rmtree(self._folder / name)
         else:
             self._start(name)
-
-
-def _cloned(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf

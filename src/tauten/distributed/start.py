@@ -38,6 +38,7 @@ from tauten.parallel.planner import Planner, Task
 from tauten.parallel.row_cuts import Call, RowCuts
 from tauten.parallel.start import cores
 from tauten.parallel.start import start as start_parallel
+from tauten.parallel.trees import copied
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class RemoteStarter:
     def __call__(self, call: Call | None, example: bool) -> tuple[Executor, Plan]:
         """Plan for a call, and lay the model out."""
         given, goal = self.given, self.goal
-        call = example_call(given, None) if call is None else call
+        call = copied(example_call(given, None) if call is None else call)
         fits, limit = fits_one_worker(given.model), worker_limit_bytes()
         runnable, threads = given.runnable(stream=not fits), torch.get_num_threads()
         pool: Any = RemotePool(self.engine(), self.reference)

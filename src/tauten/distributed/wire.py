@@ -1,13 +1,14 @@
 """Trees of tensors as bytes that can't run code: JSON for their form, safetensors for tensors."""
 
+import importlib
 import json
+import re
 from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import modeling_outputs
 from transformers.utils.generic import ModelOutput
 
 from tauten.core.errors import CorruptError, InputError
@@ -50,12 +51,13 @@ def _form(tree: Any, tensors: list[Tensor]) -> Any:
     if isinstance(tree, Tensor):
         tensors.append(tree)
         return {"tensor": len(tensors) - 1}
-    if isinstance(tree, ModelOutput):
+    if isinstance(tree, ModelOutput) and _output_class(*_name(tree)) is type(tree):
         values = {key: _form(value, tensors) for key, value in tree.items()}
-        return {"output": type(tree).__name__, "values": values}
-    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
+        return {"output": _name(tree), "values": values}
+    is_dict = isinstance(tree, dict) and not isinstance(tree, ModelOutput)
+    if is_dict and all(isinstance(key, str) for key in tree):
         return {"dict": {key: _form(value, tensors) for key, value in tree.items()}}
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, list | tuple) and not hasattr(tree, "_fields"):
         kind = "list" if isinstance(tree, list) else "tuple"
         return {kind: [_form(value, tensors) for value in tree]}
     if tree is None or isinstance(tree, bool | int | float | str):
@@ -74,19 +76,34 @@ def _tree(form: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[str(content)]
     if kind == "output":
         values = {key: _tree(value, tensors) for key, value in form["values"].items()}
-        return _output_class(content)(**values)
+        output = _output_class(*content)
+        if output is None:
+            raise CorruptError(f"{content[-1]} is no output of transformers as installed here")
+        return output(**values)
     if kind == "dict":
         return {key: _tree(value, tensors) for key, value in content.items()}
     items = [_tree(value, tensors) for value in content]
     return tuple(items) if kind == "tuple" else items
 
 
-def _output_class(name: str) -> type[ModelOutput]:
-    """A class of transformers' outputs; no other name is looked up."""
-    found = getattr(modeling_outputs, name, None)
-    if not (isinstance(found, type) and issubclass(found, ModelOutput)):
-        raise CorruptError(f"{name!r} is no output of transformers.modeling_outputs")
-    return found
+def _name(output: ModelOutput) -> list[str]:
+    return [type(output).__module__, type(output).__name__]
+
+
+def _output_class(module: str, name: str) -> type[ModelOutput] | None:
+    """A class of transformers' outputs; nothing else is imported or looked up."""
+    try:
+        found = getattr(importlib.import_module(module), name, None) if _is_known(module) else None
+    except ImportError:  # another version of transformers has it
+        return None
+    return found if isinstance(found, type) and issubclass(found, ModelOutput) else None
+
+
+def _is_known(module: str) -> bool:
+    """Whether a module is one of transformers that define outputs."""
+    models = r"models\.\w+\.modeling_\w+"
+    form = rf"transformers\.(modeling_outputs|generation\.utils|{models})"
+    return re.fullmatch(form, module) is not None
 
 
 def _own(tensor: Tensor) -> Tensor:

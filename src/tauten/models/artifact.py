@@ -12,6 +12,7 @@ from tauten.core.files import sha256_file
 from tauten.models.generation import use_native_decoder
 from tauten.models.packing import install_empty
 from tauten.models.reader import SafetensorsReader
+from tauten.models.saving import refuse_saving
 from tauten.models.shaped import reshaped_source, with_tensors
 from tauten.models.source import Source, open_source
 
@@ -104,7 +105,8 @@ def packed_source(
     """The source of a packed model: an original's structure with packed layers and new tensors."""
 
     def skeleton() -> nn.Module:
-        return use_native_decoder(install_empty(original.skeleton(), specs).eval())
+        empty = install_empty(original.skeleton(), specs).eval()
+        return refuse_saving(use_native_decoder(empty))
 
     packed = dataclasses.replace(
         original, name=name, skeleton=skeleton, outline=None, written_out=()

@@ -25,21 +25,32 @@ class CalibrationBatch:
 
     @property
     def rows(self) -> int:
-        """Examples in the batch: the first size of its first tensor that has one."""
-        tensors = (x for x in tree_leaves(vars(self)) if isinstance(x, Tensor))
-        return next((len(x) for x in tensors if x.dim()), 1)
+        """Examples in the batch: items of its first list, or the first size of a tensor."""
+        leaves = tree_leaves(vars(self), is_leaf=_is_list)
+        return next((len(x) for x in leaves if _is_list(x) or _has_rows(x)), 1)
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""
         count = self.rows
 
         def part(value: Any, start: int) -> Any:
-            whole = isinstance(value, Tensor) and value.dim() and len(value) == count
+            whole = (_has_rows(value) or _is_list(value)) and len(value) == count
             return value[start : start + rows] if whole else value
 
         starts = range(0, count, rows)
-        parts = (tree_map(lambda v, s=start: part(v, s), vars(self)) for start in starts)
+        parts = (
+            tree_map(lambda v, s=start: part(v, s), vars(self), is_leaf=_is_list)
+            for start in starts
+        )
         return [CalibrationBatch(**fields) for fields in parts]
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list and bool(value) and isinstance(value[0], Tensor | dict)
 
 
 def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:

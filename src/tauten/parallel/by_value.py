@@ -2,22 +2,25 @@
 
 A class or function of an installed package is pickled by its name, and workers import the package.
 One of a script, a notebook or a file beside the script is pickled with its code (cloudpickle), so
-that no script is imported again: importing it would run it.
+that no script is imported again: importing it would run it. A function that a function of a
+package made, such as a hook, is pickled with its code too, but works on the package's own globals.
 """
 
 import functools
+import importlib
 import importlib.metadata
+import io
 import json
 import pickle
 import site
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -33,16 +36,41 @@ class UnsendableError(InputError):
     """A model holds what no other process can be given, such as an open socket or a lock."""
 
 
-def dumps(value: Any) -> bytes:
-    """Pickle a value for a process that this one started, or that started it."""
+def dumps(value: Any, placed: Mapping[int, Any] | None = None) -> bytes:
+    """Pickle a value for a process that this one started, or that started it.
+
+    Args:
+        value: To pickle.
+        placed: By identity, what is pickled in the place of an object.
+    """
     with _registering, _by_value(_own_modules(len(sys.modules))):
-        made: bytes = cloudpickle.dumps(value)
-        return made
+        file = io.BytesIO()
+        pickler: Any = _Pickler(file, placed or {})
+        pickler.dump(value)
+        return file.getvalue()
 
 
-def loads(pickled: bytes) -> Any:
-    """What `dumps` was given."""
-    return pickle.loads(pickled)
+def loads(pickled: bytes, find: Callable[[Any], Any] | None = None) -> Any:
+    """What `dumps` was given; `find` returns an object by what was pickled in its place."""
+    unpickler: Any = pickle.Unpickler(io.BytesIO(pickled))
+    if find is not None:
+        unpickler.persistent_load = find
+    return unpickler.load()
+
+
+def dump_call(value: Any, placed: Mapping[int, Any] | None = None) -> bytes:
+    """As `dumps`, of arguments or outputs of a call.
+
+    Raises:
+        UnsendableError: Something in them can't be pickled.
+    """
+    try:
+        return dumps(value, placed)
+    except Exception as error:  # pickling runs code of whoever wrote what is pickled
+        raise UnsendableError(
+            f"arguments and outputs of calls on workers are pickled, and these can't be ({error}): "
+            "use tensors and plain values"
+        ) from error
 
 
 def send(connection: Connection, message: Any) -> None:
@@ -51,14 +79,7 @@ def send(connection: Connection, message: Any) -> None:
     Raises:
         UnsendableError: Something in it can't be pickled.
     """
-    try:
-        made = dumps(message)
-    except Exception as error:  # pickling runs code of whoever wrote what is pickled
-        raise UnsendableError(
-            f"arguments and outputs of calls on workers are pickled, and these can't be ({error}): "
-            "use tensors and plain values"
-        ) from error
-    connection.send_bytes(made)
+    connection.send_bytes(dump_call(message))
 
 
 def receive(connection: Connection) -> Any:
@@ -109,6 +130,63 @@ def _obstacles(model: nn.Module, attempt: Callable[[Any], Any]) -> Iterator[str]
                 attempt(value)
             except Exception as error:  # as above
                 yield f"{part} ({error})"
+
+
+class _Pickler(cloudpickle.Pickler):
+    """cloudpickle's, with other objects in the place of some, and hooks of packages on their feet.
+
+    cloudpickle gives a function that can't be imported copies of the globals that it uses: a hook
+    of a package would then look into another collector than the package does.
+    """
+
+    def __init__(self, file: io.BytesIO, placed: Mapping[int, Any]):
+        super().__init__(file)  # type: ignore[no-untyped-call]
+        self._placed = placed
+
+    def persistent_id(self, value: Any) -> Any:
+        """What is pickled in a value's place; None for the value itself."""
+        return self._placed.get(id(value))
+
+    def reducer_override(self, value: Any) -> Any:
+        """How a value is pickled."""
+        reduced = super().reducer_override(value)  # type: ignore[no-untyped-call]
+        is_made = type(value) is FunctionType and reduced is not NotImplemented
+        if not is_made or not _is_installed(value.__module__):
+            return reduced
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        attributes = {"__kwdefaults__": value.__kwdefaults__, "__qualname__": value.__qualname__}
+        state = (cells, attributes, dict(vars(value)))
+        made_of = (value.__module__, value.__code__, value.__name__, value.__defaults__)
+        return _function, made_of, state, None, None, _fill
+
+
+def _is_installed(name: str) -> bool:
+    """Whether workers import a module by its name."""
+    return name in sys.modules and name != "__main__" and not _is_own(name, sys.modules[name])
+
+
+def _content(cell: CellType) -> tuple[Any, ...]:
+    """A closure's variable, in a tuple that is empty where it has no value."""
+    try:
+        return (cell.cell_contents,)
+    except ValueError:
+        return ()
+
+
+def _function(module: str, code: CodeType, name: str, defaults: Any) -> FunctionType:
+    """A function on a module's globals; its closure is filled later, as it may hold itself."""
+    cells = tuple(CellType() for _ in code.co_freevars)
+    return FunctionType(code, vars(importlib.import_module(module)), name, defaults, cells)
+
+
+def _fill(function: FunctionType, state: tuple[Any, dict[str, Any], dict[str, Any]]) -> None:
+    contents, attributes, own = state
+    for cell, content in zip(function.__closure__ or (), contents, strict=True):
+        if content:
+            (cell.cell_contents,) = content
+    for name, value in attributes.items():
+        setattr(function, name, value)
+    vars(function).update(own)
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from tauten.models.packing import packed_modules
-from tauten.parallel.rows import count_rows
+from tauten.parallel.trees import flatten
 
 _FINE = 1e-3  # relative difference of outputs in float32, from sums in another order
 _COARSE = 5e-2  # in 16 bits, and where activations are rounded by parts
@@ -15,7 +14,7 @@ _COARSE = 5e-2  # in 16 bits, and where activations are rounded by parts
 
 def difference(made: Any, expected: Any) -> float:
     """Largest |made - expected| of all floating tensors, over the largest |expected| of each."""
-    (ours, form), (theirs, their_form) = tree_flatten(made), tree_flatten(expected)
+    (ours, form), (theirs, their_form) = flatten(made), flatten(expected)
     if form != their_form:
         return float("inf")
     worst = 0.0
@@ -41,17 +40,6 @@ def _difference(one: Tensor, other: Tensor) -> float:
     if not one.numel():
         return 0.0
     return float((one - other).abs().max()) / (float(other.abs().max()) or 1.0)
-
-
-def twice(inputs: Any) -> Any:
-    """Inputs with all rows doubled."""
-    rows = count_rows(inputs)
-
-    def double(leaf: Any) -> Any:
-        is_batch = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows
-        return torch.cat([leaf, leaf]) if is_batch else leaf
-
-    return tree_map(double, inputs)
 
 
 def tolerance(model: Any) -> float:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tauten.core.errors import InputError
 from tauten.models.packing import write_out
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.rows import to_device
+from tauten.parallel.trees import Watched
 from tauten.parallel.worker import Place
 
 
@@ -33,6 +35,20 @@ class WholeModel:
     @torch.inference_mode()
     def __call__(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a method of the model."""
-        args, kwargs = to_device((args, kwargs), self._device)
-        function = self.model if method == "forward" else getattr(self.model, method)
-        return function(*args, **kwargs)
+        return call_method(self.model, method, *to_device((args, kwargs), self._device))
+
+
+def call_method(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Outputs of a call whose arguments are copies of the caller's.
+
+    Raises:
+        InputError: It changed what it was given, and not that of the caller.
+    """
+    watched = Watched(args, kwargs)
+    made = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
+    if changed := watched.changed():
+        raise InputError(
+            f"{type(model).__name__} changes {', '.join(changed)} in place, and workers have "
+            "copies: call generate, which keeps its cache itself, or the model in this process"
+        )
+    return made

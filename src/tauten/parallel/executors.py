@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tauten.core.errors import InputError
 from tauten.parallel.data_parallel import Replica
@@ -20,6 +19,7 @@ from tauten.parallel.profile import with_threads
 from tauten.parallel.row_cuts import RowCuts, call_in_parts
 from tauten.parallel.rows import to_device
 from tauten.parallel.share import Share
+from tauten.parallel.trees import map_leaves, map_tensors, tensors_of
 from tauten.parallel.worker import Part, Place, Runner
 
 Calls = Iterable[tuple[str, tuple[Any, ...], dict[str, Any]]]
@@ -196,17 +196,16 @@ def join_torchrun() -> None:
 def _broadcast(made: Any, source: int) -> Any:
     """Outputs of one process, in all of them."""
     is_source = dist.get_rank() == source
-    form = [tree_map(_empty_like, made)] if is_source else [None]
+    form = [map_tensors(_empty_like, made)] if is_source else [None]
     dist.broadcast_object_list(form, source)
-    tree: Any = made if is_source else tree_map(_filled, form[0])
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            dist.broadcast(leaf.contiguous() if is_source else leaf, source)
+    tree: Any = made if is_source else map_leaves(_filled, form[0])
+    for tensor in tensors_of(tree):
+        dist.broadcast(tensor.contiguous() if is_source else tensor, source)
     return tree
 
 
-def _empty_like(leaf: Any) -> Any:
-    return torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 def _filled(leaf: Any) -> Any:
@@ -217,5 +216,4 @@ def _filled(leaf: Any) -> Any:
 
 
 def _device(inputs: Any) -> torch.device:
-    tensors = (leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors_of(inputs)), torch.device("cpu"))

@@ -116,10 +116,11 @@ def pack(model: nn.Module, skeleton: bytes, folder: Path) -> Parcel:
 
 
 def switch_cache_off(model: nn.Module) -> None:
-    """Have a language model return no cache, whose parts can't be handed back by workers."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
+    """Have language models, also those inside of others, return no cache unless asked for one."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from tauten.models.observer import NothingLeft
 from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
+from tauten.parallel.trees import leaves_of
 from tauten.runtime.modules import PackedEmbedding
 
 
@@ -148,7 +148,7 @@ class Pipeline:
         rows = count_rows((args, kwargs))
         count = even_microbatches(rows, self._microbatches)
         calls = cut_rows((args, kwargs), even_sizes(rows, count))
-        key = tuple(_form(leaf) for leaf in tree_leaves((args, kwargs)))
+        key = tuple(_form(leaf) for leaf in leaves_of((args, kwargs)))
         if key not in self._schedules:
             self._schedules[key] = self._schedule(calls[0], count)
         self._calls, self._outputs = iter(calls), []

@@ -18,6 +18,7 @@ from tauten.parallel.plan import Option, Plan, layouts, single_threads
 from tauten.parallel.profile import Profile, measure
 from tauten.parallel.rows import count_rows, cut_rows, describe_call
 from tauten.parallel.tensor_parallel import TensorPlan, tensor_plan
+from tauten.parallel.trees import Watched
 from tauten.parallel.trials import Bench, Trials, better_than_predicted, finalists
 
 _TIME_S = 25.0  # for a plan, as far as calls that take seconds allow
@@ -65,14 +66,14 @@ class Planner:
     def __init__(self, task: Task, bench: Bench, exact: bool = False):
         self._task, self._bench, self._exact = task, bench, exact
         self._inputs, self._cuts = task.inputs, bench.cuts
+        self._changed: list[str] = []  # arguments, in place
         self._tensor: TensorPlan = tensor_plan(task.model)
         self._start_s = time.perf_counter()
 
     def run(self) -> Plan:
         """Make the plan; the bench is left with its layout loaded, unless that is one worker."""
-        self._prove()
         rows = count_rows(self._inputs)
-        if self._task.goal == "latency" and self._cuts.known(self._inputs):  # of a single request
+        if self._task.goal == "latency" and self._is_cuttable():  # it is of a single request
             self._inputs = cut_rows(self._inputs, [1, rows - 1])[0]
         self._rows = count_rows(self._inputs)
         links = self._bench.agree(self._bench.links())  # first: what it starts takes processors
@@ -100,18 +101,22 @@ class Planner:
         agreed: Plan = self._bench.agree(plan)
         return agreed
 
-    def _prove(self) -> None:
-        """Whether the call may be cut by rows, at the price of one more."""
-        if self._cuts.known(self._inputs) is not None:
-            return
+    def _is_cuttable(self, whole: Any = None) -> bool:
+        """Whether the call may be cut by rows, proved at the price of one more.
+
+        Args:
+            whole: Its outputs; None where it wasn't computed yet.
+        """
 
         def compute(calls: Any, lend: bool) -> list[Any]:
             return [self._task.model(*args, **kwargs) for args, kwargs in calls]
 
-        with torch.inference_mode():
-            (whole,) = compute([self._inputs], False)
-            why = self._cuts.verdict(self._inputs, whole, compute)
-        self._cuts.settle(self._inputs, self._bench.agree(why))
+        if self._cuts.known(self._inputs) is None:
+            with torch.inference_mode():
+                whole = compute([self._inputs], False)[0] if whole is None else whole
+                verdict = self._cuts.verdict(self._inputs, whole, compute)
+            self._cuts.settle(self._inputs, self._bench.agree(verdict))
+        return bool(self._cuts.known(self._inputs))
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -151,8 +156,10 @@ class Planner:
         counts = {max(1, self._task.threads // n) for n in self._sizes()}
         counts |= set(single_threads(self._task.threads))
         task = self._task
-        wanted = (self._tensor, sorted(counts), bool(self._cuts.known(self._inputs)))
+        wanted = (self._tensor, sorted(counts), self._is_cuttable)
+        watched = Watched(*self._inputs)
         profile, outputs = measure(task.model, self._inputs, *wanted)
+        self._changed = watched.changed()
         return self._bench.agree(profile), outputs
 
     def _sizes(self) -> list[int]:
@@ -166,9 +173,11 @@ class Planner:
         division = Division(_dealt_out(task.model, self._tensor), most)
         options = []
         for layout in layouts(task.workers, self._rows, blocks, most, task.threads, task.mode):
-            if layout.workers > 1 and layout.workers not in self._sizes():
+            if layout.workers > 1 and (layout.workers not in self._sizes() or self._changed):
                 continue
-            if layout.data * layout.microbatches > 1 and not self._cuts.known(self._inputs):
+            if layout.data > 1 and not self._cuts.known(self._inputs):
+                continue
+            if layout.microbatches > 1 and not self._cuts.serves_microbatches(self._inputs):
                 continue
             ends = stage_ends(profile, layout.pipeline)
             size = weight_bytes(task.model, layout, ends, profile.chain, self._tensor)
@@ -213,6 +222,8 @@ class Planner:
         others = [option for option in able if option.layout.workers > 1]
         if not others:
             why = self._cuts.refusal or "no split was predicted to come near"
+            if self._changed:
+                why = f"calls change {', '.join(self._changed)} in place, and workers have copies"
             return one, f"{_took(one)} a call; {why}"
         rival = min(others, key=self._rank)
         return one, (

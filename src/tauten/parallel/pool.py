@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from tauten.core.errors import InputError, WorkerError
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.launcher import the_launcher
 from tauten.parallel.parcel import Parcel
+from tauten.parallel.trees import map_tensors
 from tauten.parallel.worker import Failed
 
 Results = dict[int, tuple[Group | None, Any]]  # outputs, and the group in whose memory they lie
@@ -224,4 +224,4 @@ def pool_folder() -> Path:
 
 
 def _cloned(outputs: Any) -> Any:
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, outputs)
+    return map_tensors(Tensor.clone, outputs)

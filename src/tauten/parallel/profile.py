@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from tauten.models.structure import find_structure
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.rows import count_rows, cut_rows
 from tauten.parallel.tensor_parallel import TensorPlan
+from tauten.parallel.trees import tensors_of
 from tauten.runtime.modules import PackedEmbedding
 
 _REPEAT_S = 0.6  # short calls are timed again until this has passed
@@ -57,7 +57,7 @@ def measure(
     inputs: tuple[Any, Any],
     tensor: TensorPlan,
     counts: Sequence[int],
-    cuttable: bool = True,
+    is_cuttable: Callable[[Any], bool] = lambda outputs: True,
 ) -> tuple[Profile, Any]:
     """Profile a call.
 
@@ -66,7 +66,7 @@ def measure(
         inputs: Positional and keyword arguments.
         tensor: Layers whose outputs would be put together.
         counts: Threads that workers might have.
-        cuttable: The call may be cut by rows, to tell what each of them takes.
+        is_cuttable: By its outputs: whether it may be cut by rows, to tell what each takes.
     Returns:
         The profile, and the outputs of the call.
     """
@@ -76,7 +76,7 @@ def measure(
     lines = {}
     for count in sorted(counts, reverse=True):
         with with_threads(count):
-            lines[count], made = _line_s(trace, model, inputs, cuttable)
+            lines[count], made = _line_s(trace, model, inputs, is_cuttable)
         outputs = made if outputs is None else outputs
     shares = trace.shares()
     return Profile(
@@ -113,6 +113,7 @@ class Trace:
         self._kept: list[Any] = []  # so that no identity is used twice
         self._times: list[float] = []
         self._tuples: set[bool] = set()
+        self._several = False  # blocks return more than the state
         self._used: dict[str, set[str]] = {}
         self.state_bytes = 0
         self.summed_bytes: dict[str, int] = {}
@@ -157,7 +158,7 @@ class Trace:
     def chain(self) -> ChainShape | None:
         """How blocks hand on their state; None where they are no chain."""
         links = zip(self._states, self._states[1:], strict=False)
-        chained = all(made == given for (_, made), (given, _) in links)
+        chained = not self._several and all(made == given for (_, made), (given, _) in links)
         if len(self._names) < 2 or tuple(self._calls) != tuple(self._names) or not chained:
             return None
         first = [
@@ -188,7 +189,8 @@ class Trace:
     def _leave(self, _: Any, __: Any, made: Any) -> None:
         self._times.append(time.perf_counter())
         self._tuples.add(isinstance(made, tuple))
-        state = made[0] if isinstance(made, tuple) else made
+        state, *more = made if isinstance(made, tuple) else (made,)
+        self._several |= any(value is not None for value in more)
         self._states[-1] = (self._states[-1][0], id(state))
         self._kept.append(state)
         self.state_bytes = max(self.state_bytes, tree_bytes(state))
@@ -225,19 +227,19 @@ def fastest_s(call: Any, agree: Callable[[bool], bool] = bool) -> float:
 
 def tree_bytes(tree: Any) -> int:
     """Bytes of the tensors of a tree."""
-    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return sum(tensor.nbytes for tensor in tensors_of(tree))
 
 
 def _line_s(
-    trace: Trace, model: nn.Module, inputs: tuple[Any, Any], cuttable: bool
+    trace: Trace, model: nn.Module, inputs: tuple[Any, Any], is_cuttable: Callable[[Any], bool]
 ) -> tuple[tuple[float, float], Any]:
     """Seconds of a call whatever its rows, and of each row, by all rows and half of them; outputs.
 
     Long calls are run once.
     """
     rows = count_rows(inputs)
-    few = max(1, rows // 2) if cuttable else rows
     all_s, outputs = _traced(trace, model, inputs)
+    few = max(1, rows // 2) if is_cuttable(outputs) else rows
     if all_s < _REPEAT_S:
         all_s = min(all_s, *(_traced(trace, model, inputs)[0] for _ in range(2)))
     if few == rows:

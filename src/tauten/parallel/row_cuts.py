@@ -7,19 +7,41 @@ that calls are cut into later, and no pairs or groups of neighbouring rows stay 
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from tauten.core.errors import InputError
 from tauten.parallel.comparison import difference
-from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
+from tauten.parallel.rows import (
+    Path,
+    count_rows,
+    cut_rows,
+    even_sizes,
+    has_rows,
+    item_lists,
+    join_rows,
+)
+from tauten.parallel.trees import flatten
 
 _log = logging.getLogger(__name__)
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 # Computes calls; the flag says that outputs may be views that hold until the next.
 Compute = Callable[[Sequence[Call], bool], list[Any]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a proof.
+
+    Attributes:
+        refusal: Why the call can't be cut; empty where it can.
+        lists: Where its outputs hold lists of one item for each row.
+    """
+
+    refusal: str = ""
+    lists: frozenset[Path] = frozenset()
 
 
 class RowCuts:
@@ -35,7 +57,8 @@ class RowCuts:
 
     def __init__(self, name: str, tolerance: float):
         self.name, self._tolerance = name, tolerance
-        self._proved: dict[Hashable, int] = {}  # the most rows, by forms of calls
+        # By forms of calls: the most rows, and what was found of these.
+        self._proved: dict[Hashable, tuple[int, Verdict]] = {}
         self.refusal = ""
 
     def known(self, call: Call) -> bool | None:
@@ -46,12 +69,29 @@ class RowCuts:
         """
         if _rows(call) < 2:
             return False
-        if _rows(call) <= self._proved.get(form_of(call), 0):
+        if _rows(call) <= self._proved.get(form_of(call), (0,))[0]:
             return True
         return False if self.refusal else None
 
-    def verdict(self, call: Call, whole: Any, compute: Compute) -> str:
-        """Why a call can't be cut; empty if its parts make up the whole.
+    def serves_microbatches(self, call: Call) -> bool:
+        """Whether a pipeline may cut a call: it joins outputs by the rows of tensors alone."""
+        proved, verdict = self._proved.get(form_of(call), (0, Verdict()))
+        return 0 < _rows(call) <= proved and not verdict.lists
+
+    def joined(self, call: Call, made: Sequence[Any], sizes: Sequence[int]) -> Any:
+        """One output of those of a call's parts.
+
+        Args:
+            call: That may be cut.
+            made: Outputs of its parts.
+            sizes: Rows of each.
+        Raises:
+            InputError: These can't be joined.
+        """
+        return join_rows(made, sizes, self._proved[form_of(call)][1].lists)
+
+    def verdict(self, call: Call, whole: Any, compute: Compute) -> Verdict:
+        """Whether a call's parts make up the whole.
 
         Args:
             call: Of two rows or more.
@@ -60,18 +100,21 @@ class RowCuts:
         """
         sizes = [1, _rows(call) - 1]
         try:
-            joined = join_rows(compute(cut_rows(call, sizes), False), sizes)
-            off = difference(joined, whole)
+            made = compute(cut_rows(call, sizes), False)
+            lists = item_lists(whole, made, sizes)
+            off = difference(join_rows(made, sizes, lists), whole)
         except Exception as error:  # whatever the model raises of parts, where it took the whole
-            return f"its parts can't be computed alone ({error})"
-        return "" if off <= self._tolerance else f"outputs of its parts differ by {off:.2g}"
+            return Verdict(f"its parts can't be computed alone ({error})")
+        if off <= self._tolerance:
+            return Verdict(lists=lists)
+        return Verdict(f"outputs of its parts differ by {off:.2g}")
 
-    def settle(self, call: Call, why: str) -> None:
+    def settle(self, call: Call, verdict: Verdict) -> None:
         """Take note of a verdict; a refusal is said once."""
-        if not why:
-            self._proved[form_of(call)] = _rows(call)
+        if not verdict.refusal:
+            self._proved[form_of(call)] = _rows(call), verdict
         elif not self.refusal:
-            self.refusal = f"a batch of {self.name} can't be cut by rows: {why}"
+            self.refusal = f"a batch of {self.name} can't be cut by rows: {verdict.refusal}"
             _log.warning("%s; each call runs whole", self.refusal)
 
 
@@ -90,32 +133,38 @@ def call_in_parts(
         InputError: A copy cuts its calls, which was proved to change outputs.
     """
     known = cuts.known(call) if copies > 1 or not is_whole else False
-    if known and copies > 1:
+    if known and copies > 1 and (is_whole or cuts.serves_microbatches(call)):
         sizes = [size for size in even_sizes(_rows(call), copies) if size]
         made = compute(cut_rows(call, sizes), True)
         try:
-            return join_rows(made, sizes)
+            return cuts.joined(call, made, sizes)
         except InputError as error:  # of this data alone: parts padded to other lengths, say
             _log.warning("%s: %s; the call runs whole on one worker", cuts.name, error)
     (whole,) = compute([call], False)
     if known is None:
         cuts.settle(call, cuts.verdict(call, whole, compute))
-    if not is_whole and _rows(call) > 1 and not cuts.known(call):
-        raise InputError(f"{cuts.refusal}; make another plan: parallel.plan(example)")
+    if not is_whole and _rows(call) > 1 and not cuts.serves_microbatches(call):
+        why = cuts.refusal or f"outputs of {cuts.name} are lists of items, not tensors of rows"
+        raise InputError(f"{why}; make another plan: parallel.plan(example)")
     return whole
 
 
 def form_of(call: Call) -> Hashable:
     """What calls have in common that are cut alike: their tree, and which tensors have the rows."""
     rows = _rows(call)
-    leaves, tree = tree_flatten(call)
 
-    def form(leaf: Any) -> Any:
+    def of_tree(tree: Any) -> Hashable:
+        leaves, form = flatten(tree, lambda value: type(value) is list and len(value) == rows)
+        return str(form), tuple(of_leaf(leaf) for leaf in leaves)
+
+    def of_leaf(leaf: Any) -> Hashable:
         if isinstance(leaf, Tensor):
-            return leaf.dtype, leaf.dim(), leaf.dim() > 0 and len(leaf) == rows
-        return leaf if isinstance(leaf, bool | str | None) else type(leaf)
+            return leaf.dtype, leaf.dim(), has_rows(leaf, rows)
+        if isinstance(leaf, list):  # of any length
+            return frozenset(of_leaf(x) if isinstance(x, list) else of_tree(x) for x in leaf)
+        return leaf if isinstance(leaf, bool | str) else str(type(leaf))
 
-    return str(tree), tuple(form(leaf) for leaf in leaves)
+    return of_tree(call)
 
 
 def _rows(call: Call) -> int:

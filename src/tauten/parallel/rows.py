@@ -1,26 +1,44 @@
-"""Cut the inputs of a call along its batch, and put outputs together again."""
+"""Cut the inputs of a call along its batch, and put outputs together again.
 
-from collections.abc import Sequence
+A batch is the first dimension of tensors; or a list, whose items are its rows, such as the images
+that a detector is called with.
+"""
+
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from tauten.core.errors import InputError
+from tauten.parallel.trees import (
+    children,
+    leaves_of,
+    map_leaves,
+    map_tensors,
+    same_values,
+    tensors_of,
+    unflatten,
+)
+
+_LISTS = (list, tuple)
+Path = tuple[int, ...]  # where something stands in a tree: numbers of children
 
 
 def count_rows(inputs: Any) -> int:
-    """Rows of a call: the first dimension of its first tensor that has one.
+    """Rows of a call: the items of its first list of tensors, or the first dimension of a tensor.
+
+    Whichever comes first, that counts.
 
     Args:
-        inputs: A tree (tuples, lists, dicts) of tensors and anything else.
+        inputs: A tree (tuples, lists, dicts, and objects of them) of tensors and anything else.
     Raises:
-        InputError: There is no such tensor.
+        InputError: There is no such list or tensor.
     """
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return len(leaf)
+    for leaf in leaves_of(inputs, _is_list_of_tensors):
+        if not isinstance(leaf, Tensor | list) or (isinstance(leaf, Tensor) and not leaf.dim()):
+            continue
+        return len(leaf)
     raise InputError("the call has no tensor with a batch dimension; pass tensors (batch, ...)")
 
 
@@ -33,36 +51,85 @@ def even_sizes(rows: int, parts: int) -> list[int]:
 def cut_rows(inputs: Any, sizes: Sequence[int]) -> list[Any]:
     """Parts of a call by rows; they share memory with it.
 
-    Tensors with as many rows as the call are cut; everything else goes to every part.
+    Tensors and lists with as many rows as the call are cut; everything else goes to every part.
 
     Args:
         inputs: A tree of tensors and anything else.
         sizes: Rows of each part; they add up to the rows of the call.
     """
-    rows, starts = count_rows(inputs), [sum(sizes[:part]) for part in range(len(sizes))]
+    starts = [sum(sizes[:part]) for part in range(len(sizes))]
 
     def part(start: int, size: int) -> Any:
-        def cut(leaf: Any) -> Any:
-            is_batch = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows
-            return leaf[start : start + size] if is_batch else leaf
-
-        return tree_map(cut, inputs)
+        return _map_rows(lambda leaf: leaf[start : start + size], inputs)
 
     return [part(start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def join_rows(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+def twice(inputs: Any) -> Any:
+    """Inputs with all rows doubled."""
+    return _map_rows(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x + x, inputs)
+
+
+def has_rows(leaf: Any, rows: int) -> bool:
+    """Whether a tensor or list has a row for each of the call's."""
+    if isinstance(leaf, Tensor):
+        return leaf.dim() > 0 and len(leaf) == rows
+    return type(leaf) is list and len(leaf) == rows
+
+
+def item_lists(
+    whole: Any, parts: Sequence[Any], sizes: Sequence[int], at: Path = ()
+) -> frozenset[Path]:
+    """Where outputs hold a list or tuple of one item for each row, such as boxes of images.
+
+    Args:
+        whole: Outputs of a call.
+        parts: Of its parts.
+        sizes: Rows that each was computed of.
+        at: Where these stand in the outputs.
+    """
+    pairs = [(whole, sum(sizes)), *zip(parts, sizes, strict=True)]
+    if type(whole) in _LISTS and all(type(x) is type(whole) and len(x) == n for x, n in pairs):
+        return frozenset({at})
+    opened = [children(tree) for tree in (whole, *parts)]
+    if len({0 if pair is None else len(pair[0]) for pair in opened}) > 1:
+        return frozenset()
+    columns = enumerate(zip(*(pair[0] for pair in opened if pair), strict=True))
+    below = (item_lists(x, rest, sizes, (*at, n)) for n, (x, *rest) in columns)
+    return frozenset().union(*below)
+
+
+def join_rows(
+    parts: Sequence[Any], sizes: Sequence[int], lists: Set[Path] = frozenset(), at: Path = ()
+) -> Any:
     """One output of those of its parts, in new memory.
 
     Args:
         parts: Trees of the same form.
         sizes: Rows that each was computed of.
+        lists: Where they hold lists of one item for each row.
+        at: Where these stand in the outputs.
     Raises:
         InputError: A leaf has no row for each of the call's, and isn't the same in all parts.
     """
-    flat = [tree_flatten(part) for part in parts]
-    columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    return tree_unflatten([_join(column, sizes) for column in columns], flat[0][1])
+    if at in lists:
+        return _join_lists(parts, sizes)
+    opened = [children(part) for part in parts]
+    found = [pair for pair in opened if pair is not None]
+    if not found:
+        return _join(parts, sizes)
+    if len(found) < len(opened) or any(form != found[0][1] for _, form in found):
+        raise InputError(f"parts of {list(sizes)} rows returned trees of different forms")
+    columns = enumerate(zip(*(below for below, _ in found), strict=True))
+    joined = [join_rows(column, sizes, lists, (*at, n)) for n, column in columns]
+    return unflatten(joined, found[0][1])
+
+
+def _join_lists(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+    kind = type(parts[0])
+    if any(type(p) is not kind or len(p) != n for p, n in zip(parts, sizes, strict=True)):
+        raise InputError(f"parts of {list(sizes)} rows returned lists of other lengths")
+    return map_tensors(Tensor.clone, kind(item for part in parts for item in part))
 
 
 def _join(column: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -78,16 +145,23 @@ def _join(column: Sequence[Any], sizes: Sequence[int]) -> Any:
             f"parts of {list(sizes)} rows gave a tensor of shapes {shapes}: outputs are joined by "
             "rows; leave out what has none, such as a loss (compute it from the outputs)"
         )
-    if all(_same(leaf, column[0]) for leaf in column):
+    if all(same_values(leaf, column[0]) for leaf in column):
         return column[0]
     raise InputError(f"parts of a batch returned different {type(column[0]).__name__} values")
 
 
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # comparing runs code of whoever wrote the objects' class
-        return False
+def _map_rows(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """Inputs with a function's results in the place of what has a row for each of the call's."""
+    rows = count_rows(inputs)
+    return map_leaves(
+        lambda leaf: function(leaf) if has_rows(leaf, rows) else leaf,
+        inputs,
+        lambda value: type(value) is list and len(value) == rows,
+    )
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return type(value) is list and bool(value) and all(tensors_of(item) for item in value)
 
 
 def is_floating(leaf: Any) -> bool:
@@ -97,7 +171,7 @@ def is_floating(leaf: Any) -> bool:
 
 def to_device(tree: Any, device: str | torch.device) -> Any:
     """A tree with its tensors on a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+    return map_tensors(lambda tensor: tensor.to(device), tree)
 
 
 def describe_call(inputs: tuple[Any, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.parallel.data_parallel import call_method
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.pipeline_parallel import ChainShape, Pipeline, Stage
 from tauten.parallel.rows import to_device
@@ -66,8 +67,7 @@ class SharedModel:
         """Call a method of the model; the first part answers, of the last stage."""
         args, kwargs = to_device((args, kwargs), self._device)
         if self._pipeline is None:
-            function = self.model if method == "forward" else getattr(self.model, method)
-            made = function(*args, **kwargs)
+            made = call_method(self.model, method, args, kwargs)
             return made if self._answers else NotImplemented
         if method != "forward":
             raise InputError(f"{method}: a pipeline computes forward alone; use another mode")

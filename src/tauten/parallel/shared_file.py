@@ -3,17 +3,17 @@
 import errno
 import mmap
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch import Tensor, nn
 
 from tauten.core.errors import TautenError
 from tauten.core.figures import format_bytes
+from tauten.parallel.by_value import dump_call, loads
+from tauten.parallel.trees import tensors_of
 
 _ALIGNMENT_BYTES = 64
 
@@ -37,11 +37,11 @@ class Tree:
     """A tree whose tensors lie in a shared file.
 
     Attributes:
-        form: The tree with a `Placed` for each tensor; other leaves as they are.
+        form: The tree, pickled, with a `Placed` for each tensor.
         end: Bytes of the file that it takes.
     """
 
-    form: Any
+    form: bytes
     end: int
 
 
@@ -67,19 +67,21 @@ class SharedFile:
 
         Raises:
             TautenError: The file system is full.
+            UnsendableError: Something in the tree can't be pickled.
         """
-        leaves, spec = tree_flatten(tree)
-        placed, end = _layout(leaves)
+        tensors = [tensor for tensor in tensors_of(tree) if _is_plain(tensor)]
+        placed, end = _layout(tensors)
+        form = dump_call(tree, {id(tensor): place for tensor, place in placed})
         self._reserve(end)
-        for leaf, place in zip(leaves, placed, strict=True):
-            if isinstance(place, Placed) and place.size_bytes:
-                self._view(place).copy_(leaf.detach())
-        return Tree(tree_unflatten(placed, spec), end)
+        for tensor, place in placed:
+            if place.size_bytes:
+                self._view(place).copy_(tensor.detach())
+        return Tree(form, end)
 
     def read(self, tree: Tree) -> Any:
         """A tree that another process wrote; its tensors are views until the next `write`."""
         self._remap(tree.end)
-        return tree_map(lambda p: self._view(p) if isinstance(p, Placed) else p, tree.form)
+        return loads(tree.form, self._view)
 
     def close(self) -> None:
         """Forget the file; views that are left keep their memory."""
@@ -114,16 +116,18 @@ class SharedFile:
             self._map = mmap.mmap(self._file, size, access=self._access)
 
 
-def _layout(leaves: Iterable[Any]) -> tuple[list[Any], int]:
-    """Where each tensor comes to lie, and where the last one ends."""
-    placed: list[Any] = []
+def _layout(tensors: list[Tensor]) -> tuple[list[tuple[Tensor, Placed]], int]:
+    """Where each tensor comes to lie, one that is met twice at one place; where the last ends."""
+    placed: list[tuple[Tensor, Placed]] = []
     end = 0
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            start = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-            place = Placed(start, tuple(leaf.shape), leaf.dtype)
-            placed.append(place)
-            end = start + place.size_bytes
-        else:
-            placed.append(leaf)
+    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        start = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        placed.append((tensor, Placed(start, tuple(tensor.shape), tensor.dtype)))
+        end = start + placed[-1][1].size_bytes
     return placed, end
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is no more than its values; others are pickled as they are."""
+    is_strided = tensor.layout is torch.strided and not tensor.is_quantized
+    return type(tensor) in (Tensor, nn.Parameter) and is_strided

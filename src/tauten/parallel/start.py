@@ -34,6 +34,7 @@ from tauten.parallel.row_cuts import Call
 from tauten.parallel.rows import count_rows, describe_call
 from tauten.parallel.training import Trainee, check_trainable, distributed
 from tauten.parallel.training_module import TrainingModule
+from tauten.parallel.trees import copied
 from tauten.parallel.worker import Place
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class LocalStarter:
             count_rows(call)
         except InputError as error:
             return self._alone(str(error), expected=True)
+        call = copied(call)  # planning calls the model many times, and it may work in its inputs
         with progress_bars():
             return self._planned(call, example)
 

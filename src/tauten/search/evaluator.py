@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError
@@ -17,9 +18,10 @@ from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
 from tauten.models.loader import Loader
-from tauten.models.packing import packed_modules, write_out
+from tauten.models.packing import packed_modules, replace_modules, write_out
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
+from tauten.runtime.modules import PackedLinear
 from tauten.search.candidate import Candidate, packed
 from tauten.search.workspace import Workspace, recipe_id
 
@@ -57,8 +59,8 @@ class Evaluator:
         """Measure a candidate on the development split."""
         assert self._original is not None
         model = self.open(candidate)
-        if not self._timed and not self._stream:
-            _write_out_floats(model)
+        if self._task.is_text and not self._timed:
+            _compute_densely(model, self._stream)
         batches = self._task.splits.development
         name = f"development {recipe_id(candidate.recipe)}"
         scores = self._scores(name, self._metric, model, batches)
@@ -165,14 +167,35 @@ class Evaluator:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
 
 
-def _write_out_floats(model: nn.Module) -> None:
-    """Make layers dense whose activations are floating: long texts are then scored faster.
+def _compute_densely(model: nn.Module, stream: bool) -> None:
+    """Multiply by dense weights where activations are floating: long texts are scored faster.
 
     The certificate is of the packed model as it is served; here figures are compared with each
-    other, and kernels differ from dense products by roundings of activations alone.
+    other, and kernels differ from dense products by how they round activations alone.
+
+    Args:
+        model: Packed; changed in place.
+        stream: Its weights come and go, so that each call makes its own.
     """
-    layers = [name for name, layer in packed_modules(model) if layer.activation == "float"]
-    write_out(model, layers)
+    layers = {n: layer for n, layer in packed_modules(model) if layer.activation == "float"}
+    if not stream:
+        write_out(model, layers)
+        return
+    linear_ones = (layer for layer in layers.values() if isinstance(layer, PackedLinear))
+    kept: dict[nn.Module, nn.Module] = {layer: _Dense(layer) for layer in linear_ones}
+    replace_modules(model, kept)
+
+
+class _Dense(nn.Module):
+    """A packed linear layer that computes as the dense one it stands for."""
+
+    def __init__(self, packed: PackedLinear):
+        super().__init__()
+        self.layer = packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return linear(x, self.layer.weight, self.layer.bias)
 
 
 def _put(

@@ -190,7 +190,7 @@ def _publish(
     candidate.dense.save_companions(staging)
     write_text(staging / artifact.RECIPE, facts.replayed(candidate.recipe).to_yaml())
     write_json(staging / artifact.MANIFEST, manifest)
-    if facts.timing and facts.task is not None and facts.task.is_text:
+    if "chosen" in facts.timing and facts.task is not None and facts.task.is_text:
         _add_footprints(facts.timing, {"original": facts.source.name, "chosen": str(staging)})
     write_json(staging / artifact.TIMING, facts.timing)
     write_text(staging / artifact.REPORT, facts.render(manifest, facts.timing))

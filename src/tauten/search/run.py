@@ -26,6 +26,7 @@ from tauten.evaluation.task import Task, make_task
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.generation import use_native_decoder
 from tauten.models.packing import write_out
+from tauten.models.saving import refuse_saving
 from tauten.models.source import Source, fingerprint_tensors
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
@@ -187,7 +188,7 @@ def run_recipe(
         dense.announce()
         announce_coverage(recipe, walk.layers)
         write_out(packed, dense.names)
-        packed = use_native_decoder(packed)
+        packed = refuse_saving(use_native_decoder(packed))
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0, in_memory=bool(recipe.shaping))
     announce(needs)
