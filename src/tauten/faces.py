@@ -1,6 +1,7 @@
 """What the command line does with the API's answers: gather facts, print them."""
 
 import contextlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from tauten.api import compression_recipe, quantization_technique
+from tauten.core.coverage import Coverage
 from tauten.core.errors import InputError
 from tauten.core.figures import format_percent
 from tauten.core.files import write_text
@@ -20,7 +23,7 @@ from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
-from tauten.models.structure import find_structure
+from tauten.models.structure import find_structure, other_matrices, packable_modules
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.search.choice import choose_recipe
@@ -58,7 +61,7 @@ def goal_from_text(
 def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
     """What `report.terminal.print_inspect` shows."""
     source = open_model(name, base)
-    model = source.skeleton()
+    model = (source.outline or source.skeleton)()
     structure = find_structure(model)
     units = []
     for unit in structure.units:
@@ -73,9 +76,13 @@ def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
         for unit in structure.units
         if len(unit.names) > len({id(model.get_submodule(n).weight) for n in unit.names})
     ]
+    covered = _packable(model)
+    rest = f"; the rest is held by {covered.holders}" if covered.rest else ""
     return {
         "name": source.name,
         "kind": source.kind,
+        "coverage": f"{format_percent(covered.share)} of the weights can be packed{rest}",
+        "covered": covered.suffices,
         "architecture": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "size_bytes": source.size_bytes,
@@ -84,6 +91,15 @@ def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
         "tied": tied,
         "notes": [source.whole] if source.whole else [],
     }
+
+
+def _packable(model: nn.Module) -> Coverage:
+    """How much of a model stands in layers that can be packed."""
+    weights = {id(m.weight): m.weight.numel() for _, m in packable_modules(model)}  # type: ignore[operator]
+    others: Counter[str] = Counter()
+    for name, weight in other_matrices(model):
+        others[type(model.get_submodule(name.rpartition(".")[0])).__name__] += weight.numel()
+    return Coverage.of(sum(weights.values()), others)
 
 
 def read_recipe(file: Path) -> Recipe:

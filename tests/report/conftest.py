@@ -85,6 +85,8 @@ def inspect_facts() -> dict[str, Any]:
         "blocks": [f"model.layers.{block}" for block in range(BLOCKS)],
         "units": units,
         "tied": [["model.embed_tokens", "lm_head"]],
+        "coverage": "82.0% of the weights can be packed; the rest is held by LSTM (18.0%)",
+        "covered": False,
         "notes": ["2.1 GB of memory are free"],
     }
 

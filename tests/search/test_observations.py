@@ -24,12 +24,12 @@ FIRST, SECOND = (replace(Recipe.of(t), apart=True) for t in (KQuant(5), GPTQ(3, 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each run of a block."""
+    """Grows with each run of a block, by its number of examples."""
     counted: list[int] = []
     real = BlockCall.run
 
     def run(self: BlockCall, block: torch.nn.Module, state: torch.Tensor) -> torch.Tensor:
-        counted.append(1)
+        counted.append(len(state))
         return real(self, block, state)
 
     monkeypatch.setattr(BlockCall, "run", run)
@@ -68,7 +68,9 @@ def test_a_second_level_runs_no_block_and_is_the_same(tmp_path: Path, runs: list
 def test_the_first_level_runs_each_block_once(tmp_path: Path, runs: list[int]) -> None:
     place = workspace(tmp_path / "first")
     packed(place, FIRST)
-    assert len(runs) == len(place.structure.blocks)
+    blocks = len(place.structure.blocks)
+    # The first example shows before whether the blocks form a chain.
+    assert sorted(runs) == [1] * blocks + [len(IDS)] * blocks
     assert len(SEEN) == 1
 
 

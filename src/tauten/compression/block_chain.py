@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.inputs import LayerInputs
 from tauten.models.calibration import Calibration, CalibrationBatch
-from tauten.models.dataflow import equal_outputs
 from tauten.models.observer import NothingLeft, Observer
 from tauten.models.structure import find_structure, packable_modules
 from tauten.solvers.distillation import output_loss
@@ -46,20 +45,13 @@ class BlockChain:
         self._batches, self._calibration = batches, Calibration(batches)
         self.blocks = [model.get_submodule(name) for name in self.names]
         self._calibration.start(model, self.names, lambda parts: contextlib.nullcontext(), ())
-        chained = bool(self._calibration.calls)
-        with torch.inference_mode():
-            self._targets = [model(*batch.args, **batch.kwargs) for batch in batches]
-            if chained:
-                last = self.states(self.plan)[-1]
-                found = [
-                    self._calibration.finish(*pair) for pair in zip(batches, last, strict=True)
-                ]
-                chained = all(map(equal_outputs, self._targets, found))
-        if not chained:
+        if not self._calibration.calls:
             raise NotApplicableError(
                 f"{technique}: the blocks of {type(model).__name__} hand more than one hidden "
                 "state on, so none can be left out"
             )
+        with torch.inference_mode():
+            self._targets = [model(*batch.args, **batch.kwargs) for batch in batches]
 
     @property
     def plan(self) -> list[tuple[int, nn.Module]]:

@@ -91,6 +91,7 @@ class LayerRecord:
         size_bytes: Of its weight now; 0 for a tied twin, which is stored once.
         error: |W - W'| / |W| (Frobenius), 0 where it is unchanged.
         reason: Why.
+        held_by: Class of the module that held it before.
     """
 
     name: str
@@ -102,6 +103,7 @@ class LayerRecord:
     size_bytes: int
     error: float
     reason: str
+    held_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class DistributedCalibration(Calibration):
         if blocks:
             with filled(["", blocks[0]]), torch.no_grad():
                 first = first_tokens(self.batches[0])
-                self._probe = self._chain.trace(first.args, first.kwargs)
+                self._probe = self._chain.trace(first)
         found = self.crew.ask([self._first_message(shards, names) for shards in self._parts])
         if any(sums is not None for sums in found):
             self.whole = ShardSums.of_trees(found)

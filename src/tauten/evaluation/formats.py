@@ -16,7 +16,7 @@ from tauten.core.technique import WeightTechnique
 from tauten.formats.packed import PackedWeight
 from tauten.models.packing import matrix_of, packed_layer, packed_modules, unpacked_layer
 from tauten.models.structure import packable_modules
-from tauten.runtime.modules import PackedConv, PackedEmbedding, PackedLinear
+from tauten.runtime.modules import PackedConv, PackedLinear, PackedModule
 
 ROUNDS = 5
 # A model's weights don't stay in the cache from one token to the next, so copies take turns.
@@ -62,7 +62,7 @@ def layer_inputs(model: nn.Module, call: Callable[[], object]) -> dict[str, Tens
         if not isinstance(module, nn.Embedding):
 
             def note(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-                if inputs:  # a layer called by keyword isn't timed
+                if len(inputs) == 1:  # a layer called by keyword, or with more, isn't timed
                     found[name] = inputs[0].detach()
 
             handles.append(module.register_forward_pre_hook(note))
@@ -81,7 +81,7 @@ def distinct_layers(model: nn.Module) -> dict[str, nn.Module]:
     for _, module in [*packable_modules(model), *packed_modules(model)]:
         if isinstance(module, PackedLinear | PackedConv):
             module = unpacked_layer(module)
-        if not isinstance(module, nn.Embedding | PackedEmbedding):
+        if not isinstance(module, nn.Embedding | PackedModule):
             found.setdefault(layer_name(module), module)
     return found
 

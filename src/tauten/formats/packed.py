@@ -26,7 +26,8 @@ class PackedWeight(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        FORMATS[cls.kind] = cls
+        if "kind" in vars(cls):  # not for what others derive, as torch.export does while it traces
+            FORMATS[cls.kind] = cls
 
     @property
     def out_features(self) -> int:

@@ -108,5 +108,7 @@ def packed_source(
         empty = install_empty(original.skeleton(), specs).eval()
         return refuse_saving(use_native_decoder(empty))
 
-    packed = dataclasses.replace(original, name=name, skeleton=skeleton, written_out=())
+    packed = dataclasses.replace(
+        original, name=name, skeleton=skeleton, outline=None, written_out=()
+    )
     return dataclasses.replace(with_tensors(packed, reader), kind="artifact")

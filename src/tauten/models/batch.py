@@ -27,15 +27,14 @@ class CalibrationBatch:
     def rows(self) -> int:
         """Examples in the batch: items of its first list, or the first size of a tensor."""
         leaves = tree_leaves(vars(self), is_leaf=_is_list)
-        return next(len(x) for x in leaves if isinstance(x, Tensor | list))
+        return next((len(x) for x in leaves if _is_list(x) or _has_rows(x)), 1)
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""
         count = self.rows
 
         def part(value: Any, start: int) -> Any:
-            is_tensor = isinstance(value, Tensor) and value.dim() > 0
-            whole = (is_tensor or _is_list(value)) and len(value) == count
+            whole = (_has_rows(value) or _is_list(value)) and len(value) == count
             return value[start : start + rows] if whole else value
 
         starts = range(0, count, rows)
@@ -44,6 +43,10 @@ class CalibrationBatch:
             for start in starts
         )
         return [CalibrationBatch(**fields) for fields in parts]
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _is_list(value: Any) -> bool:

@@ -7,9 +7,8 @@ observed in one pass.
 """
 
 import contextlib
-import copy
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,18 +17,18 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.inputs import BlockExamples, LayerInputs
-from tauten.formats.packed import PackedWeight
 from tauten.models.batch import CalibrationBatch as CalibrationBatch  # also found here
 from tauten.models.batch import first_tokens
-from tauten.models.chain import BlockCall, BlockChain
+from tauten.models.block_copies import dense_copy, tunable_copy
+from tauten.models.chain import MISFITS, BlockCall, BlockChain, Traced
+from tauten.models.chain import Filled as Filled  # also found here
 from tauten.models.experts import has_experts, routed_layers, show_starved, starved_note
 from tauten.models.input_sums import SHARDS, ShardSums, shard_of
 from tauten.models.observer import NothingLeft, Observer
-from tauten.models.packing import unpacked_layer
-from tauten.runtime.modules import PackedLinear
+from tauten.models.state import state_kept
 
 HELD_OUT = 16  # one batch of so many
-Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
+PROVED_ROWS = 2  # examples that are run to see whether blocks form a chain
 
 
 class Calibration:
@@ -77,7 +76,7 @@ class Calibration:
     def run(self, model: nn.Module) -> Any:
         """What a model answers to the first batch."""
         batch = self.batches[0]
-        with torch.inference_mode():
+        with torch.no_grad(), state_kept(model):
             return model(*batch.args, **batch.kwargs)
 
     def start(
@@ -93,22 +92,27 @@ class Calibration:
         """
         self._model, self._filled = model, filled
         self._chain = BlockChain(model, blocks)
-        recorded = []
+        chained: list[Traced] = []
         if blocks:
             with filled(["", blocks[0]]), torch.no_grad():
-                for number, batch in enumerate(self.batches, 1):
-                    with _called_with(number):
-                        recorded.append(self._chain.trace(batch.args, batch.kwargs))
-                first = first_tokens(self.batches[0])
-                self._probe = self._chain.trace(first.args, first.kwargs)
-        chained = [found for found in recorded if found is not None]
-        if not blocks or len(chained) < len(recorded):
+                chained = self._traced()
+        if not chained:
             self.whole = self._gather_whole(["", *blocks], names)
             return
         self._blocks = list(blocks)
         self.calls = {block: [calls[block] for calls, _ in chained] for block in blocks}
         self.states = [state for _, state in chained]
         self.originals = list(self.states) if self._carries_originals else []
+
+    def _traced(self) -> list[Traced]:
+        """How each batch calls the blocks; none where these form no chain."""
+        first = first_tokens(self.batches[0])
+        if not self._chain.is_proved(first.split(PROVED_ROWS)[0], self._filled):
+            return []
+        self._probe = self._chain.trace(first)
+        found = [self._chain.trace(batch) for batch in self.batches]
+        chained = [traced for traced in found if traced is not None]
+        return chained if len(chained) == len(found) else []
 
     def observe(self, part: str, names: Sequence[str]) -> dict[str, LayerInputs]:
         """What the layers of a part see, computed with its original weights.
@@ -233,31 +237,15 @@ class Calibration:
 
     def dense(self, part: str, dtype: torch.dtype | None = None) -> nn.Module:
         """A copy of a block that computes in a dtype, by default its own; packed weights dense."""
-        block = copy.deepcopy(self._model.get_submodule(part))
-        for parent in list(block.modules()):
-            for leaf, child in list(parent.named_children()):
-                if isinstance(child, PackedLinear):
-                    setattr(parent, leaf, unpacked_layer(child))
-        return block.to(dtype or self.dtype)
+        return dense_copy(self._model.get_submodule(part)).to(dtype or self.dtype)
 
     def tunable(self, part: str) -> nn.Module:
         """A float32 copy of a packed block that has the packed weights in common with it."""
-        block = self._model.get_submodule(part)
-        shared: dict[int, Any] = {id(m): m for m in block.modules() if isinstance(m, PackedWeight)}
-        block = copy.deepcopy(block, shared)
-        for module in block.modules():
-            if not isinstance(module, PackedWeight):
-                for key, tensor in module._parameters.items():
-                    if tensor is not None and tensor.is_floating_point():
-                        copied = nn.Parameter(tensor.detach().float(), requires_grad=False)
-                        module._parameters[key] = copied
-                for key, buffer in module._buffers.items():
-                    if buffer is not None and buffer.is_floating_point():
-                        module._buffers[key] = buffer.float()
-        return block
+        return tunable_copy(self._model.get_submodule(part))
 
     def _step(self, call: BlockCall, block: nn.Module, state: Tensor) -> Tensor:
-        return call.cast(self.dtype).run(block, state.to(self.dtype))
+        with state_kept(block):
+            return call.cast(self.dtype).run(block, state.to(self.dtype))
 
     def _gather_whole(self, parts: Sequence[str], names: Sequence[str]) -> ShardSums:
         """Run the whole model; blocks that the states have passed hand them on."""
@@ -269,6 +257,7 @@ class Calibration:
                 observer.shard(self._shard_of(index))
                 with contextlib.ExitStack() as calling:
                     calling.enter_context(_called_with(index + 1))
+                    calling.enter_context(state_kept(self._model))
                     calling.enter_context(observer.batch(batch.mask))
                     if self.states:
                         calling.enter_context(self._chain.returning(self.states[index].float()))
@@ -301,7 +290,7 @@ def _called_with(number: int) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+    except MISFITS as error:
         if isinstance(error, InputError):
             raise
         words = str(error).strip().splitlines() or [type(error).__name__]

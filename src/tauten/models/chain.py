@@ -1,6 +1,7 @@
 """Blocks of a model that pass a state on, and how the model calls each of them."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
+from tauten.models.batch import CalibrationBatch
+from tauten.models.dataflow import equal_outputs
 from tauten.models.observer import NothingLeft
+from tauten.models.state import state_kept
+
+# What models and torch raise for tensors that don't fit.
+MISFITS = (
+    *(RuntimeError, LookupError, TypeError, AttributeError, ValueError),
+    *(AssertionError, ArithmeticError, StopIteration),
+)
+Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class BlockCall:
     kwargs: dict[str, Any]
     keyword: str
 
-    def run(self, block: nn.Module, state: Tensor) -> Tensor:
+    def run(self, block: Callable[..., Any], state: Tensor) -> Tensor:
         """Call a block on a hidden state."""
         if self.keyword:
             output = block(*self.args, **{self.keyword: state}, **self.kwargs)
@@ -49,6 +60,9 @@ class BlockCall:
         return BlockCall(args, kwargs, self.keyword)
 
 
+Traced = tuple[dict[str, BlockCall], Tensor]
+
+
 class BlockChain:
     """The blocks of a model as links that hand a state from one to the next.
 
@@ -61,13 +75,12 @@ class BlockChain:
         self._model, self._blocks = model, list(blocks)
         self._returns_tuple: bool | None = None
 
-    def trace(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[dict[str, BlockCall], Tensor] | None:
+    def trace(self, batch: CalibrationBatch) -> Traced | None:
         """How a call of the model calls each block, with blocks that pass their input on.
 
         Returns:
-            The calls and the state before the first block; None if blocks don't form a chain.
+            The calls and the state before the first block; None if blocks don't form a chain, or
+            the model takes no such states.
         """
         calls: dict[str, BlockCall] = {}
         states: list[tuple[Tensor, Tensor]] = []  # what each block was given, and handed on
@@ -75,8 +88,10 @@ class BlockChain:
         for name, module in modules.items():
             module.forward = self._recorder(name, module, calls, states)
         try:
-            with contextlib.suppress(NothingLeft):
-                self._model(*args, **kwargs)
+            with contextlib.suppress(NothingLeft), state_kept(self._model):
+                self._model(*batch.args, **batch.kwargs)
+        except MISFITS:
+            return None
         finally:
             for module in modules.values():
                 del module.forward
@@ -84,6 +99,52 @@ class BlockChain:
         links = itertools.pairwise(states)
         chained = chained and all(given is handed for (_, handed), (given, _) in links)
         return (calls, states[0][0]) if chained else None
+
+    def is_proved(self, batch: CalibrationBatch, filled: Filled) -> bool:
+        """Whether blocks that run one after the other, then the rest, do what the model does.
+
+        They don't where blocks hand on several values, or the model uses states on the way.
+
+        Args:
+            batch: Of few examples.
+            filled: As for `Calibration.start`; gives each block in its turn.
+        """
+        traced = self.trace(batch)
+        if traced is None:
+            return False
+        try:
+            expected, state = self._both_ways(batch, *traced, filled)
+            with self.returning(state), state_kept(self._model):
+                return equal_outputs(expected, self._model(*batch.args, **batch.kwargs))
+        except MISFITS:
+            return False
+
+    def _both_ways(
+        self, batch: CalibrationBatch, calls: Mapping[str, BlockCall], state: Tensor, filled: Filled
+    ) -> tuple[Any, Tensor]:
+        """The model's own answer, and the state that its blocks make one after the other."""
+        modules = {name: self._model.get_submodule(name) for name in self._blocks}
+        chained = [state]
+
+        def recorder(name: str, module: nn.Module) -> Callable[..., Any]:
+            real = functools.partial(type(module).forward, module)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                with filled([name]):
+                    with state_kept(module):
+                        chained.append(calls[name].run(real, chained[-1]))
+                    return real(*args, **kwargs)
+
+            return forward
+
+        for name, module in modules.items():
+            module.forward = recorder(name, module)
+        try:
+            with state_kept(self._model):
+                return self._model(*batch.args, **batch.kwargs), chained[-1]
+        finally:
+            for module in modules.values():
+                del module.forward
 
     @contextlib.contextmanager
     def returning(self, state: Tensor) -> Iterator[None]:

@@ -82,8 +82,8 @@ def unfuse_experts(model: nn.Module) -> nn.Module:
     Experts with biases, transposed matrices or a gate of their own stay as they are.
     """
     for parent in list(model.modules()):
-        for leaf, child in list(parent.named_children()):
-            if _is_fused(child):
+        for leaf, child in list(parent._modules.items()):
+            if child is not None and _is_fused(child):
                 setattr(parent, leaf, Experts(child.gate_up_proj, child.down_proj, child.act_fn))  # type: ignore[arg-type]
     return model
 

@@ -1,10 +1,10 @@
 """GGUF files, read through transformers."""
 
+import contextlib
 import functools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,15 +12,21 @@ from unittest.mock import patch
 import gguf
 import numpy as np
 import transformers
+from accelerate.big_modeling import init_empty_weights
+from gguf import GGUFValueType
+from torch import nn
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
+from tauten.models.experts import unfuse_experts
 from tauten.models.source import Source, shared_copy
+
+LONG = 4096  # a list with more items is a vocabulary, not a setting
 
 
 def source(file: Path) -> Source:
-    """A GGUF file, dequantized to float32 in memory.
+    """A GGUF file, dequantized to float32 in memory once its weights are needed.
 
     It is loaded whole: transformers converts all tensors of a GGUF in one go.
 
@@ -28,24 +34,31 @@ def source(file: Path) -> Source:
         CorruptError: The file is truncated or no GGUF.
         InputError: transformers doesn't know its architecture.
     """
-    reader = _reader(file)
-    try:
-        with quiet_elsewhere(), _read_by(reader):
+    with _read_by(_settings(_reader(file))), _refused(file):
+        config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+
+    @functools.cache
+    def loaded() -> Any:
+        with quiet_elsewhere(), _read_by(_reader(file)), _refused(file):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
             )
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
-    model.requires_grad_(False)
+        model.requires_grad_(False)
+        return model
+
+    def outline() -> nn.Module:
+        with init_empty_weights(include_buffers=False):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model.tie_weights()
+        return unfuse_experts(model.eval())
 
     def tokenizer() -> Any:
         with _read_by(_reader(file)):
             return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
     def save_companions(out: Path) -> None:
-        model.config.save_pretrained(out)
-        _plain_config(out / "config.json", type(model).__name__)
+        loaded().config.save_pretrained(out)
+        _plain_config(out / "config.json", type(loaded()).__name__)
         tokenizer().save_pretrained(out)
         for licence in file.parent.glob("LICENSE*"):
             shutil.copyfile(licence, out / licence.name)
@@ -53,13 +66,24 @@ def source(file: Path) -> Source:
     return Source(
         name=str(file),
         kind="gguf",
-        skeleton=lambda: shared_copy(model),
+        skeleton=lambda: shared_copy(loaded()),
+        outline=outline,
         fingerprint=sha256_file(file),
         size_bytes=file.stat().st_size,
         save_companions=save_companions,
         tokenizer=tokenizer,
         whole="a GGUF is converted in one go, so it is loaded whole",
     )
+
+
+@contextlib.contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """Say which file transformers can't load."""
+    try:
+        yield
+    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
 
 
 def _reader(file: Path) -> "_Reader":
@@ -80,7 +104,7 @@ def _reader(file: Path) -> "_Reader":
     return reader
 
 
-@contextmanager
+@contextlib.contextmanager
 def _read_by(reader: "_Reader") -> Iterator[None]:
     """Let transformers use one quick reader; it would make three, which take seconds each."""
     names = functools.cache(gguf.get_tensor_name_map)  # made anew for each module otherwise
@@ -88,13 +112,53 @@ def _read_by(reader: "_Reader") -> Iterator[None]:
         yield
 
 
+def _settings(reader: "_Reader") -> "_Reader":
+    """Write zeros over its vocabulary: of that, the configuration needs the length alone."""
+    zero = [np.zeros(1, np.uint32)]
+    for name, field in reader.fields.items():
+        if len(field.data) > LONG:
+            places, types = [0] * len(field.data), [GGUFValueType.UINT32]
+            reader.fields[name] = field._replace(parts=zero, data=places, types=types)
+    return reader
+
+
 class _Reader(gguf.GGUFReader):
-    """Reads fields from a plain array: of a memory map, each slice takes ten times as long."""
+    """Reads fields from a plain array, and the items of a list in one go.
+
+    gguf's own takes several slices of a memory map for each: a minute for a large vocabulary.
+    """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         kind, plain = np.dtype(dtype), self.data.view(np.ndarray)
         values = plain[offset : offset + kind.itemsize * int(count)].view(kind)
         return values.view(kind.newbyteorder(override_order or self.byte_order))
+
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
+        kind = self._get(orig_offs, np.uint32)[0] if raw_type == GGUFValueType.ARRAY else None
+        if kind != GGUFValueType.STRING and kind not in self.gguf_scalar_to_np:
+            return super()._get_field_parts(orig_offs, raw_type)
+        count, start = int(self._get(orig_offs + 4, np.uint64)[0]), orig_offs + 12
+        if kind == GGUFValueType.STRING:
+            parts, end = self._strings(count, start)
+        else:
+            numbers = self._get(start, self.gguf_scalar_to_np[kind], count)
+            parts, end = list(numbers.reshape(-1, 1)), start + numbers.nbytes
+        types = [GGUFValueType.ARRAY, GGUFValueType(kind)]
+        return end - orig_offs, parts, list(range(len(parts))), types
+
+    def _strings(self, count: int, at: int) -> tuple[list[Any], int]:
+        """The bytes of each, and where the last one ends."""
+        plain, strings = self.data.view(np.ndarray), []
+        length = np.dtype(np.uint64).newbyteorder(self.byte_order)
+        for _ in range(count):
+            start = at + 8
+            if start > len(plain):
+                raise ValueError("a list reaches beyond its end")
+            at = start + int(plain[at:start].view(length)[0])
+            strings.append(plain[start:at])
+        return strings, at
 
 
 def _plain_config(file: Path, architecture: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight
-from tauten.models.reader import TensorReader
+from tauten.models.reader import TensorReader, check_finite
 
 
 @dataclass
@@ -77,13 +77,19 @@ class Loader:
         return self._slot_of[id(tensor)]
 
     def raw(self, slot: Slot) -> Tensor:
-        """A tensor as it is stored."""
+        """A tensor as it is stored.
+
+        Raises:
+            CorruptError: It has another shape, or is a weight that holds NaN or infinity.
+        """
         name = self.source_name[id(slot)]
         assert name is not None, "check() was called"
         tensor = self.reader.read(name)
         if tensor.shape != slot.empty.shape or (slot.packed and tensor.dtype != slot.empty.dtype):
             got, want = _describe(tensor), _describe(slot.empty)
             raise CorruptError(f"tensor {name!r} is {got}, but the model needs {want}")
+        if slot.packed or isinstance(slot.empty, nn.Parameter):  # a buffer may be a mask of -inf
+            check_finite(tensor, f"{self.reader.where(name)}: tensor {name!r}")
         return tensor
 
     def load(self, part: str) -> None:

@@ -1,6 +1,7 @@
 """Second moments of what layers see, gathered by hooks while a model runs."""
 
 import contextlib
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -124,6 +125,8 @@ class Observer:
                 self._original[name] = _rows(layer, x, self._mask)
             return
         rows = _rows(layer, x, self._mask)
+        if rows.shape[1] != _columns(layer):  # its own forward makes something else of x first
+            return
         sums = self._sums.setdefault(name, InputSums.empty(rows.shape[1]))
         sums.add(rows, self._most_sampled)
         if self._counted:
@@ -145,6 +148,14 @@ def _geometry(layer: nn.Module) -> Any:
         return None
     edges = tuple(layer._reversed_padding_repeated_twice)
     return layer.kernel_size, layer.stride, layer.dilation, layer.padding_mode, edges
+
+
+def _columns(layer: nn.Module) -> int:
+    """Columns of a layer's matrix; GPT-2's Conv1D holds it the other way."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    rows, *columns = weight.shape
+    return int(rows if isinstance(layer, Conv1D) else math.prod(columns))
 
 
 def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

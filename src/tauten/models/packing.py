@@ -10,7 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight, from_spec
+from tauten.models.structure import PACKABLE
 from tauten.runtime.modules import PackedConv, PackedEmbedding, PackedLinear, PackedModule
+from tauten.runtime.own_forward import with_own_forward
 
 LAYERS: dict[str, type[PackedModule]] = {
     layer.__name__: layer for layer in (PackedLinear, PackedConv, PackedEmbedding)
@@ -34,12 +36,20 @@ def packed_layer(
     step = step if activation == "static" else None
     dtype, bias = module.weight.dtype, getattr(module, "bias", None)
     assert isinstance(dtype, torch.dtype)
+    made: PackedModule
     if isinstance(module, nn.Embedding):
-        return PackedEmbedding(packed, None, "float", dtype)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        made = PackedEmbedding(packed, None, "float", dtype)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         activation, step = (activation, step) if module.groups == 1 else ("float", None)
-        return PackedConv(packed, bias, activation, dtype, _convolution_settings(module), step)
-    return PackedLinear(packed, bias, activation, dtype, step=step)
+        made = PackedConv(packed, bias, activation, dtype, _convolution_settings(module), step)
+    else:
+        made = PackedLinear(packed, bias, activation, dtype, step=step)
+    return _as_class(module, made)
+
+
+def _as_class(old: nn.Module, packed: PackedModule) -> PackedModule:
+    """A packed layer as the class of the layer it replaces wants it."""
+    return packed if type(old) in PACKABLE else with_own_forward(old, packed)
 
 
 def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
@@ -72,8 +82,8 @@ def write_out(model: nn.Module, names: Iterable[str]) -> None:
 def replace_modules(model: nn.Module, new_of_old: Mapping[nn.Module, nn.Module]) -> None:
     """Put new layers wherever the old ones stand, also where one stands in several places."""
     for parent in list(model.modules()):
-        for leaf, child in list(parent.named_children()):
-            if child in new_of_old:
+        for leaf, child in list(parent._modules.items()):  # also the second of two names
+            if child is not None and child in new_of_old:
                 setattr(parent, leaf, new_of_old[child])
 
 
@@ -87,7 +97,7 @@ def packed_modules(model: nn.Module) -> Iterator[tuple[str, PackedModule]]:
 def module_spec(module: PackedModule, tied_to: str | None) -> dict[str, Any]:
     """JSON description of a packed layer; `tied_to` names the layer that holds its weight."""
     return {
-        "layer": type(module).__name__,
+        "layer": getattr(module, "stands_for", type(module).__name__),
         "activation": module.activation,
         "bias": module.bias is not None,
         "dtype": str(module.dtype_like.dtype).removeprefix("torch."),
@@ -139,7 +149,8 @@ def _empty_layer(old: nn.Module, spec: dict[str, Any], weight: PackedWeight) -> 
     if bias is None and spec.get("bias"):
         bias = _empty_bias(weight.shape[0], dtype)
     step = torch.empty((), device="meta") if spec["activation"] == "static" else None
-    return LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
+    packed = LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
+    return _as_class(old, packed)
 
 
 def _with_empty_bias(old: nn.Module) -> nn.Module:

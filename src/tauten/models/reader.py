@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats import entropy
+from tauten.models.safetensors_header import Entry, entries_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,49 +29,53 @@ class TensorReader(Protocol):
         """One tensor as it is stored, in memory of its own."""
         ...
 
+    def where(self, name: str) -> str:
+        """The file of a tensor, for messages."""
+        ...
+
 
 class SafetensorsReader:
     """Tensors of one or several safetensors files; entropy-coded ones are decoded as they are read.
 
-    A file is open only while a tensor is read: a mapping that stays open counts as resident
-    memory of the process.
+    A header is read once, and a file is open only while a tensor is read: a mapping that stays
+    open counts as resident memory of the process.
 
     Raises:
         CorruptError: A file is missing, truncated or not safetensors.
     """
 
     def __init__(self, files: Iterable[Path]):
-        self._file_of: dict[str, Path] = {}
+        self._entry_of: dict[str, Entry] = {}
         self._coded: set[str] = set()
         self.files = tuple(files)
         for file in self.files:
-            for stored in _names_in(file):
-                name = stored.removesuffix(CODED)
-                self._file_of[name] = file
-                if stored != name:
+            for entry in _checked_entries(file):
+                name = entry.name.removesuffix(CODED)
+                self._entry_of[name] = entry
+                if entry.name != name:
                     self._coded.add(name)
 
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
-        return self._file_of.keys()
+        return self._entry_of.keys()
+
+    def where(self, name: str) -> str:
+        """The file of a tensor, for messages."""
+        return str(self._entry_of[name].file)
 
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored, or as it was before it was coded.
 
         Raises:
-            CorruptError: It holds NaN or infinity, or can't be read.
+            CorruptError: It can't be read.
         """
-        file = self._file_of[name]
         try:
-            with safe_open(file, framework="pt") as opened:
-                if name in self._coded:
-                    tensor = entropy.decode(opened.get_tensor(name + CODED))
-                else:
-                    tensor = opened.get_tensor(name).clone()
-        except (OSError, SafetensorError, CorruptError) as error:
-            raise CorruptError(f"{file}: can't read tensor {name!r}: {error}") from error
-        check_finite(tensor, f"{file}: tensor {name!r}")
-        return tensor
+            tensor = self._entry_of[name].read()
+            return entropy.decode(tensor) if name in self._coded else tensor
+        except (OSError, RuntimeError, CorruptError) as error:
+            raise CorruptError(
+                f"{self.where(name)}: can't read tensor {name!r}: {error}"
+            ) from error
 
     @property
     def size_bytes(self) -> int:
@@ -108,10 +113,10 @@ def check_finite(tensor: Tensor, what: str) -> None:
             raise CorruptError(f"{what} holds NaN or infinity; get an undamaged checkpoint")
 
 
-def _names_in(file: Path) -> list[str]:
+def _checked_entries(file: Path) -> list[Entry]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
+        with safe_open(file, framework="pt"):  # which checks all that the header says
+            return entries_of(file)
     except (OSError, SafetensorError) as error:
         raise CorruptError(
             f"{file}: not a whole safetensors file ({error}); copy or download it again"

@@ -13,6 +13,7 @@ ERROR_CHUNK = 2**21  # weights compared at once
 def layer_record(
     name: str,
     unit: str,
+    held_by: str,
     weight: Tensor,
     packed: PackedWeight | None,
     original_bytes: int,
@@ -24,6 +25,7 @@ def layer_record(
     Args:
         name: Of the layer.
         unit: Of its unit.
+        held_by: Class of its module.
         weight: Of the layer before; perhaps empty.
         packed: What became of it; None if it was kept.
         original_bytes: Of the weight as stored; 0 if it is tied to that of another layer.
@@ -37,7 +39,8 @@ def layer_record(
         held, bits = packed.label, packed.bits_per_weight
         size_bytes = packed.size_bytes if original_bytes else 0
     shape, bits = tuple(weight.shape), round(bits, 3)
-    return LayerRecord(name, unit, shape, held, bits, original_bytes, size_bytes, error, reason)
+    sizes = original_bytes, size_bytes
+    return LayerRecord(name, unit, shape, held, bits, *sizes, error, reason, held_by)
 
 
 def relative_error(matrix: Tensor, packed: PackedWeight) -> float:

@@ -2,27 +2,14 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tauten.core.files import whole_file
+from tauten.models.safetensors_header import LENGTH_BYTES, Entry, entries_of
 
-LENGTH_BYTES = 8
 CHUNK_BYTES = 2**20
 ITEM_BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "BOOL": 8}
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor in one of the parts: its name, header entry, and bytes in the file."""
-
-    name: str
-    dtype: str
-    shape: list[int]
-    file: Path
-    start: int
-    length: int
 
 
 class Joined:
@@ -38,7 +25,7 @@ class Joined:
     """
 
     def __init__(self, parts: Iterable[Path], metadata: dict[str, str]):
-        entries = [entry for part in parts for entry in _entries(part)]
+        entries = [entry for part in parts for entry in entries_of(part)]
         self._entries = sorted(entries, key=lambda entry: -_item_bits(entry.dtype))
         self._header = _header(self._entries, metadata)
 
@@ -62,7 +49,7 @@ class Joined:
                     _copy(source, opened, entry.length)
 
 
-def _header(entries: list[_Entry], metadata: dict[str, str]) -> bytes:
+def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
     """Length and JSON, padded so that the tensors start aligned."""
     header: dict[str, Any] = {"__metadata__": metadata}
     position = 0
@@ -73,20 +60,6 @@ def _header(entries: list[_Entry], metadata: dict[str, str]) -> bytes:
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % LENGTH_BYTES)
     return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded
-
-
-def _entries(file: Path) -> list[_Entry]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    body = LENGTH_BYTES + length
-    entries = []
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            start, stop = tensor["data_offsets"]
-            place = (file, body + start, stop - start)
-            entries.append(_Entry(name, tensor["dtype"], tensor["shape"], *place))
-    return entries
 
 
 def _item_bits(dtype: str) -> int:

@@ -41,7 +41,10 @@ def reshaped_source(original: Source, structure: Sequence[dict[str, Any]]) -> So
         return model
 
     return dataclasses.replace(
-        original, skeleton=skeleton, structure=(*original.structure, *structure)
+        original,
+        skeleton=skeleton,
+        outline=None,
+        structure=(*original.structure, *structure),
     )
 
 
@@ -115,7 +118,7 @@ def with_plain_config(original: Source, reshaped: Source) -> Source:
         _patch(out / CONFIG, changes)
 
     return dataclasses.replace(
-        reshaped, skeleton=build, structure=(), save_companions=save_companions
+        reshaped, skeleton=build, outline=None, structure=(), save_companions=save_companions
     )
 
 

@@ -19,6 +19,7 @@ from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
 from tauten.models.packing import write_out
 from tauten.models.reader import SafetensorsReader, check_finite
+from tauten.models.state import written_buffers
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -40,6 +41,7 @@ class Source:
         tokenizer: Loads the tokenizer, None where there is none.
         keep_dtype: Compute in the dtype that is stored, as a module in memory does; else float32.
         whole: Why its blocks can't be loaded one by one; empty where they can.
+        outline: Builds the module with empty tensors where `skeleton` loads all of them first.
         structure: Surgeries between what a file or the user's module says of its shape and what
             the skeleton is; see `models.surgery`.
         written_out: Packed layers that are made dense when all is loaded: packed they are slower.
@@ -57,6 +59,7 @@ class Source:
     keep_dtype: bool = False
     whole: str = ""
     structure: tuple[dict[str, Any], ...] = ()
+    outline: Callable[[], nn.Module] | None = None
     written_out: tuple[str, ...] = ()
 
     def open(self, blocks: tuple[str, ...] = (), stream: bool = False) -> nn.Module:
@@ -140,7 +143,7 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
         CorruptError: A tensor holds NaN or infinity.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for key, tensor in tensors.items():
+    for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
         check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
     if any(tensor.is_meta for tensor in tensors.values()):
         raise InputError(f"{type(model).__name__} has tensors on the meta device; load it first")
@@ -179,9 +182,12 @@ def factory_source(text: str) -> Source:
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy for inference: modules and parameters of its own on the same storage, no gradients.
 
+    Buffers that a forward may write are copied.
+
     Fused experts are linear layers in it; see `unfuse_experts`.
     """
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    written = {id(buffer) for _, _, buffer in written_buffers(model)}
+    memo: dict[int, Any] = {id(b): b for b in model.buffers() if id(b) not in written}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     try:

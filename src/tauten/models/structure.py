@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from tauten.runtime.own_forward import ADDED
+
 PACKABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
+# Also what is derived of them: `nn.MultiheadAttention` reads the weight of the first itself.
+UNPACKABLE = (NonDynamicallyQuantizableLinear, Conv1D)
 SIBLINGS = (
     r"(q|k|v)(_proj|_lin|_linear)?",
     r"query|key|value",
@@ -67,13 +72,31 @@ def find_structure(model: nn.Module) -> Structure:
 def packable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers whose weight can be packed, with their names, in model order.
 
-    Subclasses are left out: they may use their weight in ways their base doesn't
-    (`nn.MultiheadAttention` reads its output projection's weight directly).
+    A weight that also stands in a place that can't be packed is left, or it would be stored twice.
     """
+    kept = {
+        id(parameter)
+        for module in model.modules()
+        for key, parameter in module._parameters.items()
+        if key != "weight" or not _is_packable(module)
+    }
     for name, module in model.named_modules():
-        # An embedding with max_norm rewrites its own weight in forward.
-        if type(module) in PACKABLE and getattr(module, "max_norm", None) is None:
+        if _is_packable(module) and id(module.weight) not in kept:
             yield name, module
+
+
+def _is_packable(module: nn.Module) -> bool:
+    """Whether a layer has a packed twin.
+
+    One of a class derived from `PACKABLE` keeps its own forward; see `runtime.own_forward`.
+    """
+    if getattr(module, "max_norm", None) is not None:  # it rewrites its own weight in forward
+        return False
+    if type(module) in PACKABLE:
+        return True
+    derived = isinstance(module, PACKABLE) and not isinstance(module, UNPACKABLE)
+    has_weight = module._parameters.get("weight") is not None
+    return derived and has_weight and not any(hasattr(module, name) for name in ADDED)
 
 
 def other_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -86,7 +109,7 @@ def other_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _sibling_key(name: str, module: nn.Module) -> object:
     parent, _, leaf = name.rpartition(".")
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear):
         for index, pattern in enumerate(SIBLINGS):
             if re.fullmatch(pattern, leaf):
                 return parent, index, module.in_features
@@ -106,7 +129,7 @@ def _find_blocks(model: nn.Module) -> tuple[str, ...]:
         size = sum(p.numel() for p in module.parameters())
         if parametric and size > best_size:
             prefix = f"{name}." if name else ""
-            best, best_size = tuple(f"{prefix}{key}" for key, _ in module.named_children()), size
+            best, best_size = tuple(f"{prefix}{key}" for key in module._modules), size
     return best
 
 

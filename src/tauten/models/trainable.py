@@ -18,7 +18,7 @@ from tauten.core.errors import NotApplicableError
 from tauten.formats.integer import IntegerWeight
 from tauten.models.packing import packed_modules
 from tauten.models.structure import packable_modules
-from tauten.runtime.modules import PackedEmbedding, PackedLinear
+from tauten.runtime.modules import PackedLinear
 from tauten.runtime.tunable import TunableLinear
 
 SMALLEST_SHIFT = 0.01  # what a bias of zeros moves in units of
@@ -167,9 +167,9 @@ def _vectors(model: nn.Module, norms: bool, biases: bool) -> Iterator[Trained]:
 
 
 def tunable_layers(model: nn.Module) -> dict[str, PackedLinear]:
-    """Packed linear layers whose weight no embedding reads: its rows have no gradient here."""
+    """Packed linear layers whose weight no other kind reads: its rows have no gradient there."""
     modules = dict(packed_modules(model))
-    read = {id(m.packed) for m in modules.values() if isinstance(m, PackedEmbedding)}
+    read = {id(m.packed) for m in modules.values() if not isinstance(m, PackedLinear)}
     return {
         name: module
         for name, module in modules.items()

@@ -335,4 +335,7 @@ class Walk:
         return replace(record, original_bytes=0, size_bytes=0, reason=reason)
 
     def _record(self, name: str, weight: Tensor, *rest: Any) -> LayerRecord:
-        return layer_record(name, self._unit_of.get(name, name), weight, *rest)
+        holder = name if name in self._unit_of else name.rpartition(".")[0]
+        held_by = type(self.model.get_submodule(holder)).__name__
+        unit = self._unit_of.get(name, name)
+        return layer_record(name, unit, held_by, weight, *rest)

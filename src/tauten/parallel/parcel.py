@@ -88,6 +88,10 @@ class MappedReader:
         """A tensor."""
         return self._tensors[name]
 
+    def where(self, name: str) -> str:
+        """For messages."""
+        return "the model that was handed over"
+
 
 def dump_skeleton(model: nn.Module) -> bytes:
     """Pickle a model's modules, without its tensors but with their gradient flags.

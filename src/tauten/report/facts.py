@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tauten.core.coverage import changed_sentence
 from tauten.core.figures import (
     format_bytes,
     format_limit,
@@ -89,6 +90,12 @@ def measured(manifest: Facts) -> list[Facts]:
     """Qualities of the chosen model, the strongest evidence first."""
     development = (chosen_measurement(manifest) or {}).get("quality")
     return [quality for quality in (manifest.get("test"), development) if quality]
+
+
+def coverage_line(manifest: Facts) -> tuple[str, bool] | None:
+    """Which share of the weights was packed, and whether that is little; None if none was to be."""
+    layers = manifest.get("layers") or []
+    return changed_sentence(layers) if manifest.get("modules") else None
 
 
 def shaping_lines(manifest: Facts) -> list[str]:

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tauten.core import figures
-from tauten.report.facts import badge, goal_lines, max_drop, shaping_lines, splits
+from tauten.report.facts import badge, coverage_line, goal_lines, max_drop, shaping_lines, splits
 from tauten.report.heat import heat_maps
 from tauten.report.layers import format_shares, layer_units
 from tauten.report.plot import Plot, pareto_plot
@@ -52,6 +52,7 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
             headline=headline(manifest, timing),
             tiles=tiles(manifest, timing),
             shaping=shaping_lines(manifest),
+            coverage=coverage_line(manifest),
             goal=goal_lines(manifest.get("goal")),
             max_drop=max_drop(manifest),
             splits=splits(manifest),

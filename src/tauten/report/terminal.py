@@ -16,7 +16,7 @@ from tauten.core.figures import (
     format_shape,
     plural,
 )
-from tauten.report.facts import badge, goal_lines, next_steps, shaping_lines, splits
+from tauten.report.facts import badge, coverage_line, goal_lines, next_steps, shaping_lines, splits
 from tauten.report.reverts import RevertRow, model_revert, revert_rows
 from tauten.report.tiles import headline, tiles
 from tauten.report.trials import TrialRow, trial_rows
@@ -51,6 +51,8 @@ def print_result(
     console.print(_tile_table(manifest, timing))
     for change in shaping_lines(manifest):
         console.print(Text(f"\n{change}"))
+    if covered := coverage_line(manifest):
+        console.print(Text(f"\n{covered[0]}", "yellow" if covered[1] else ""))
     for caution in manifest.get("cautions") or []:
         console.print(Text(f"\nCaution: {caution}.", "yellow"))
     for line in _certificate(manifest):
@@ -87,6 +89,7 @@ def print_inspect(facts: Mapping[str, Any], console: Console) -> None:
         console.print(_unit_table(label, members, f"{blocks[0]}.", total, len(blocks)))
     for names in facts["tied"]:
         console.print(Text(f"tied, stored once: {' = '.join(names)}"))
+    console.print(Text(facts["coverage"], "" if facts["covered"] else "yellow"))
     for note in facts["notes"]:
         console.print(Text(f"note: {note}", "yellow"))
 

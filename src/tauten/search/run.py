@@ -10,13 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from tauten.core.coverage import changed_sentence
 from tauten.core.effort import NORMAL, THOROUGH, Effort
 from tauten.core.errors import GoalError, InputError
 from tauten.core.figures import format_bytes
 from tauten.core.goal import Goal
-from tauten.core.measurement import Result
+from tauten.core.measurement import LayerRecord, Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
+from tauten.core.technique import WeightTechnique
 from tauten.core.version import __version__
 from tauten.data.calibration import calibration_batches, load_calibration, load_training
 from tauten.data.windows import TokenBatch
@@ -106,6 +108,7 @@ def run_search(
         chosen, candidate, timing = _timed(search, chosen)
         timing |= _left(search)
         result = conclude(search, chosen, candidate, "given_up" in timing)
+        announce_coverage(candidate.recipe, candidate.layers)
         facts = Facts(source, render, skeleton, task, goal, seed, chosen, timing)
         facts.max_tokens = max_tokens
         facts.levels = search.table.facts() if search.table else None
@@ -183,6 +186,7 @@ def run_recipe(
             trainer.run(recipe.tunings, packed)
             dense = slow_pruned_layers(packed)
         dense.announce()
+        announce_coverage(recipe, walk.layers)
         write_out(packed, dense.names)
         packed = refuse_saving(use_native_decoder(packed))
         return Result(packed, recipe, False, reason, [], walk.layers, None)
@@ -208,6 +212,7 @@ def run_recipe(
         result = Result(None, candidate.recipe, False, reason, [], candidate.layers, None)
         dense = slow_candidate_layers(candidate, recipe_id(recipe))
         dense.announce()
+        announce_coverage(candidate.recipe, candidate.layers)
         timing = {"formats": list(dense.reverts), "machine": machine()} if dense.names else {}
         facts = Facts(source, render, skeleton, timing=timing)
         facts.written_out, facts.more_bytes = dense.names, dense.more_bytes
@@ -252,6 +257,13 @@ def check_time(limit_s: float, least: Forecast) -> None:
             f"max_time_s={limit_s:.0f}: one recipe alone takes about {least.time_s:.0f} s; allow "
             "that much, or pass fewer max_tokens"
         )
+
+
+def announce_coverage(recipe: Recipe, layers: Sequence[LayerRecord]) -> None:
+    """Say which share of the weights a recipe that packs has changed."""
+    if any(isinstance(step.technique, WeightTechnique) for step in recipe.steps):
+        sentence, warns = changed_sentence(map(asdict, layers))
+        _log.log(logging.WARNING if warns else logging.INFO, sentence)
 
 
 def announce(needs: Forecast) -> None:

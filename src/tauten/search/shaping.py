@@ -22,6 +22,7 @@ from tauten.models.shaped import (
 from tauten.models.source import Source
 from tauten.models.store import BlockStore
 from tauten.models.surgery import Surgery, describe, operate, summary
+from tauten.search.edited import check_runs, runnable_calls
 from tauten.search.trainer import Trainer
 
 Facts = dict[str, Any]
@@ -101,7 +102,9 @@ def _take_step(
         model = copy.deepcopy(model)  # it may share tensors with the original
     before = outline(model.eval())  # batch norms would learn from calibration data
     if isinstance(technique, ShapingTechnique):
+        calls = runnable_calls(model, trainer.calibration)
         technique.reshape(model, trainer.calibration)
+        check_runs(technique.name, model, calls)
     else:
         assert isinstance(technique, TuningTechnique), "weights are packed after these steps"
         trainer.run([technique], model, folder)
