@@ -10,10 +10,17 @@ from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight, from_spec
-from tauten.runtime.modules import PackedConv, PackedEmbedding, PackedLinear, PackedModule
+from tauten.models.replacing import take_over
+from tauten.runtime.modules import (
+    PackedConv,
+    PackedConv1D,
+    PackedEmbedding,
+    PackedLinear,
+    PackedModule,
+)
 
 LAYERS: dict[str, type[PackedModule]] = {
-    layer.__name__: layer for layer in (PackedLinear, PackedConv, PackedEmbedding)
+    layer.__name__: layer for layer in (PackedLinear, PackedConv1D, PackedConv, PackedEmbedding)
 }
 
 
@@ -25,10 +32,18 @@ def matrix_of(module: nn.Module, weight: Tensor) -> Tensor:
 def packed_layer(
     module: nn.Module, packed: PackedWeight, activation: str, step: Tensor | None = None
 ) -> PackedModule:
-    """The packed twin of a layer of `structure.PACKABLE`; it takes over the layer's bias.
+    """The packed twin of a layer of `structure.PACKABLE`, with its bias, attributes and hooks.
 
     Static activations without a step (), because nothing was observed, are rounded as they come.
     """
+    made = _packed(module, packed, activation, step)
+    take_over(made, module)
+    return made
+
+
+def _packed(
+    module: nn.Module, packed: PackedWeight, activation: str, step: Tensor | None
+) -> PackedModule:
     if activation == "static" and step is None:
         activation = "int8"
     step = step if activation == "static" else None
@@ -39,12 +54,13 @@ def packed_layer(
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         activation, step = (activation, step) if module.groups == 1 else ("float", None)
         return PackedConv(packed, bias, activation, dtype, _convolution_settings(module), step)
-    return PackedLinear(packed, bias, activation, dtype, step=step)
+    linear = PackedConv1D if isinstance(module, Conv1D) else PackedLinear
+    return linear(packed, bias, activation, dtype, step=step)
 
 
 def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
     """The layer of torch that a packed one stands for, with its dequantized weight."""
-    weight, bias = module.weight, module.bias
+    weight, bias = module.packed.dequantize(module.dtype_like.dtype), module.bias
     if isinstance(module, PackedLinear):
         layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     else:
@@ -55,8 +71,19 @@ def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
         layer = convolution(*channels, weight.shape[2:], bias=bias is not None, **options)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = bias
+    take_over(layer, module)
     made: nn.Module = layer
     return made
+
+
+def prepacked(model: nn.Module) -> nn.Module:
+    """The model with its packed weights laid out for the kernels, before anyone calls or traces it.
+
+    Weights on the meta device, which are still to be loaded, stay as they are.
+    """
+    for _, layer in packed_modules(model):
+        layer.prepare()
+    return model
 
 
 def write_out(model: nn.Module, names: Iterable[str]) -> None:
@@ -138,8 +165,14 @@ def _empty_layer(old: nn.Module, spec: dict[str, Any], weight: PackedWeight) -> 
     dtype, bias = getattr(torch, spec["dtype"]), getattr(old, "bias", None)
     if bias is None and spec.get("bias"):
         bias = _empty_bias(weight.shape[0], dtype)
-    step = torch.empty((), device="meta") if spec["activation"] == "static" else None
-    return LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
+    step = (
+        torch.empty((), device="meta", dtype=torch.float32)
+        if spec["activation"] == "static"
+        else None
+    )
+    made = LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
+    take_over(made, old)
+    return made
 
 
 def _with_empty_bias(old: nn.Module) -> nn.Module:
