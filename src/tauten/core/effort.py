@@ -16,12 +16,14 @@ class Effort:
         gentle: Levels within the goal that are packed, to be mixed.
         far: The boldest level must lose far more than the goal allows; else any that misses it ends
             the levels.
+        probes: What layers lose is corrected by what groups of them lose, each measured.
     """
 
     name: str
     worth: float
     gentle: int
     far: bool
+    probes: bool
 
     def is_worth(self, gain: float, work: float, done: float) -> bool:
         """Whether a trial is worth its work.
@@ -34,9 +36,9 @@ class Effort:
         return gain > 0 and gain * done >= self.worth * work
 
 
-QUICK = Effort("quick", 0.2, 1, far=False)
-NORMAL = Effort("normal", 0.05, 1, far=False)
-THOROUGH = Effort("thorough", 0.0, 2, far=True)
+QUICK = Effort("quick", 0.5, 1, far=False, probes=False)
+NORMAL = Effort("normal", 0.25, 1, far=False, probes=False)
+THOROUGH = Effort("thorough", 0.0, 2, far=True, probes=True)
 EFFORTS = {effort.name: effort for effort in (QUICK, NORMAL, THOROUGH)}
 
 

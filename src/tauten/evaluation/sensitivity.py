@@ -26,7 +26,7 @@ from tauten.data.tensors import main_output
 from tauten.models.calibration import Calibration, CalibrationBatch, Filled
 from tauten.models.observer import is_observed
 
-MOST_TOKENS = 2048  # of text, and examples of other data: more change the ranks of layers little
+MOST_TOKENS = 1024  # of text, and examples of other data: more change the ranks of layers little
 MOST_EXAMPLES = 128
 SEED = 0  # of the outcomes that are drawn
 

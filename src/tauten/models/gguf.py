@@ -1,10 +1,16 @@
 """GGUF files, read through transformers."""
 
+import functools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import gguf
+import numpy as np
 import transformers
 
 from tauten.core.errors import CorruptError, InputError
@@ -22,9 +28,9 @@ def source(file: Path) -> Source:
         CorruptError: The file is truncated or no GGUF.
         InputError: transformers doesn't know its architecture.
     """
-    _check(file)
+    reader = _reader(file)
     try:
-        with quiet_elsewhere():
+        with quiet_elsewhere(), _read_by(reader):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
             )
@@ -34,7 +40,8 @@ def source(file: Path) -> Source:
     model.requires_grad_(False)
 
     def tokenizer() -> Any:
-        return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with _read_by(_reader(file)):
+            return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
     def save_companions(out: Path) -> None:
         model.config.save_pretrained(out)
@@ -55,19 +62,39 @@ def source(file: Path) -> Source:
     )
 
 
-def _check(file: Path) -> None:
-    """Refuse a file whose tensors reach beyond its end, before transformers maps it."""
-    import gguf
+def _reader(file: Path) -> "_Reader":
+    """Of a file that is whole.
 
+    Raises:
+        CorruptError: Its tensors reach beyond its end, or it is no GGUF.
+    """
     try:
-        tensors = gguf.GGUFReader(file).tensors
+        reader = _Reader(file)
     except (ValueError, KeyError, IndexError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptError(
             f"{file}: not a whole GGUF file ({reason}); copy or download it again"
         ) from None
-    if not tensors:
+    if not reader.tensors:
         raise CorruptError(f"{file}: a GGUF without tensors; pass one that holds the weights")
+    return reader
+
+
+@contextmanager
+def _read_by(reader: "_Reader") -> Iterator[None]:
+    """Let transformers use one quick reader; it would make three, which take seconds each."""
+    names = functools.cache(gguf.get_tensor_name_map)  # made anew for each module otherwise
+    with patch.multiple(gguf, GGUFReader=lambda path: reader, get_tensor_name_map=names):
+        yield
+
+
+class _Reader(gguf.GGUFReader):
+    """Reads fields from a plain array: of a memory map, each slice takes ten times as long."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        kind, plain = np.dtype(dtype), self.data.view(np.ndarray)
+        values = plain[offset : offset + kind.itemsize * int(count)].view(kind)
+        return values.view(kind.newbyteorder(override_order or self.byte_order))
 
 
 def _plain_config(file: Path, architecture: str) -> None:

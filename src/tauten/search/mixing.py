@@ -142,7 +142,7 @@ class Mixing:
         if self.table is None:
             return
         seconds = None if is_known else monotonic() - began
-        self._trials.work.did(self._trials.work.judge, seconds)
+        self._trials.work.did(self._trials.work.judge(self._effort), seconds)
         units = len(self.table.units)
         for index, (_, measurement) in enumerate(levels):
             self._measured.append(Measured(torch.full((units,), index), measurement))
@@ -269,8 +269,9 @@ class Mixing:
         source, structure = workspace.source, workspace.structure
         loader = source.loader(skeleton, structure.blocks) if source.reader else None
         data, made, journal = self._development, self._candidates, workspace.journal
+        probe = self._kl_of if self._effort.probes else None
         try:
-            return level_table(skeleton, structure, loader, data, made, kls, journal, self._kl_of)
+            return level_table(skeleton, structure, loader, data, made, kls, journal, probe)
         except RuntimeError as error:  # torch: something in it has no derivative
             reason = str(error).splitlines()[0]
             _log.warning("levels aren't mixed, as the model has no sensitivities: %s", reason)

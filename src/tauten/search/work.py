@@ -14,11 +14,12 @@ NOMINAL_FLOPS = 2e11
 USED = 0.75  # share of it that a model's forward pass gets
 PACKED_WEIGHTS = 5.6e6  # a second, at one level of K-quants
 OBSERVING = 1.6  # times a forward pass: second moments of all inputs come on top
-JUDGING = 4.0  # times an evaluation: gradients, and divergences of groups of layers
+JUDGING = 1.0  # times an evaluation: gradients
+PROBING = 2.0  # times an evaluation: divergences of groups of layers
 TRAINING = 5.0  # times a forward pass: the teacher's, the student's there and back
 CERTIFYING = 3.0  # times an evaluation: the original, and the packed model as it is served
 CLOSING_S = 20.0  # timing, two fresh processes, files
-LEVELS, MIXES = 2, 3  # that a search takes, usually
+LEVELS, MIXES = 2, 1  # that a search takes, usually
 MORE_LEVELS, MORE_MIXES, REFINED = 4, 5, 3  # one that is thorough
 
 
@@ -43,10 +44,9 @@ class Work:
         self._has_observed = False
         self.done = self._timed = self._timed_s = 0.0
 
-    @property
-    def judge(self) -> float:
+    def judge(self, effort: Effort) -> float:
         """Work of finding out what each layer loses at each level."""
-        return JUDGING * self.evaluate
+        return (JUDGING + PROBING * effort.probes) * self.evaluate
 
     def of(self, recipe: Recipe, is_cut: bool) -> float:
         """Work of a trial.
@@ -89,7 +89,7 @@ class Work:
         levels, mixes = (MORE_LEVELS, MORE_MIXES) if effort.far else (LEVELS, MIXES)
         refined = REFINED * (self._observe + self._pack + self.evaluate) * effort.far
         packed = self._observe + levels * (self._pack + self.evaluate)
-        mixed = self.evaluate + self.judge + mixes * self.evaluate
+        mixed = self.evaluate + self.judge(effort) + mixes * self.evaluate
         return packed + mixed + refined + CERTIFYING * self.evaluate
 
     def left_s(self, effort: Effort) -> float:
