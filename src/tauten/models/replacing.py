@@ -53,7 +53,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         return unwrapped(inside)
     if isinstance(model, torch.jit.ScriptModule) or kind == "FullyShardedDataParallel":
         raise InputError(f"the model is a {kind}, whose layers can't be replaced: {_INSIDE}")
-    if isinstance(model, fx.GraphModule) and not _calls_modules(model):
+    if isinstance(model, fx.GraphModule) and not _calls_layers(model):
         raise InputError(f"the model is a graph of operations without layers: {_INSIDE}")
     return model
 
@@ -118,5 +118,6 @@ def _settle(module: Any) -> None:
             module.register_buffer(name, value)
 
 
-def _calls_modules(model: fx.GraphModule) -> bool:
-    return any(node.op == "call_module" for node in model.graph.nodes)
+def _calls_layers(model: fx.GraphModule) -> bool:
+    called = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
+    return any(True for name in called for _ in model.get_submodule(name).parameters())

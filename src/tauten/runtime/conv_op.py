@@ -63,7 +63,7 @@ def _conv(
     else:
         ops.check_codebook((codes, table, scale), bits, rows, columns)
     image, bias, step = map(ops.as_floats, (x.contiguous(), bias, step))
-    y = floats(len(x), rows, *size)
+    y = floats(x.shape[0], rows, *size)
     status = native.handle.tauten_conv(
         *(address("x", image, x.shape), *x.shape[:2], numbers),
         *(None if part is None else part.data_ptr() for part in (codes, scale, zero, table)),
@@ -96,7 +96,7 @@ def _fake_conv(
     step: Tensor | None = None,
 ) -> Tensor:
     check_image(x, kernel)
-    return x.new_empty(len(x), rows, *output_size(x.shape[2:], kernel, stride, dilation, edges))
+    return x.new_empty(x.shape[0], rows, *output_size(x.shape[2:], kernel, stride, dilation, edges))
 
 
 def check_image(x: Tensor, kernel: Sequence[int]) -> None:

@@ -117,7 +117,7 @@ def conv(
     steps = list(weight.shape[2:]), settings["stride"], settings["dilation"]
     edges = settings["pad_edges"]
     if activation == "float":
-        positions = len(x) * math.prod(output_size(x.shape[2:], *steps, edges))
+        positions = x.shape[0] * math.prod(output_size(x.shape[2:], *steps, edges))
         if positions > _DENSE_POSITIONS * weight.out_features:
             return reference.conv(x, weight, bias, activation, settings)
     if settings["padding_mode"] != "zeros":  # the native code knows zeros only

@@ -44,9 +44,9 @@ class PackedModule(nn.Module):
         self.register_buffer("step", step)
         self.step: Tensor | None
         # Empty: sees `.to(dtype)`, and says device and dtype to who asks a model's parameters.
+        # Not in the set of buffers that aren't saved: torch.export would miss a parameter.
         like = torch.empty(0, dtype=dtype, device=CPU)
         self.dtype_like = nn.Parameter(like, requires_grad=False)
-        self._non_persistent_buffers_set.add("dtype_like")  # no file holds it
 
     @property
     def weight(self) -> Tensor:
@@ -76,7 +76,7 @@ class PackedModule(nn.Module):
         if isinstance(input, fx.Proxy):
             tracer = input.tracer
             node = tracer.path_of_module(self), (input,), {}
-            return tracer.create_proxy("call_module", *node)  # type: ignore[return-value]
+            return tracer.create_proxy("call_module", *node)
         return self.multiply(input)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -191,3 +191,9 @@ def _cast(y: Tensor) -> Tensor:
     kind = y.device.type
     cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return y.to(torch.get_autocast_dtype(kind)) if cast and y.dtype != torch.float64 else y
+
+
+def unsaved(module: nn.Module) -> set[str]:
+    """Names of those of a module's own tensors that no file holds."""
+    like = {"dtype_like"} if isinstance(module, PackedModule) else set()
+    return module._non_persistent_buffers_set | like
