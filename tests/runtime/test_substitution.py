@@ -28,7 +28,7 @@ CASES: dict[str, Case] = {
     "no bias": (lambda: nn.Linear(64, 48, bias=False), (3, 64)),
     "conv1d of transformers": (lambda: Conv1D(48, 64), (3, 64)),
     "conv1d": (lambda: nn.Conv1d(32, 16, 3, stride=2, padding=1), (2, 32, 9)),
-    "conv2d": (lambda: nn.Conv2d(32, 16, 2, padding="same", padding_mode="circular"), (2, 32, 5, 5)),
+    "conv2d": (lambda: nn.Conv2d(32, 16, 2, padding=1, padding_mode="circular"), (2, 32, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(32, 8, 1), (2, 32, 2, 2, 2)),
     "groups": (lambda: nn.Conv1d(64, 16, 1, groups=2), (2, 64, 5)),
     "embedding": (lambda: nn.Embedding(40, 64, padding_idx=3), None),
@@ -129,7 +129,7 @@ def test_a_weight_can_be_read_and_not_written(write: str) -> None:
     _, packed, x = made("linear")
     with torch.no_grad():
         expected = packed(x)
-        with pytest.raises(InputError, match="is a copy.*dense layer"):
+        with pytest.raises(InputError, match=r"is a copy.*dense layer"):
             WRITES[write](packed)
         assert torch.equal(packed(x), expected)
 
@@ -233,6 +233,14 @@ def exported(layer: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def exported_for_any_batch(layer: nn.Module, x: Tensor) -> Tensor:
+    sizes = ({0: torch.export.Dim("batch", min=2, max=64)},)
+    program = torch.export.export(layer, (x,), dynamic_shapes=sizes).module()
+    program(torch.cat([x, x]))
+    y: Tensor = program(x)
+    return y
+
+
 def compiled(layer: nn.Module, x: Tensor) -> Tensor:
     torch.compiler.reset()
     y: Tensor = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
@@ -247,6 +255,7 @@ def called_by(layer: nn.Module, x: Tensor) -> Tensor:
 WAYS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "export": exported,
     "compile": compiled,
+    "export of any batch": exported_for_any_batch,
     "fx": lambda layer, x: torch.fx.symbolic_trace(nn.Sequential(layer))(x),
     "deepcopy": lambda layer, x: copy.deepcopy(layer)(x),
     "pickle": lambda layer, x: pickle.loads(pickle.dumps(layer))(x),

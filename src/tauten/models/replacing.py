@@ -44,7 +44,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         InputError: What is inside can't be reached, or the wrapper has hooks of its own.
     """
     kind = type(model).__name__
-    inside = model._modules.get("_orig_mod")  # of torch.compile
+    inside = getattr(model, "_orig_mod", None)  # of torch.compile
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inside = model.module
     if inside is not None:
