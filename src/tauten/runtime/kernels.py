@@ -116,7 +116,8 @@ def conv(
         return reference.conv(x, weight, bias, activation, settings)
     steps = list(weight.shape[2:]), settings["stride"], settings["dilation"]
     edges = settings["pad_edges"]
-    if activation == "float":
+    # An exported program serves other batches than the one it was traced with.
+    if activation == "float" and not torch.compiler.is_exporting():
         positions = x.shape[0] * math.prod(output_size(x.shape[2:], *steps, edges))
         if positions > _DENSE_POSITIONS * weight.out_features:
             return reference.conv(x, weight, bias, activation, settings)
