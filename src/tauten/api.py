@@ -16,6 +16,7 @@ from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
 from tauten.models import artifact
+from tauten.models.packing import prepacked
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
@@ -250,7 +251,7 @@ def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Mod
         InputError: It is no such folder, or `model` is needed.
         CorruptError: A file changed since it was written.
     """
-    return artifact.source(Path(path), model).open()
+    return prepacked(artifact.source(Path(path), model).open())
 
 
 def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
@@ -273,7 +274,7 @@ def _apply(
     options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
     result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
-    return result.model
+    return prepacked(result.model)
 
 
 def _checked_out(out: str | os.PathLike[str] | None, entropy_coding: bool) -> Path | None:

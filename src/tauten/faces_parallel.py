@@ -66,7 +66,9 @@ def _example(model: Any, rows: int, tokens: int, shape: str | None) -> Any:
         if not re.fullmatch(r"\d+(x\d+)*", shape):
             raise InputError(f"--shape {shape}: expected sizes such as 3x224x224")
         sizes = [int(size) for size in shape.split("x")]
-        made: Tensor = torch.randn(rows, *sizes, generator=torch.Generator().manual_seed(0))
+        made: Tensor = torch.randn(
+            rows, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+        )
         return made
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if vocabulary is None:

@@ -170,3 +170,23 @@ def test_plans_dont_cut_what_cant_be_cut(caplog: pytest.LogCaptureFixture) -> No
 )
 def test_outputs_that_arent_finite_count_too(one: Any, other: Any, is_near: bool) -> None:
     assert (difference(torch.tensor(one), torch.tensor(other)) < 1e-2) is is_near
+
+
+def test_planning_leaves_the_models_state_alone() -> None:
+    class Counts(nn.Module):
+        """Counts its calls, which its outputs don't tell."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+            self.register_buffer("calls", torch.zeros(()))
+            self.calls: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.layers(x)
+
+    model, x = Counts().eval(), torch.randn(64, 512)
+    with tauten.parallelize(model, example_inputs=x, workers=2) as parallel, torch.no_grad():
+        torch.testing.assert_close(parallel(x), model.layers(x), atol=1e-4, rtol=1e-4)
+    assert model.calls == 0

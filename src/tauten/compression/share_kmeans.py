@@ -70,7 +70,7 @@ class ShareKMeans(CalibratedTechnique):
     def encode(self, weight: Tensor, inputs: LayerInputs | None = None) -> CodebookWeight:
         matrix = weight.flatten(1)
         rows = min(self.book_rows or len(matrix), len(matrix))
-        strength = torch.ones(matrix.shape[1])
+        strength = torch.ones(matrix.shape[1], dtype=torch.float32)
         if inputs is not None and bool(inputs.moment.diagonal().any()):
             strength = inputs.moment.diagonal()
         first = self.bits or self._likely_bits(matrix, strength, rows)

@@ -137,7 +137,7 @@ class Pruning:
         if member.module in self.inputs:
             return Reader(*self._fitted(member.module), columns)
         weight = _matrix(layer)
-        diagonal = torch.ones(weight.shape[1])
+        diagonal = torch.ones(weight.shape[1], dtype=torch.float32)
         diagonal[columns] = strength[:, None]
         return Reader(weight, diagonal, columns)
 
@@ -180,7 +180,10 @@ def _strength(model: nn.Module, group: ChannelGroup) -> Tensor:
     Behind a batch norm it is w^2 + b^2 of its weight and bias, elsewhere |row|^2 + b^2 as if
     inputs were independent and of size 1; several makers add up.
     """
-    total, normed = torch.zeros(group.size), torch.zeros(group.size)
+    total, normed = (
+        torch.zeros(group.size, dtype=torch.float32),
+        torch.zeros(group.size, dtype=torch.float32),
+    )
     for member in group.members:
         module: Any = model.get_submodule(member.module)
         if member.side == "in" or (member.side == "both" and not isinstance(module, NORMS)):

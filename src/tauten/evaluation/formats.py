@@ -121,10 +121,10 @@ def example_inputs(layer: nn.Module, tokens: Sequence[int]) -> Iterator[Tensor]:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        yield torch.randn(1, layer.in_channels, *(SIDE,) * (weight.dim() - 2))
+        yield torch.randn(1, layer.in_channels, *(SIDE,) * (weight.dim() - 2), dtype=torch.float32)
     else:
         columns = matrix_of(layer, weight).shape[1]
-        yield from (torch.randn(count, columns) for count in tokens)
+        yield from (torch.randn(count, columns, dtype=torch.float32) for count in tokens)
 
 
 def encode(module: nn.Module, technique: WeightTechnique) -> PackedWeight | None:
@@ -165,7 +165,9 @@ def call_overhead(technique: WeightTechnique) -> float:
     module = nn.Linear(32, 16, bias=False)
     packed = technique.encode(module.weight.detach())
     assert isinstance(packed, PackedWeight)
-    return time_packed(module, packed, technique.activation_dtype, torch.ones(1, 32))[1]
+    return time_packed(
+        module, packed, technique.activation_dtype, torch.ones(1, 32, dtype=torch.float32)
+    )[1]
 
 
 def _seconds(layers: list[nn.Module], x: Tensor) -> list[float]:

@@ -82,7 +82,10 @@ class Perplexity(Metric):
     def gathered(batches: Sequence[TokenBatch], found: Sequence[tuple[Tensor, Tensor]]) -> Scores:
         """Scores by document from those of the windows of each batch."""
         count = 1 + max(int(batch.documents.max()) for batch in batches)
-        total, weight = torch.zeros(count).double(), torch.zeros(count).double()
+        total, weight = (
+            torch.zeros(count, dtype=torch.float32).double(),
+            torch.zeros(count, dtype=torch.float32).double(),
+        )
         for batch, (losses, tokens) in zip(batches, found, strict=True):
             total.index_add_(0, batch.documents, losses)
             weight.index_add_(0, batch.documents, tokens)
@@ -111,7 +114,7 @@ class Mean(Metric):
         parts = []
         for index, batch in enumerate(track(batches, self.name, len(batches))):
             with torch.inference_mode():
-                parts.append(torch.as_tensor(self.score(model, batch, index)).double().flatten())
+                parts.append(self.score(model, batch, index).double().flatten())
         total = torch.cat(parts)
         if not total.isfinite().all():
             raise TautenError(f"the metric {self.name} returned NaN or infinity")
@@ -169,7 +172,7 @@ class UserMetric(Mean):
 
     def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
         try:
-            return torch.as_tensor(self._function(model, batch))
+            return torch.as_tensor(self._function(model, batch), dtype=torch.float64)
         except MODEL_ERRORS as error:
             raise TautenError(f"the metric {self.name} raised {error!r}") from error
 

@@ -111,7 +111,9 @@ class _Gradients:
 
     def __init__(self, layers: Mapping[str, nn.Module]):
         self._layers = {name: layer for name, layer in layers.items() if is_observed(layer)}
-        self._zero = torch.zeros((), requires_grad=True)  # makes any output ask for a gradient
+        self._zero = torch.zeros(
+            (), requires_grad=True, dtype=torch.float32
+        )  # makes any output ask for a gradient
         self._handles: list[Any] = []
         self.squares: dict[str, Tensor] = {}
 
@@ -215,7 +217,7 @@ def _surprise(output: Any, batch: CalibrationBatch, outcomes: _Outcomes) -> Tens
     rows = found.reshape(-1, found.shape[-1])
     outcomes.count += len(rows)
     if not logits or rows.shape[1] == 1:
-        noise = torch.randn(rows.shape, generator=outcomes.generator)
+        noise = torch.randn(rows.shape, generator=outcomes.generator, dtype=torch.float32)
         return (rows * noise).sum() / rows.detach().std().clamp(min=1e-12)
     log_probabilities = rows.log_softmax(-1)
     chances = log_probabilities.detach().exp()

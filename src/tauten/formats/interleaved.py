@@ -7,9 +7,10 @@ Rows and columns that fill up the last block and chunk are zeros. What belongs t
 is interleaved alike. The layout on disk is by rows; this one exists in memory only.
 """
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from tauten.formats.packed import take_rows
 ROWS = 16
 COLUMNS = 32
 _STEP_ROWS = 1024  # rows that are converted at a time, to bound the memory for unpacked codes
+_changing = threading.Lock()  # threads may meet in the first call of a layer
 
 
 def interleave_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
@@ -78,9 +80,14 @@ def interleaved_code_bytes(rows: int, columns: int, bits: int) -> int:
 class Interleavable(nn.Module):
     """A packed weight whose tensors stand by rows or interleaved; its values don't change.
 
-    Whatever the layout in memory, `state_dict` gives tensors by rows and takes them.
+    Whatever the layout in memory, `state_dict` gives tensors by rows and takes them. The change to
+    the kernels' layout is safe among threads of which each calls `interleave` before it reads.
+
+    Attributes:
+        told_by: The tensor that tells the layout; it changes last.
     """
 
+    told_by: ClassVar[str] = "codes"
     codes: Tensor
     spec: Callable[[], dict[str, Any]]
     empty: Callable[[dict[str, Any]], nn.Module]
@@ -104,9 +111,11 @@ class Interleavable(nn.Module):
         """Tensors that a twin by rows holds, computed from the interleaved ones."""
 
     def interleave(self) -> None:
-        """Change to the layout of the kernels, in place."""
+        """Change to the layout of the kernels, in place; done when it returns, in any thread."""
         if not self.interleaved:
-            self._replace(self.interleaved_tensors())
+            with _changing:
+                if not self.interleaved:
+                    self._replace(self.interleaved_tensors())
 
     def deinterleave(self) -> None:
         """Change to the layout by rows, in place: the exact inverse."""
@@ -120,8 +129,8 @@ class Interleavable(nn.Module):
         return sum(buffer.nbytes for buffer in twin.buffers())
 
     def _replace(self, tensors: Mapping[str, Tensor | None]) -> None:
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor)
+        for name in sorted(tensors, key=lambda name: name == self.told_by):
+            setattr(self, name, tensors[name])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move to a device; the dtypes belong to the format, `model.half()` doesn't change them.

@@ -87,7 +87,7 @@ class SharedRowsWeight(PackedWeight):
         dtype = {str(d).removeprefix("torch."): d for d in ROW_DTYPES}[spec["dtype"]]
         shared = torch.empty(rows, torch.Size(shape[1:]).numel(), dtype=dtype, device="meta")
         index = torch.empty(shape[0], dtype=_index_dtype(rows), device="meta")
-        return cls(shape, shared, index, torch.empty(shape[0], device="meta"))
+        return cls(shape, shared, index, torch.empty(shape[0], device="meta", dtype=torch.float32))
 
 
 def _index_dtype(rows: int) -> torch.dtype:

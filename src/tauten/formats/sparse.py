@@ -57,6 +57,7 @@ class SparseWeight(Interleavable, PackedWeight):
     """
 
     kind = "sparse"
+    told_by = "starts"
     mask: Tensor
     values: Tensor
     scale: Tensor | None
@@ -180,7 +181,7 @@ class SparseWeight(Interleavable, PackedWeight):
             if self.grid is None:
                 target[mask] = values[positions].to(dtype)
             else:
-                codes = torch.zeros(mask.shape, device=starts.device)
+                codes = torch.zeros(mask.shape, device=starts.device, dtype=torch.float32)
                 codes[mask] = values[positions]
                 target[mask] = self._levels(codes, part)[mask].to(dtype)
         return dense

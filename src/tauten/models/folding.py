@@ -120,7 +120,7 @@ def rescale(
             continue
         weights = [_matrix(block, name) for name in fold.consumers]
         scale = technique.scale(weights, found, fold.channels)
-        by_channel = torch.ones(_width(block, fold.producer))
+        by_channel = torch.ones(_width(block, fold.producer), dtype=torch.float32)
         by_channel[fold.channels] = scale
         fold.apply(block, by_channel)
         seen |= dict.fromkeys(fold.consumers, found.divided(scale))
@@ -201,7 +201,7 @@ def _channels_read(
     None where the consumer then gets other tokens: an expert, by what the producer does.
     """
     width = _width(block, producer)
-    marks = torch.linspace(1, 2, width)
+    marks = torch.linspace(1, 2, width, dtype=torch.float32)
     with _rescaled(block, [Fold(producer, (), torch.arange(0))], [marks]):
         found = _Trace(block, run).inputs.get(consumer)
     if found is None or found.shape != x.shape:

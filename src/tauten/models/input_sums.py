@@ -52,8 +52,14 @@ class InputSums:
     @classmethod
     def empty(cls, size: int) -> "InputSums":
         """Of no rows of so many features."""
-        zeros = torch.zeros(size)
-        return cls(torch.zeros(size, size), zeros, 0, zeros.clone(), torch.zeros(0, size))
+        zeros = torch.zeros(size, dtype=torch.float32)
+        return cls(
+            torch.zeros(size, size, dtype=torch.float32),
+            zeros,
+            0,
+            zeros.clone(),
+            torch.zeros(0, size, dtype=torch.float32),
+        )
 
     def add(self, rows: Tensor, most_sampled: int) -> None:
         """Rows (n, in) float32 of the same shard."""

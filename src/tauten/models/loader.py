@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight
 from tauten.models.reader import TensorReader, check_finite
+from tauten.runtime.modules import unsaved
 
 
 @dataclass
@@ -149,7 +150,7 @@ def tensor_slots(model: nn.Module) -> list[Slot]:
     """Parameters and persistent buffers, each once."""
     slots: dict[int, Slot] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        transient = module._non_persistent_buffers_set
+        transient = unsaved(module)
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None or key in transient:
                 continue

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tauten.models.config_changes import config_of
 from tauten.models.loader import tensor_slots
+from tauten.runtime.modules import unsaved
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
 PASSING = ("training", "name_or_path")  # a mode, and where transformers read the model
@@ -73,7 +74,7 @@ def _sizes(name: str, module: nn.Module) -> dict[str, Size]:
     return {
         prefix + key: None if tensor is None else tuple(tensor.shape)
         for key, tensor in own.items()
-        if key not in module._non_persistent_buffers_set
+        if key not in unsaved(module)
     }
 
 

@@ -10,12 +10,19 @@ from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight, from_spec
+from tauten.models.replacing import take_over
 from tauten.models.structure import PACKABLE
-from tauten.runtime.modules import PackedConv, PackedEmbedding, PackedLinear, PackedModule
+from tauten.runtime.modules import (
+    PackedConv,
+    PackedConv1D,
+    PackedEmbedding,
+    PackedLinear,
+    PackedModule,
+)
 from tauten.runtime.own_forward import with_own_forward
 
 LAYERS: dict[str, type[PackedModule]] = {
-    layer.__name__: layer for layer in (PackedLinear, PackedConv, PackedEmbedding)
+    layer.__name__: layer for layer in (PackedLinear, PackedConv1D, PackedConv, PackedEmbedding)
 }
 
 
@@ -27,7 +34,7 @@ def matrix_of(module: nn.Module, weight: Tensor) -> Tensor:
 def packed_layer(
     module: nn.Module, packed: PackedWeight, activation: str, step: Tensor | None = None
 ) -> PackedModule:
-    """The packed twin of a layer of `structure.PACKABLE`; it takes over the layer's bias.
+    """The packed twin of a layer of `structure.PACKABLE`, with its bias, attributes and hooks.
 
     Static activations without a step (), because nothing was observed, are rounded as they come.
     """
@@ -43,18 +50,22 @@ def packed_layer(
         activation, step = (activation, step) if module.groups == 1 else ("float", None)
         made = PackedConv(packed, bias, activation, dtype, _convolution_settings(module), step)
     else:
-        made = PackedLinear(packed, bias, activation, dtype, step=step)
+        linear = PackedConv1D if isinstance(module, Conv1D) else PackedLinear
+        made = linear(packed, bias, activation, dtype, step=step)
     return _as_class(module, made)
 
 
 def _as_class(old: nn.Module, packed: PackedModule) -> PackedModule:
-    """A packed layer as the class of the layer it replaces wants it."""
-    return packed if type(old) in PACKABLE else with_own_forward(old, packed)
+    """A packed layer as the class of the layer it replaces wants it, with all that it had."""
+    if type(old) not in PACKABLE:
+        return with_own_forward(old, packed)
+    take_over(packed, old)
+    return packed
 
 
 def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
     """The layer of torch that a packed one stands for, with its dequantized weight."""
-    weight, bias = module.weight, module.bias
+    weight, bias = module.packed.dequantize(module.dtype_like.dtype), module.bias
     if isinstance(module, PackedLinear):
         layer: Any = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     else:
@@ -65,8 +76,19 @@ def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
         layer = convolution(*channels, weight.shape[2:], bias=bias is not None, **options)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = bias
+    take_over(layer, module)
     made: nn.Module = layer
     return made
+
+
+def prepacked(model: nn.Module) -> nn.Module:
+    """The model with its packed weights laid out for the kernels, before anyone calls or traces it.
+
+    Weights on the meta device, which are still to be loaded, stay as they are.
+    """
+    for _, layer in packed_modules(model):
+        layer.prepare()
+    return model
 
 
 def write_out(model: nn.Module, names: Iterable[str]) -> None:
@@ -148,9 +170,10 @@ def _empty_layer(old: nn.Module, spec: dict[str, Any], weight: PackedWeight) -> 
     dtype, bias = getattr(torch, spec["dtype"]), getattr(old, "bias", None)
     if bias is None and spec.get("bias"):
         bias = _empty_bias(weight.shape[0], dtype)
-    step = torch.empty((), device="meta") if spec["activation"] == "static" else None
-    packed = LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
-    return _as_class(old, packed)
+    is_static = spec["activation"] == "static"
+    step = torch.empty((), device="meta", dtype=torch.float32) if is_static else None
+    made = LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
+    return _as_class(old, made)
 
 
 def _with_empty_bias(old: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
 from tauten.models.packing import write_out
 from tauten.models.reader import SafetensorsReader, check_finite
+from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
 from tauten.models.state import written_buffers
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -140,13 +141,17 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
     """A module in memory; what is made from it shares the tensors that stay as they are.
 
     Raises:
+        InputError: Its tensors aren't in memory, or others changed what it computes in a way that
+            can't be packed.
         CorruptError: A tensor holds NaN or infinity.
     """
+    model = unwrapped(model)
+    check_replaceable(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
-        check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
     if any(tensor.is_meta for tensor in tensors.values()):
         raise InputError(f"{type(model).__name__} has tensors on the meta device; load it first")
+    for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
+        check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
     return Source(
         name=name or type(model).__name__,
         kind=kind,
@@ -182,16 +187,19 @@ def factory_source(text: str) -> Source:
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy for inference: modules and parameters of its own on the same storage, no gradients.
 
-    Buffers that a forward may write are copied.
-
-    Fused experts are linear layers in it; see `unfuse_experts`.
+    Its weights are those that the model computes with, whatever they are made of; see
+    `fold_reparametrized`. Buffers that a forward may write are copied. Fused experts are linear
+    layers in it; see `unfuse_experts`.
     """
     written = {id(buffer) for _, _, buffer in written_buffers(model)}
     memo: dict[int, Any] = {id(b): b for b in model.buffers() if id(b) not in written}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for value in (value for module in model.modules() for value in vars(module).values()):
+        if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+            memo[id(value)] = value.detach()
     try:
-        return unfuse_experts(copy.deepcopy(model, memo))
+        return unfuse_experts(fold_reparametrized(copy.deepcopy(model, memo)))
     except (TypeError, RuntimeError) as error:
         raise InputError(f"{type(model).__name__} can't be copied ({error})") from error
 

@@ -257,7 +257,11 @@ def _resize(model: nn.Module, sizes: dict[str, list[int] | None]) -> None:
         if size is None:
             store[key] = None
             continue
-        dtype = getattr(module, "weight", torch.empty(0)).dtype if old is None else old.dtype
+        dtype = (
+            getattr(module, "weight", torch.empty(0, dtype=torch.float32)).dtype
+            if old is None
+            else old.dtype
+        )
         new = _empty(size, dtype, store is module._parameters)
         if old is not None:
             new = made.setdefault((id(old), tuple(size)), (old, new))[1]

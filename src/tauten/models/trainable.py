@@ -185,7 +185,7 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator, keep_zeros: bool):
         super().__init__()
         rows, columns = weight.flatten(1).shape
-        start = torch.randn(rank, columns, generator=generator) / columns**0.5
+        start = torch.randn(rank, columns, generator=generator, dtype=torch.float32) / columns**0.5
         self.down = nn.Parameter(start.to(weight.device))
         self.up = nn.Parameter(start.new_zeros(rows, rank))
         self._keep_zeros = keep_zeros

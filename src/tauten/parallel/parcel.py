@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tauten.models.loader import Loader, place, tensor_slots
 from tauten.models.source import open_source
+from tauten.models.state import written_buffers
 from tauten.parallel.by_value import dump_model, loads, unsendable
 from tauten.parallel.shared_file import SharedFile, Tree
 
@@ -124,12 +125,14 @@ def switch_cache_off(model: nn.Module) -> None:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A model of its own modules on the same tensors.
+    """A model of its own modules on the same tensors, but for buffers that a forward may write.
 
     Raises:
         UnsendableError: It can't be copied.
     """
-    return _copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    written = {id(buffer) for _, _, buffer in written_buffers(model)}
+    tensors = (t for t in (*model.parameters(), *model.buffers()) if id(t) not in written)
+    return _copied(model, {id(t): t for t in tensors})
 
 
 def _without_tensors(model: nn.Module) -> nn.Module:

@@ -88,7 +88,7 @@ def half_quadratic_grid(
     """
     matrix, size = matrix.float(), group_size or matrix.shape[1]
     grid = fit_grid(matrix, bits, group_size, zero, "mse")
-    best, best_error = grid, torch.full(grid[0].shape, torch.inf)
+    best, best_error = grid, torch.full(grid[0].shape, torch.inf, dtype=torch.float32)
     for turn in range(rounds + 1):
         codes = round_to_grid(matrix, bits, group_size, *grid)
         error = grouped(matrix - grid_values(codes.float(), bits, size, *grid), size)

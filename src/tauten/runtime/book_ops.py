@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tauten.formats.interleaved import COLUMNS, ROWS
 from tauten.runtime import ops
+from tauten.runtime.buffers import FLOAT, address, check, floats
 
 torch.library.define(
     "tauten::codebook_linear_float",
@@ -25,23 +26,20 @@ def _codebook_linear_float(
     native, columns = ops.loaded(), ops.check_tokens(x)
     ops.check_sizes(bits, ops.MAX_BOOK_BITS, 0, rows, columns)
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
-    ops.check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
     shared = check_entries(entries, rows)
-    if bias is not None:
-        ops.check("bias", bias, (rows,), (bias.dtype,))
-        bias = bias.float()
-    inputs, y = x.float().contiguous(), torch.empty(*x.shape[:-1], rows)
+    inputs, bias = ops.as_floats(x.contiguous()), ops.as_floats(bias)
+    y = floats(*x.shape[:-1], rows)
     status = native.handle.tauten_book_linear(
-        inputs.data_ptr(),
+        address("x", inputs, x.shape),
         math.prod(x.shape[:-1]),
-        codes.data_ptr(),
+        address("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,)),
         entries.data_ptr(),
         shared,
         bits,
         rows,
         columns,
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
+        address("bias", bias, (rows,)),
+        address("y", y, y.shape),
         native.isa,
         torch.get_num_threads(),
     )
@@ -62,5 +60,5 @@ def check_entries(entries: Tensor, rows: int) -> bool:
     shared = entries.dim() == 1
     size = 2**ops.MAX_BOOK_BITS
     shape = (size,) if shared else (-(-rows // ROWS), ROWS, size)
-    ops.check("entries", entries, shape, (torch.float32,))
+    check("entries", entries, shape, FLOAT)
     return shared

@@ -16,6 +16,7 @@ from tauten.core.errors import InputError
 from tauten.formats.integer import ZERO_KINDS
 from tauten.formats.interleaved import COLUMNS
 from tauten.runtime import ops
+from tauten.runtime.buffers import address, floats
 
 torch.library.define(
     "tauten::conv",
@@ -61,19 +62,14 @@ def _conv(
         kind = ops.check_integer((codes, scale, zero), bits, group_size, rows, columns)
     else:
         ops.check_codebook((codes, table, scale), bits, rows, columns)
-    if bias is not None:
-        ops.check("bias", bias, (rows,), (bias.dtype,))
-        bias = bias.float()
-    step = ops.checked_step(step)
-    image = x.float().contiguous()
-    y = torch.empty(len(x), rows, *size)
+    image, bias, step = map(ops.as_floats, (x.contiguous(), bias, step))
+    y = floats(x.shape[0], rows, *size)
     status = native.handle.tauten_conv(
-        *(image.data_ptr(), *x.shape[:2], numbers),
+        *(address("x", image, x.shape), *x.shape[:2], numbers),
         *(None if part is None else part.data_ptr() for part in (codes, scale, zero, table)),
         *(ZERO_KINDS.index(kind), scale.dtype == torch.float16, bits),
         *(rows, columns, -(-(group_size or columns) // COLUMNS)),
-        *(None if bias is None else bias.data_ptr(), y.data_ptr()),
-        None if step is None else step.data_ptr(),
+        *(address("bias", bias, (rows,)), address("y", y, y.shape), address("step", step, ())),
         *(int8 or table is not None, native.isa, torch.get_num_threads()),
     )
     if status:
@@ -100,7 +96,7 @@ def _fake_conv(
     step: Tensor | None = None,
 ) -> Tensor:
     check_image(x, kernel)
-    return x.new_empty(len(x), rows, *output_size(x.shape[2:], kernel, stride, dilation, edges))
+    return x.new_empty(x.shape[0], rows, *output_size(x.shape[2:], kernel, stride, dilation, edges))
 
 
 def check_image(x: Tensor, kernel: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.runtime import library
+from tauten.runtime.buffers import CPU, address, floats
 from tauten.runtime.decoder_layout import (
     Binder,
     CacheStruct,
@@ -106,16 +107,16 @@ class Decoder:
             InputError: An id isn't in the vocabulary, or the context has no room.
         """
         tokens = self._checked(ids)
-        logits = torch.empty(self.vocabulary)
+        logits = floats(self.vocabulary)
         with self._lock:
             self._reserve(len(tokens))
             status = self._decode(
                 ctypes.byref(self._model),
                 ctypes.byref(self._cache),
-                tokens.data_ptr(),
+                address("ids", tokens, tokens.shape, (torch.int64,)),
                 len(tokens),
                 self.position,
-                logits.data_ptr(),
+                address("logits", logits, logits.shape),
                 self._native.isa,
                 torch.get_num_threads(),
             )
@@ -162,16 +163,16 @@ class Decoder:
         capacity = min(-(-wanted // _BLOCK) * _BLOCK, most)
         heads = (len(self._layers), shape.key_heads)
         values_size = -(-shape.head_size // _BLOCK) * _BLOCK
-        keys = torch.zeros(*heads, capacity // 16, shape.head_size, 16)
-        values = torch.zeros(*heads, capacity, values_size)
+        keys = floats(*heads, capacity // 16, shape.head_size, 16).zero_()
+        values = floats(*heads, capacity, values_size).zero_()
         if self._capacity:
             keys[:, :, : self._capacity // 16] = self._keys
             values[:, :, : self._capacity] = self._values
-        angle = torch.arange(capacity).float()[:, None] * shape.frequency
-        turns = [part.contiguous() * shape.rotary_scale for part in (angle.cos(), angle.sin())]
+        angle = torch.arange(capacity, device=CPU).float()[:, None] * shape.frequency
+        turns = [part * shape.rotary_scale for part in (angle.cos(), angle.sin())]
         self._keys, self._values, self._turns, self._capacity = keys, values, turns, capacity
-        addresses = [tensor.data_ptr() for tensor in (keys, values, *turns)]
-        self._cache = CacheStruct(*addresses, capacity)
+        cache = (keys, values, *turns)
+        self._cache = CacheStruct(*(address("cache", part, part.shape) for part in cache), capacity)
 
 
 def _entry(native: library.Library) -> "ctypes._NamedFuncPointer":

@@ -11,6 +11,7 @@ from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight
 from tauten.formats.interleaved import COLUMNS
 from tauten.runtime import book_ops, kernels, ops
+from tauten.runtime.buffers import FLOAT, address, check
 
 DecoderWeight = IntegerWeight | CodebookWeight  # what a decoder multiplies by
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -111,7 +112,7 @@ class DecoderShape:
             raise InputError(f"{self}: expected positive sizes")
         if self.heads % self.key_heads or self.head_size % 2:
             raise InputError(f"{self}: expected heads in whole groups and an even head_size")
-        ops.check("frequency", self.frequency, (self.head_size // 2,), (torch.float32,))
+        check("frequency", self.frequency, (self.head_size // 2,), FLOAT)
 
 
 # A weight's part of a MatrixStruct: its tensors, checked, and the numbers that go with them.
@@ -159,8 +160,8 @@ class Binder:
             return None
         if not values.is_floating_point():
             raise InputError(f"{name} is {values.dtype}: expected floating values")
-        ops.check(name, values, (size,), (values.dtype,))
-        return self.address(values.detach().float())
+        self.kept.append(values.detach().float())
+        return address(name, self.kept[-1], (size,))
 
     def matrix(self, name: str, linear: Linear, rows: int, columns: int) -> MatrixStruct:
         """A weight of rows x columns, interleaved in place."""

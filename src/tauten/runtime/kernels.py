@@ -32,8 +32,9 @@ def linear(
 ) -> Tensor:
     """x @ weight.T + bias on a packed weight.
 
-    A weight that the native library serves is interleaved in place on its first use; on a GPU
-    weights are read by rows.
+    A weight that the native library serves is interleaved in place on its first use, once whatever
+    threads meet there; on a GPU weights are read by rows. Differentiable in x and bias, forward
+    and backward; rounding of x passes derivatives as they are.
 
     Args:
         x: (..., in) floating.
@@ -57,9 +58,12 @@ def linear(
         first = linear(x, weight.first, bias, activation, step)
         return first + linear(x, weight.second, None, activation, step)
     wants_gradient = _wants_gradient(x, bias)
-    if activation == "static" and (wants_gradient or not _rounds_by_step(x, weight)):
+    native = _native(x, weight)
+    if activation == "static" and (
+        wants_gradient or not (native and isinstance(weight, IntegerWeight))
+    ):
         x, activation, step = reference.round_to_step(x, step), "float", None
-    served = _native(x, weight) or gpu_ops.serves(x, weight)
+    served = native or gpu_ops.serves(x, weight)
     if not served or (wants_gradient and torch.compiler.is_compiling()):
         _check_device(x, weight)
         return reference.linear(x, weight, bias, activation)
@@ -105,15 +109,16 @@ def conv(
     groups = settings["groups"]
     _check_image(x, weight, activation, groups)
     by_table = isinstance(weight, CodebookWeight) and activation != "int8"
-    unserved = by_table or isinstance(weight, SparseWeight) or groups != 1
-    if unserved or _wants_gradient(x, bias) or not _native(x, weight):
+    served = groups == 1 and _native(x, weight)
+    if by_table or isinstance(weight, SparseWeight) or not served or _wants_gradient(x, bias):
         if activation == "static":
             x, activation = reference.round_to_step(x, step), "float"
         return reference.conv(x, weight, bias, activation, settings)
     steps = list(weight.shape[2:]), settings["stride"], settings["dilation"]
     edges = settings["pad_edges"]
-    if activation == "float":
-        positions = len(x) * math.prod(output_size(x.shape[2:], *steps, edges))
+    # An exported program serves other batches than the one it was traced with.
+    if activation == "float" and not torch.compiler.is_exporting():
+        positions = x.shape[0] * math.prod(output_size(x.shape[2:], *steps, edges))
         if positions > _DENSE_POSITIONS * weight.out_features:
             return reference.conv(x, weight, bias, activation, settings)
     if settings["padding_mode"] != "zeros":  # the native code knows zeros only
@@ -126,7 +131,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
 
     Args:
         index: (...) int64 or int32, from 0 on.
-        weight: (out, in) packed; an integer weight is interleaved in place as `linear` does.
+        weight: (out, in) packed, interleaved in place as `linear` does.
         dtype: Of the result.
     Returns:
         (..., in) in `dtype`.
@@ -135,7 +140,7 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
     """
     if isinstance(weight, SumWeight):
         return rows(index, weight.first, dtype) + rows(index, weight.second, dtype)
-    if not isinstance(weight, IntegerWeight) or not _native(index, weight):
+    if not (_native(index, weight) and isinstance(weight, IntegerWeight)):
         found = weight.dequantize_rows(index.flatten(), dtype)
     else:
         grid = (weight.codes, weight.scale, weight.zero)
@@ -147,8 +152,8 @@ def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32
 def prepare(weight: PackedWeight) -> bool:
     """Interleave a weight in place if the native library serves it; whether it does.
 
-    `linear`, `conv` and `rows` do so on first use; before `torch.export` call it, or the model.
-    On a GPU weights stay by rows.
+    All that reads a weight while others may use it calls this before. On a GPU weights stay by
+    rows.
     """
     if isinstance(weight, SumWeight):
         served: list[bool] = [prepare(part) for part in (weight.first, weight.second)]
@@ -212,14 +217,11 @@ def _native(x: Tensor, weight: PackedWeight) -> bool:
     return served
 
 
-def _rounds_by_step(x: Tensor, weight: PackedWeight) -> bool:
-    """Whether the native ops also round x by a fixed step; else it is rounded before."""
-    return isinstance(weight, IntegerWeight) and _native(x, weight)
-
-
 def _wants_gradient(x: Tensor, bias: Tensor | None) -> bool:
     with_bias = bias is not None and bias.requires_grad
-    return torch.is_grad_enabled() and (x.requires_grad or with_bias)
+    if torch.is_grad_enabled() and (x.requires_grad or with_bias):
+        return True
+    return reference.has_tangent(x) or (bias is not None and reference.has_tangent(bias))
 
 
 def _check_activation(activation: str, step: Tensor | None) -> None:
@@ -301,14 +303,25 @@ def _convolve(
 
 
 class _Product(torch.autograd.Function):
-    """The product with gradients for x and bias; rounding of x passes them as they are."""
+    """The product with derivatives for x and bias; rounding of x passes them as they are."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, weight: PackedWeight, activation: str
-    ) -> Tensor:
-        ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
+    def forward(x: Tensor, bias: Tensor | None, weight: PackedWeight, activation: str) -> Tensor:
         return _multiply(x, weight, bias, activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, bias, ctx.weight, _ = inputs
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *_: None) -> Tensor | None:
+        if x is None:
+            return bias
+        y: Tensor = x @ ctx.weight.dequantize(x.dtype).flatten(1).t()
+        return y if bias is None else y + bias
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:

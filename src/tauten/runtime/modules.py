@@ -3,16 +3,20 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight, shard_range
 from tauten.runtime import kernels
+from tauten.runtime.buffers import CPU
+from tauten.runtime.read_weight import WRITTEN, read_weight
 
 
 class PackedModule(nn.Module):
     """What packed layers share: the packed weight, an optional bias, and what activations do.
 
     `weight` gives the dequantized weight, for model code that reads its dtype or multiplies by it.
+    To `torch.fx` a packed layer is one node, as torch's own layers are.
 
     Args:
         packed: The weight; a tied weight is the same object in several layers.
@@ -39,14 +43,62 @@ class PackedModule(nn.Module):
         self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.register_buffer("step", step)
         self.step: Tensor | None
-        # Empty, so that `.to(dtype)` on the model is seen by layers without a floating parameter.
-        self.register_buffer("dtype_like", torch.empty(0, dtype=dtype), persistent=False)
-        self.dtype_like: Tensor
+        # Empty: sees `.to(dtype)`, and says device and dtype to who asks a model's parameters.
+        # Not in the set of buffers that aren't saved: torch.export would miss a parameter.
+        like = torch.empty(0, dtype=dtype, device=CPU)
+        self.dtype_like = nn.Parameter(like, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
-        """The weight it stands for, dequantized anew on each access."""
-        return self.packed.dequantize(self.dtype_like.dtype)
+        """The weight it stands for, dequantized anew on each access.
+
+        Raises:
+            InputError: On writing to it, in place or through `data` too.
+        """
+        self.prepare()
+        return read_weight(self.packed.dequantize(self.dtype_like.dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise InputError(WRITTEN)
+        super().__setattr__(name, value)
+
+    def prepare(self) -> None:
+        """Lay the weight out for the kernels that serve it; a weight still to be loaded stays."""
+        kernels.prepare(self.packed)
+
+    def reset_parameters(self) -> None:
+        """What initializes the layer that this one replaces; InputError."""
+        raise InputError(WRITTEN)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What `multiply` gives, in the dtype of torch's own layer, under autocast too."""
+        if isinstance(input, fx.Proxy):
+            tracer = input.tracer
+            node = tracer.path_of_module(self), (input,), {}
+            return tracer.create_proxy("call_module", *node)
+        return self.multiply(input)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The layer's outputs."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}dtype_like", None)
+
+    def _load_from_state_dict(
+        self,
+        state: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        *others: Any,
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *others)
+        if f"{prefix}dtype_like" in missing:
+            missing.remove(f"{prefix}dtype_like")
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.packed.shape))
@@ -67,9 +119,9 @@ class PackedLinear(PackedModule):
         """Rows of the weight."""
         return self.packed.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor) -> Tensor:
         """(..., in) floating -> (..., out), same dtype."""
-        return kernels.linear(x, self.packed, self.bias, self.activation, self.step)
+        return _cast(kernels.linear(x, self.packed, self.bias, self.activation, self.step))
 
     def shard(self, rank: int, world: int, dim: int, unit: int = 1) -> "PackedLinear":
         """One worker's part of the layer, which it computes alone.
@@ -97,17 +149,51 @@ class PackedLinear(PackedModule):
         return PackedLinear(packed, bias, self.activation, self.dtype_like.dtype, step=self.step)
 
 
+class PackedConv1D(PackedLinear):
+    """transformers' Conv1D: a linear layer whose `weight` reads as (in, out)."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight it stands for, (in, out), dequantized anew on each access."""
+        return super().weight.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `PackedModule`; Conv1D's input has this name."""
+        return super().forward(x)
+
+
 class PackedConv(PackedModule):
     """1-D to 3-D convolution; `settings` holds stride, padding, dilation, groups, padding_mode."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prepare(self) -> None:
+        """As in `PackedModule`, except for channels in groups, which no kernel serves."""
+        if self.settings["groups"] == 1:
+            super().prepare()
+
+    def multiply(self, x: Tensor) -> Tensor:
         """(batch, in, *size) or (in, *size) floating -> (batch, out, *size), same dtype."""
-        return kernels.conv(x, self.packed, self.bias, self.activation, self.settings, self.step)
+        product = (x, self.packed, self.bias, self.activation, self.settings, self.step)
+        return _cast(kernels.conv(*product))
 
 
 class PackedEmbedding(PackedModule):
     """Rows of a packed table, dequantized as they are looked up."""
 
-    def forward(self, index: Tensor) -> Tensor:
+    from_pretrained = nn.Embedding.from_pretrained
+
+    def multiply(self, x: Tensor) -> Tensor:
         """(...) integer -> (..., features)."""
-        return kernels.rows(index, self.packed, self.dtype_like.dtype)
+        return kernels.rows(x, self.packed, self.dtype_like.dtype)
+
+
+def _cast(y: Tensor) -> Tensor:
+    """A product in autocast's dtype where that is on; it leaves float64 alone."""
+    kind = y.device.type
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return y.to(torch.get_autocast_dtype(kind)) if cast and y.dtype != torch.float64 else y
+
+
+def unsaved(module: nn.Module) -> set[str]:
+    """Names of those of a module's own tensors that no file holds."""
+    like = {"dtype_like"} if isinstance(module, PackedModule) else set()
+    return module._non_persistent_buffers_set | like

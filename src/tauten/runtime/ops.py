@@ -1,7 +1,7 @@
 """The native library's functions as torch ops, `tauten::...`, known to compilers by fake kernels.
 
 Each op checks every dtype, shape and length before native code sees a pointer: whatever the
-tensors hold, nothing outside of them is read or written.
+tensors hold, and whatever torch's defaults are, nothing outside of them is read or written.
 """
 
 import math
@@ -13,10 +13,10 @@ from tauten.core.errors import InputError
 from tauten.formats.integer import ZERO_KINDS
 from tauten.formats.interleaved import COLUMNS, ROWS
 from tauten.runtime import library
+from tauten.runtime.buffers import address, check, floats
 
 # Above this many columns that share a scale, a sum of products of bytes can leave int32.
 MAX_GROUP = 1 << 16
-CPU = torch.device("cpu")
 MAX_BOOK_BITS = 4  # a vector instruction looks into tables of 16
 GRID_DTYPES = (torch.float16, torch.float32)
 
@@ -85,9 +85,9 @@ def _integer_rows(
         raise InputError(f"index is {index.dtype}: expected int64 or int32")
     kind = check_integer((codes, scale, zero), bits, group_size, rows, columns)
     index = index.long().contiguous()
-    y = torch.empty(*index.shape, columns)
+    y = floats(*index.shape, columns)
     status = native.handle.tauten_rows(
-        index.data_ptr(),
+        address("index", index, index.shape, (torch.int64,)),
         index.numel(),
         codes.data_ptr(),
         scale.data_ptr(),
@@ -98,7 +98,7 @@ def _integer_rows(
         rows,
         columns,
         -(-(group_size or columns) // COLUMNS),
-        y.data_ptr(),
+        address("y", y, y.shape),
         torch.get_num_threads(),
     )
     if status:
@@ -156,15 +156,11 @@ def _call(
 ) -> Tensor:
     """The library's product, on tensors (codes, scale, zero, book) that have been checked."""
     native = loaded()
-    if bias is not None:
-        check("bias", bias, (rows,), (bias.dtype,))
-        bias = bias.float()
-    step = checked_step(step)
-    inputs, columns = x.float().contiguous(), x.shape[-1]
-    y = torch.empty(*x.shape[:-1], rows)
+    inputs, bias, step = as_floats(x.contiguous()), as_floats(bias), as_floats(step)
+    y, columns = floats(*x.shape[:-1], rows), x.shape[-1]
     scale = tensors[1]
     status = native.handle.tauten_linear(
-        inputs.data_ptr(),
+        address("x", inputs, x.shape),
         math.prod(x.shape[:-1]),
         *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         ZERO_KINDS.index(zero_kind),
@@ -173,9 +169,9 @@ def _call(
         rows,
         columns,
         -(-(group_size or columns) // COLUMNS),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        None if step is None else step.data_ptr(),
+        address("bias", bias, (rows,)),
+        address("y", y, y.shape),
+        address("step", step, ()),
         int8,
         native.isa,
         torch.get_num_threads(),
@@ -193,12 +189,9 @@ def loaded() -> library.Library:
     return native
 
 
-def checked_step(step: Tensor | None) -> Tensor | None:
-    """Raise InputError unless it is one number; as float32."""
-    if step is None:
-        return None
-    check("step", step, (), (step.dtype,))
-    return step.float()
+def as_floats(tensor: Tensor | None) -> Tensor | None:
+    """A tensor in float32, as the library takes what isn't packed."""
+    return None if tensor is None else tensor.float()
 
 
 def check_tokens(x: Tensor) -> int:
@@ -242,19 +235,3 @@ def check_sizes(bits: int, most_bits: int, group_size: int, rows: int, columns: 
     if group_size < 0 or group_size % COLUMNS or (group_size or columns) > MAX_GROUP:
         expected = f"a multiple of {COLUMNS} up to {MAX_GROUP}, or 0 for whole rows up to that"
         raise InputError(f"group_size={group_size}: expected {expected}")
-
-
-def check(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
-    device: torch.device = CPU,
-) -> None:
-    """Raise InputError unless a tensor is of this shape and one of these dtypes, as it lies."""
-    if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != device:
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise InputError(f"{name} is {got}: expected {shape} {expected} on {device}")
-    if not tensor.is_contiguous():
-        raise InputError(f"{name} isn't contiguous")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
@@ -40,7 +41,8 @@ def linear(
     if activation == "int8" and isinstance(weight, IntegerWeight):
         per_token = weight.bits == 8 and weight.zero_kind == "none" and weight.groups == 1
         on_cpu = x.device.type == "cpu"  # on a GPU `_int_mm` refuses few tokens
-        if per_token and on_cpu and not weight.interleaved and not x.requires_grad:
+        constant = not x.requires_grad and not has_tangent(x)
+        if per_token and on_cpu and not weight.interleaved and constant:
             return _int8_product(x, weight, bias)
         x = round_activations(x, weight.columns_per_group)
     if activation == "int8" and isinstance(weight, CodebookWeight):
@@ -113,8 +115,7 @@ def round_activations(x: Tensor, size: int) -> Tensor:
     """x (..., in) rounded to 8 bits per `size` columns; gradients pass as if it weren't."""
     cells = torch.nn.functional.pad(x.detach().float(), (0, -x.shape[-1] % size))
     codes, scale = quantize_tokens(cells.view(*x.shape[:-1], cells.shape[-1] // size, size))
-    rounded = (codes.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
-    return rounded + (x - x.detach()) if x.requires_grad else rounded
+    return _passing((codes.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype), x)
 
 
 def round_to_step(x: Tensor, step: Tensor | None) -> Tensor:
@@ -125,8 +126,19 @@ def round_to_step(x: Tensor, step: Tensor | None) -> Tensor:
     assert step is not None, "static activations come with a step"
     width = step.float()
     codes = (x.detach().float() * (1 / width)).round_().clamp_(-127, 127)
-    rounded = torch.where(x.isfinite(), codes * width, torch.nan).to(x.dtype)
-    return rounded + (x - x.detach()) if x.requires_grad else rounded
+    return _passing(torch.where(x.isfinite(), codes * width, torch.nan).to(x.dtype), x)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether x is differentiated forward; compilers don't see that."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+def _passing(rounded: Tensor, x: Tensor) -> Tensor:
+    """Rounded values with the derivatives of x, forward and backward."""
+    return rounded + (x - x.detach()) if x.requires_grad or has_tangent(x) else rounded
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tauten.runtime.buffers import address, floats
 from tauten.runtime.library import Library
 
 
@@ -25,16 +26,19 @@ def decide_columns(
         slope: (out, width) float32 for a descent, changed; None for a sweep.
     Returns:
         (out, width) float32, errors or moves.
+    Raises:
+        InputError: A tensor isn't that.
     """
-    assert values.stride(1) == 1 and (slope is None or slope.is_contiguous())
     step, low, top = levels
     step, low, local = step.contiguous(), low.contiguous(), local.contiguous()
-    errors = torch.empty(values.shape)
+    shape, cells = values.shape, (len(values), step.shape[1])
+    errors, first = floats(*shape), values[:1]  # rows may lie apart from each other
     native.handle.tauten_decide_columns(
-        *(values.data_ptr(), len(values), values.stride(0), errors.data_ptr()),
-        None if slope is None else slope.data_ptr(),
-        *(local.data_ptr(), groups.data_ptr(), values.shape[1]),
-        *(step.data_ptr(), low.data_ptr(), step.shape[1], top),
+        *(address("values", first, first.shape), len(values), values.stride(0)),
+        *(address("errors", errors, shape), address("slope", slope, shape)),
+        address("local", local, (shape[1], shape[1])),
+        *(address("groups", groups, shape[1:], (torch.int64,)), shape[1]),
+        *(address("step", step, cells), address("low", low, cells), step.shape[1], top),
         *(native.isa, torch.get_num_threads()),
     )
     return errors
@@ -60,15 +64,17 @@ def cell_sums(
     Returns:
         (out, groups) float32, weighted squared errors; or (out, groups, 3), weighted sums of
         squared codes, codes, and codes by values.
+    Raises:
+        InputError: A tensor isn't that.
     """
     values, weights = cells
-    assert values.is_contiguous() and weights.is_contiguous()
     scale, depth = (part.contiguous() for part in scales)
-    out, groups, size = values.shape
-    sums = torch.empty(out, groups, 3) if codes else torch.empty(out, groups)
+    out, groups, size = shape = values.shape
+    sums = floats(out, groups, 3) if codes else floats(out, groups)
     native.handle.tauten_cells(
-        *(values.data_ptr(), out, weights.data_ptr(), scale.data_ptr(), depth.data_ptr()),
-        *(groups, size, middle, 2**bits - 1, codes, sums.data_ptr()),
+        *(address("values", values, shape), out, address("weights", weights, (1, groups, size))),
+        *(address("scale", scale, (out, groups)), address("depth", depth, (out, groups))),
+        *(groups, size, middle, 2**bits - 1, codes, address("sums", sums, sums.shape)),
         *(native.isa, torch.get_num_threads()),
     )
     return sums

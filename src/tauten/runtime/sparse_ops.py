@@ -15,6 +15,7 @@ from tauten.formats.integer import ZERO_KINDS
 from tauten.formats.interleaved import COLUMNS
 from tauten.formats.sparse import SCALE_DTYPES, VALUE_DTYPES
 from tauten.runtime import ops
+from tauten.runtime.buffers import address, check, floats
 
 _CODES = len(VALUE_DTYPES)  # kinds of values as the library numbers them: the floats, then codes
 _DAMAGED = 4
@@ -47,12 +48,10 @@ def _sparse_linear(
     native, columns = ops.loaded(), ops.check_tokens(x)
     size = (bits, group_size, slots, rows, columns)
     zero_kind = _check((mask, starts, values, scale, zero), *size)
-    if bias is not None:
-        ops.check("bias", bias, (rows,), (bias.dtype,))
-        bias = bias.float()
-    inputs, y = x.float().contiguous(), torch.empty(*x.shape[:-1], rows)
+    inputs, bias = ops.as_floats(x.contiguous()), ops.as_floats(bias)
+    y = floats(*x.shape[:-1], rows)
     status = native.handle.tauten_sparse_linear(
-        inputs.data_ptr(),
+        address("x", inputs, x.shape),
         math.prod(x.shape[:-1]),
         *(tensor.data_ptr() for tensor in (mask, starts, values)),
         _CODES if bits else VALUE_DTYPES.index(values.dtype),
@@ -65,8 +64,8 @@ def _sparse_linear(
         rows,
         columns,
         -(-(group_size or columns) // COLUMNS),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
+        address("bias", bias, (rows,)),
+        address("y", y, y.shape),
         native.isa,
         torch.get_num_threads(),
     )
@@ -106,11 +105,11 @@ def _check(
     mask, starts, values, scale, zero = tensors
     if rows < 1 or columns < 1 or slots < 0:
         raise InputError(f"{rows} x {columns} weights in {slots} slots: expected no empty side")
-    ops.check("mask", mask, (rows, -(-columns // COLUMNS) * COLUMNS // 8), (torch.uint8,))
-    ops.check("starts", starts, (rows + 1,), (torch.int64,))
+    check("mask", mask, (rows, -(-columns // COLUMNS) * COLUMNS // 8), (torch.uint8,))
+    check("starts", starts, (rows + 1,), (torch.int64,))
     if scale is not None:
         return _check_codes((values, scale, zero), bits, group_size, slots, rows, columns)
-    ops.check("values", values, (slots,), VALUE_DTYPES)
+    check("values", values, (slots,), VALUE_DTYPES)
     if zero is not None or bits or group_size:
         raise InputError("a zero, bits or a group_size without scale: expected floats only")
     return "none"
@@ -131,12 +130,12 @@ def _check_codes(
     if group_size < 0 or group_size % COLUMNS:
         raise InputError(f"group_size={group_size}: expected 0 or a multiple of {COLUMNS}")
     groups = -(-columns // (group_size or columns))
-    ops.check("values", values, (packed_bytes(slots, bits),), (torch.uint8,))
-    ops.check("scale", scale, (rows, groups), SCALE_DTYPES)
+    check("values", values, (packed_bytes(slots, bits),), (torch.uint8,))
+    check("scale", scale, (rows, groups), SCALE_DTYPES)
     if zero is None:
         return "none"
     if zero.dtype == torch.uint8:
-        ops.check("zero", zero, (rows, packed_bytes(groups, bits)), (torch.uint8,))
+        check("zero", zero, (rows, packed_bytes(groups, bits)), (torch.uint8,))
         return "integer"
-    ops.check("zero", zero, (rows, groups), (scale.dtype,))
+    check("zero", zero, (rows, groups), (scale.dtype,))
     return "float"

@@ -55,9 +55,11 @@ class _TunableScales(nn.Module):
     def __init__(self, packed: IntegerWeight):
         super().__init__()
         self._packed = packed
-        self.change = nn.Parameter(torch.zeros(packed.scale.shape))
+        self.change = nn.Parameter(torch.zeros(packed.scale.shape, dtype=torch.float32))
         moves = packed.zero_kind == "float"
-        self.offset = nn.Parameter(torch.zeros(packed.scale.shape)) if moves else None
+        self.offset = (
+            nn.Parameter(torch.zeros(packed.scale.shape, dtype=torch.float32)) if moves else None
+        )
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """Scale, and the float zero where there is one: (out, groups) float32."""
@@ -82,9 +84,13 @@ class _TunableTwoLevel(nn.Module):
     def __init__(self, packed: SuperblockWeight):
         super().__init__()
         self._packed = packed
-        self.change = nn.Parameter(torch.zeros(packed.super_scale.shape))
+        self.change = nn.Parameter(torch.zeros(packed.super_scale.shape, dtype=torch.float32))
         moves = packed.super_zero is not None
-        self.zero_change = nn.Parameter(torch.zeros(packed.super_scale.shape)) if moves else None
+        self.zero_change = (
+            nn.Parameter(torch.zeros(packed.super_scale.shape, dtype=torch.float32))
+            if moves
+            else None
+        )
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """Scale, and the zero where there is one: (out, groups) float32."""

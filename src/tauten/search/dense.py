@@ -107,7 +107,6 @@ def _loaded(layer: PackedLinear | PackedConv, loader: Loader | None) -> PackedLi
             if buffer.is_meta
         }
         loaded.packed.load_state_dict(own, assign=True, strict=False)
-        loaded.dtype_like = layer.dtype_like.new_empty(0, device="cpu")
     return loaded
 
 

@@ -117,7 +117,10 @@ def _activation_bytes(model: nn.Module) -> int:
 def operations_per_s() -> float:
     """Floating-point operations a second, by a probing product."""
     size = 1024
-    left, right = torch.ones(size, size), torch.ones(size, size)
+    left, right = (
+        torch.ones(size, size, dtype=torch.float32),
+        torch.ones(size, size, dtype=torch.float32),
+    )
     left @ right
     start = time.perf_counter()
     left @ right

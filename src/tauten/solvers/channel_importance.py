@@ -37,7 +37,7 @@ def independent_losses(readers: Sequence[Reader]) -> Tensor:
         (channels,) mean square of the lost output relative to the whole output, summed over
         readers.
     """
-    total = torch.zeros(len(readers[0].columns))
+    total = torch.zeros(len(readers[0].columns), dtype=torch.float32)
     for reader in readers:
         diagonal = reader.moment if reader.moment.dim() == 1 else reader.moment.diagonal()
         energy = reader.weight.float().square().sum(0) * diagonal
@@ -97,7 +97,7 @@ def removal_order(
         waiting &= ~waiting.all()
         for state in states:
             state.remove(channel)
-    return Removal(torch.tensor(order, dtype=torch.long), torch.tensor(losses))
+    return Removal(torch.tensor(order, dtype=torch.long), torch.tensor(losses, dtype=torch.float32))
 
 
 def _independent_order(losses: Tensor, count: int, parts: int) -> Removal:
@@ -187,7 +187,7 @@ class _Sweep:
             self._blocks.baddbmm_(
                 rows[:, at].permute(1, 2, 0), step[:, at].permute(1, 0, 2), alpha=-1
             )
-            self._blocks[channel] = torch.eye(len(own))
+            self._blocks[channel] = torch.eye(len(own), dtype=torch.float32)
             self._rows.append(rows)
             self._steps.append(step)
             if len(self._rows) == WAITING:

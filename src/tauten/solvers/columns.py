@@ -59,7 +59,7 @@ def decide_columns(
         groups = torch.tensor(columns) // decide.size
         levels = decide.step, decide.low, decide.top
         return solve.decide_columns(native, values, local, groups, levels, slope)
-    changes = torch.empty(values.shape)
+    changes = torch.empty(values.shape, dtype=torch.float32)
     for j, index in enumerate(columns):
         value = values[:, j]
         if slope is None:

@@ -79,7 +79,11 @@ def regress_grid(
         importance: (in,) or (out, in) weight of each squared error; None for equal ones.
     """
     free = zero is not None and zero.is_floating_point()
-    weight = torch.ones(1, matrix.shape[1]) if importance is None else torch.atleast_2d(importance)
+    weight = (
+        torch.ones(1, matrix.shape[1], dtype=torch.float32)
+        if importance is None
+        else torch.atleast_2d(importance)
+    )
     weight, cells = grouped(weight, size), grouped(matrix.float(), size)
     from_zero = torch.zeros_like(scale) if free else zero
     values = grid_values(codes.float(), bits, size, torch.ones_like(scale), from_zero)

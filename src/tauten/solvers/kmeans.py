@@ -25,7 +25,7 @@ def kmeans_1d(
     ordered, order = values.float().contiguous().sort(-1)
     mass = torch.ones_like(ordered) if weights is None else weights.float()[order]
     low, high = ordered[..., :1], ordered[..., -1:]
-    even = low + (high - low) * torch.linspace(0, 1, count)
+    even = low + (high - low) * torch.linspace(0, 1, count, dtype=torch.float32)
     starts = (_spread(ordered, mass, count), even)
     spread, even = (_lloyd(ordered, mass, start, iterations) for start in starts)
     errors = [_squared_error(ordered, mass, centres) for centres in (spread, even)]

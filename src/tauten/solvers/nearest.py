@@ -53,7 +53,10 @@ def round_by_rows(
     groups = -(-columns // (group_size or columns))
     # Results have their place from the start: allocated among temporaries they would pin them.
     codes = torch.empty(rows, packed_bytes(columns, bits), dtype=torch.uint8)
-    scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups)
+    scales, zeros = (
+        torch.empty(rows, groups, dtype=torch.float32),
+        torch.empty(rows, groups, dtype=torch.float32),
+    )
     half, zero_dtype = True, None
     for part in row_chunks(matrix):
         scale, offset = fit(matrix[part])

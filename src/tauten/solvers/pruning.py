@@ -87,7 +87,7 @@ def alternate_mask(
     pruned, dual = scaled * mask, torch.zeros_like(scaled)
     before = PENALTIES[0]
     for penalty in PENALTIES:
-        system = correlation + penalty * torch.eye(len(strength))
+        system = correlation + penalty * torch.eye(len(strength), dtype=torch.float32)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
         dual *= before / penalty  # it is counted in units of the penalty
         before = penalty

@@ -98,7 +98,10 @@ def refit_two_level(
 def _refit_supers(
     target: Tensor, moment: Tensor, codes: Tensor, grid: TwoLevelGrid, scales: TwoLevelScales
 ) -> TwoLevelScales:
-    ones, nothing = torch.ones(scales.super_scale.shape), torch.zeros(scales.super_scale.shape)
+    ones, nothing = (
+        torch.ones(scales.super_scale.shape, dtype=torch.float32),
+        torch.zeros(scales.super_scale.shape, dtype=torch.float32),
+    )
     alone = [scales._replace(super_scale=ones)]  # what one super-scale at a time multiplies
     if scales.super_zero is not None:
         alone = [alone[0]._replace(super_zero=nothing)]

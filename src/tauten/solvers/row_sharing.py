@@ -52,7 +52,7 @@ def share_rows(
     shared = torch.nn.functional.normalize(start)
     index, factor = _nearest(matrix, shared)
     for _ in range(iterations):
-        power = torch.zeros(len(shared)).index_add_(0, index, factor.square())
+        power = torch.zeros(len(shared), dtype=torch.float32).index_add_(0, index, factor.square())
         total = torch.zeros_like(shared).index_add_(0, index, factor[:, None] * matrix)
         fitted = torch.nn.functional.normalize(total)
         before, shared = shared, torch.where(power[:, None] > 0, fitted, shared)

@@ -21,7 +21,9 @@ def tied(values: Tensor, channels: Tensor) -> Tensor:
     Returns:
         (in,), nowhere below a small fraction of the largest, and never 0.
     """
-    largest = torch.zeros(int(channels.max()) + 1).scatter_reduce(0, channels, values, "amax")
+    largest = torch.zeros(int(channels.max()) + 1, dtype=torch.float32).scatter_reduce(
+        0, channels, values, "amax"
+    )
     floor = SMALLEST * float(values.max()) or 1.0
     return largest[channels].clamp_min(floor)
 

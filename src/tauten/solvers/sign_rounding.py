@@ -114,7 +114,7 @@ def learn_alone(rounding: LearnedRounding, weight: Tensor, moment: Tensor, steps
         moment: (in, in), mean of x x^T.
         steps: Each costs two products of the weight with the moment.
     """
-    least, best = torch.full((len(weight),), torch.inf), rounding.state_dict()
+    least, best = torch.full((len(weight),), torch.inf, dtype=torch.float32), rounding.state_dict()
     for step in range(steps + 1):
         with torch.enable_grad():
             error = output_error(rounding() - weight, moment)

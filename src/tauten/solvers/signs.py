@@ -171,7 +171,7 @@ def _solve_rows(matrix: Tensor, signs: Tensor, scales: Tensor, size: int, moment
     basis = signs.float()
     missing = matrix - (basis * _spread(scales, size, matrix.shape[1])).sum(0)
     right = _by_group(missing @ moment, basis, size)  # (passes, rows, groups)
-    left = torch.empty(passes, groups, passes, rows, groups)
+    left = torch.empty(passes, groups, passes, rows, groups, dtype=torch.float32)
     for group in range(groups):
         columns = slice(group * size, (group + 1) * size)
         reached = basis[..., columns] @ moment[columns]  # (passes, rows, in)

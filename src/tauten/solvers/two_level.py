@@ -40,7 +40,11 @@ def fit_two_level(
         importance: (in,) weight of each column's squared error; None for equal ones.
     Cost: About 80 passes over the matrix with offsets, 100 without.
     """
-    weights = torch.ones(matrix.shape[1]) if importance is None else importance.float()
+    weights = (
+        torch.ones(matrix.shape[1], dtype=torch.float32)
+        if importance is None
+        else importance.float()
+    )
     weights = grouped((weights + 1e-6 * weights.mean())[None], grid.group_size)
     rows = matrix.split(_rows_at_once(matrix.shape[1]))
     parts = (grouped(part.float().contiguous(), grid.group_size) for part in rows)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.formats.bits import packed_bytes, planes
+from tauten.runtime.buffers import check
 from tauten.runtime.gpu import products
 from tauten.runtime.gpu.ops import DTYPES, takes_group
-from tauten.runtime.ops import GRID_DTYPES, check
+from tauten.runtime.ops import GRID_DTYPES
 
 FEW_TOKENS = 4  # up to here reading the weight costs more than multiplying without matrix units
 
