@@ -107,7 +107,7 @@ def test_too_little_data_is_warned_of_with_the_count_needed(
     )
     caplog.clear()
     layers(Detour(), Recipe((Step(tauten.GPTQ(4, 16), "used"),)), [torch.randn(256, 32)])
-    assert not caplog.text
+    assert "partly chance" not in caplog.text
 
 
 def test_embeddings_are_listed_and_what_needs_no_data_is_not() -> None:

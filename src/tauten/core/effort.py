@@ -36,8 +36,8 @@ class Effort:
         return gain > 0 and gain * done >= self.worth * work
 
 
-QUICK = Effort("quick", 0.5, 1, far=False, probes=False)
-NORMAL = Effort("normal", 0.25, 1, far=False, probes=False)
+QUICK = Effort("quick", 0.7, 1, far=False, probes=False)
+NORMAL = Effort("normal", 0.35, 1, far=False, probes=False)
 THOROUGH = Effort("thorough", 0.0, 2, far=True, probes=True)
 EFFORTS = {effort.name: effort for effort in (QUICK, NORMAL, THOROUGH)}
 

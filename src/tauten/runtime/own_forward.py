@@ -198,4 +198,5 @@ def _empty(kind: Any) -> KeepsForward:
 
 @functools.cache
 def _kept_class(kind: Any) -> type[KeepsForward]:
-    return type(f"Packed{kind.__name__}", (KeepsForward, kind), {"__module__": kind.__module__})
+    own = {"__module__": kind.__module__, "forward": kind.forward}  # before that of `PackedModule`
+    return type(f"Packed{kind.__name__}", (KeepsForward, kind), own)
