@@ -51,6 +51,14 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
+SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+    "window_size": 4,
+}
 STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "embedding_size": 8}
 SPEECH = {
     "hidden_size": 32,
@@ -248,22 +256,8 @@ IMAGES: dict[str, dict[str, Any]] = {
     "ViTMAEModel": VISION,
     "Dinov2ForImageClassification": VISION,
     "YolosForObjectDetection": VISION | {"num_detection_tokens": 4, "image_size": [32, 32]},
-    "SwinForImageClassification": {
-        "image_size": 32,
-        "patch_size": 4,
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [2, 2],
-        "window_size": 4,
-    },
-    "Swinv2ForImageClassification": {
-        "image_size": 32,
-        "patch_size": 4,
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [2, 2],
-        "window_size": 4,
-    },
+    "SwinForImageClassification": SWIN,
+    "Swinv2ForImageClassification": SWIN,
     "ConvNextForImageClassification": STAGES,
     "ConvNextV2ForImageClassification": STAGES,
     "ResNetForImageClassification": STAGES,
