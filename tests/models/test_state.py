@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import tauten
+import tauten.methods
+from tauten.core.errors import InputError
 from tauten.models.state import state_kept
 
 
@@ -100,3 +102,12 @@ def test_what_raises_leaves_the_state_too() -> None:
         for x in TOKENS:
             model(x)
     assert int(model.at) == 0 and not bool(model.cache.any())
+
+
+@pytest.mark.parametrize("call", ["quantize", "compress", "parallelize", "distribute"])
+def test_tensors_without_values_are_named(call: str) -> None:
+    lazy = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4))
+    with pytest.raises(InputError, match=r"'1\.weight'.*no shape yet: call the model once"):
+        getattr(lazy, call)()
+    with pytest.raises(InputError, match=r"'weight'.*meta device.*load it first"):
+        getattr(nn.Linear(4, 4, device="meta"), call)()

@@ -1,5 +1,6 @@
 """Blocks and units of every kind of model."""
 
+import pytest
 from tiny_models import MODELS
 from torch import nn
 
@@ -78,3 +79,9 @@ def test_layers_that_read_or_rewrite_weights_themselves_are_left() -> None:
         {"attention": nn.MultiheadAttention(8, 2), "table": nn.Embedding(4, 8, max_norm=1.0)}
     )
     assert [name for name, _ in packable_modules(model)] == []
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_layers_without_a_weight_value_are_left() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 0), nn.Linear(0, 4), nn.Embedding(0, 4))
+    assert [name for name, _ in packable_modules(model)] == ["0"]

@@ -20,7 +20,7 @@ from tauten.models.loader import Loader
 from tauten.models.packing import write_out
 from tauten.models.reader import SafetensorsReader, check_finite
 from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
-from tauten.models.state import written_buffers
+from tauten.models.state import check_loaded, written_buffers
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -147,9 +147,8 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
     """
     model = unwrapped(model)
     check_replaceable(model)
+    check_loaded(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if any(tensor.is_meta for tensor in tensors.values()):
-        raise InputError(f"{type(model).__name__} has tensors on the meta device; load it first")
     for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
         check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
     return Source(

@@ -1,11 +1,23 @@
-"""What a forward writes into a model: caches, counters, running statistics."""
+"""A model's tensors: whether they are there, and what a forward writes into them."""
 
 import contextlib
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
+from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Raise InputError where a tensor of a model in memory has no values yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        place = f"tensor {name!r} of {type(model).__name__}"
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise InputError(f"{place} has no shape yet: call the model once on an input first")
+        if tensor.is_meta:
+            raise InputError(f"{place} has no values (it is on the meta device): load it first")
 
 
 def written_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -93,17 +93,19 @@ def _is_packable(module: nn.Module) -> bool:
     if getattr(module, "max_norm", None) is not None:  # it rewrites its own weight in forward
         return False
     if type(module) in PACKABLE:
-        return True
+        return module.weight.numel() > 0
     derived = isinstance(module, PACKABLE) and not isinstance(module, UNPACKABLE)
-    has_weight = module._parameters.get("weight") is not None
-    return derived and has_weight and not any(hasattr(module, name) for name in ADDED)
+    weight = module._parameters.get("weight")
+    if not derived or weight is None or not weight.numel():
+        return False
+    return not any(hasattr(module, name) for name in ADDED)
 
 
 def other_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters of two dimensions and more that stand in no packable layer, with their names."""
     layers = {name for name, _ in packable_modules(model)}
     for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2 and name.rpartition(".")[0] not in layers:
+        if parameter.dim() >= 2 and parameter.numel() and name.rpartition(".")[0] not in layers:
             yield name, parameter
 
 

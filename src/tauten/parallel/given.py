@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.models.source import open_source
+from tauten.models.state import check_loaded
 from tauten.models.structure import find_structure
 from tauten.parallel.by_value import UnsendableError
 from tauten.parallel.comparison import tolerance
@@ -41,8 +42,7 @@ class Given:
             self.name, self.model = self._source.name, self._source.skeleton()
         else:
             whole = model if self._source is None else self._source.open()
-            if any(tensor.is_meta for tensor in (*whole.parameters(), *whole.buffers())):
-                raise InputError(f"{type(whole).__name__} has empty tensors; load it first")
+            check_loaded(whole)
             self.name = type(whole).__name__ if self._source is None else self._source.name
             self._source, self.model = None, whole
 
