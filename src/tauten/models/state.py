@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight
@@ -14,7 +14,7 @@ def check_loaded(model: nn.Module) -> None:
     """Raise InputError where a tensor of a model in memory has no values yet."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         place = f"tensor {name!r} of {type(model).__name__}"
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise InputError(f"{place} has no shape yet: call the model once on an input first")
         if tensor.is_meta:
             raise InputError(f"{place} has no values (it is on the meta device): load it first")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -85,7 +86,7 @@ def packable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _is_packable(module: nn.Module) -> bool:
+def _is_packable(module: Any) -> bool:
     """Whether a layer has a packed twin.
 
     One of a class derived from `PACKABLE` keeps its own forward; see `runtime.own_forward`.
@@ -93,12 +94,11 @@ def _is_packable(module: nn.Module) -> bool:
     if getattr(module, "max_norm", None) is not None:  # it rewrites its own weight in forward
         return False
     if type(module) in PACKABLE:
-        return module.weight.numel() > 0
-    derived = isinstance(module, PACKABLE) and not isinstance(module, UNPACKABLE)
+        return bool(module.weight.numel())
     weight = module._parameters.get("weight")
-    if not derived or weight is None or not weight.numel():
+    if not isinstance(module, PACKABLE) or weight is None or not weight.numel():
         return False
-    return not any(hasattr(module, name) for name in ADDED)
+    return not isinstance(module, UNPACKABLE) and not any(hasattr(module, name) for name in ADDED)
 
 
 def other_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
