@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 import tauten
+from tauten.distributed.module import DistributedModule, Workers
 from tauten.parallel.comparison import difference
 from tauten.parallel.plan import Layout
-from tauten.parallel.row_cuts import RowCuts, call_in_parts
+from tauten.parallel.row_cuts import RowCuts, Verdict, call_in_parts
 
 
 class Rows(nn.Module):
@@ -150,6 +152,15 @@ def test_plans_dont_cut_what_cant_be_cut(caplog: pytest.LogCaptureFixture) -> No
         assert parallel.plan.layout.workers == 1
         assert "can't be cut by rows" in parallel.plan.reason
         torch.testing.assert_close(parallel(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_distributed_module_tells_why_its_calls_run_whole() -> None:
+    cuts = RowCuts("Net", 1e-5)
+    cuts.settle(((torch.ones(2),), {}), Verdict("outputs of its parts differ by 3"))
+    cluster: Any = SimpleNamespace(workers=["one", "two"], close=lambda: None)
+    many = DistributedModule(lambda: Workers(cluster, None, cuts), "Net", str)
+    assert many.cluster is cluster
+    assert "Net on 2 workers; a batch of Net can't be cut by rows" in repr(many)
 
 
 @pytest.mark.parametrize(

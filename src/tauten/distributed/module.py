@@ -147,7 +147,8 @@ class DistributedModule(ModuleOnWorkers):
     def extra_repr(self) -> str:
         if self._workers is None:
             return f"{self._name}, whose workers start with the first call"
-        return f"{self._name} on {len(self._workers.cluster.workers)} workers"
+        workers, cuts = len(self._workers.cluster.workers), self._workers.cuts
+        return f"{self._name} on {workers} workers" + (cuts.refusal and f"; {cuts.refusal}")
 
     def _started(self) -> Workers:
         self._check_open()

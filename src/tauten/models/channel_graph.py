@@ -84,7 +84,8 @@ def channel_graph(model: nn.Module) -> ChannelGraph:
             "prune_width and prune_heads, which know transformers by their layers"
         )
     if failures:
-        _log.warning("channels are known only in parts: %s can't be traced", failures[0])
+        kept = "what belongs to no part of the model that can be traced keeps its channels"
+        _log.info("%s: %s can't be traced", kept, failures[0])
     return ChannelGraph(tuple(groups), norms)
 
 

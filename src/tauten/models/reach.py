@@ -67,8 +67,8 @@ def check_reach(
     if unseen and not has_data:
         widest = max(math.prod(record.shape[1:]) for record in unseen)
         _warn(
-            f"{plural(len(unseen), 'layer')} packed without calibration data: pass some, of about "
-            f"{TOKENS_PER_FEATURE * widest:,} tokens",
+            f"{plural(len(unseen), 'layer')} packed without calibration data: pass some as data= "
+            f"(--data), about {TOKENS_PER_FEATURE * widest:,} tokens (or rows)",
             warned,
         )
         return

@@ -39,7 +39,7 @@ from tauten.search.dense import slow_candidate_layers, slow_pruned_layers
 from tauten.search.folder import run_folder
 from tauten.search.forecast import Forecast, forecast
 from tauten.search.ladder import LEVELS
-from tauten.search.loop import ORIGINAL, Search, work_of
+from tauten.search.loop import ORIGINAL, Search
 from tauten.search.proposals import MOST
 from tauten.search.publish import (
     Facts,
@@ -78,9 +78,7 @@ def run_search(
     task = make_task(source, skeleton, data, metric, seed, max_tokens)
     tokens = task.tokens.get("development", task.documents["development"])
     needs = forecast(source, skeleton, structure, len(LEVELS) + MOST, tokens, goal)
-    if task.is_text and not goal.is_about_latency:
-        needs = replace(needs, time_s=work_of(skeleton, task).left_s(effort))
-    announce(needs)
+    announce(needs, time_later=task.is_text and not goal.is_about_latency)
     if max_time_s is not None:
         check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
     run = {
@@ -266,16 +264,13 @@ def announce_coverage(recipe: Recipe, layers: Sequence[LayerRecord]) -> None:
         _log.log(logging.WARNING if warns else logging.INFO, sentence)
 
 
-def announce(needs: Forecast) -> None:
-    """Say what the run will need."""
+def announce(needs: Forecast, time_later: bool = False) -> None:
+    """Say what the run will need; `time_later` where the search will say how long it takes."""
     how = ", one block at a time" if needs.stream else ""
-    _log.info(
-        "forecast: about %s of memory%s, %s of disk, %.1f min",
-        format_bytes(needs.memory_bytes),
-        how,
-        format_bytes(needs.disk_bytes),
-        max(0.1, needs.time_s / 60),
-    )
+    minutes = f"{max(0.1, needs.time_s / 60):.1f} min"
+    time = ", its time once the original is measured" if time_later else f", {minutes}"
+    memory, disk = format_bytes(needs.memory_bytes), format_bytes(needs.disk_bytes)
+    _log.info("forecast: about %s of memory%s, %s of disk%s", memory, how, disk, time)
 
 
 def _fingerprint(task: Task) -> str:
