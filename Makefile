@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
+# Each module is compiled once, when it is first imported, even where images forbid it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-kernels check bench clean
 
 install: $(VENV)/developing
