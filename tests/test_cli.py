@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,9 +82,13 @@ def test_optimize_then_use_what_came_out(
 def test_quantize_and_inspect(llama_folder: Path, tmp_path: Path) -> None:
     done = tauten("quantize", llama_folder, "--bits", 4, "-o", "out")
     assert done.exit_code == 0 and "not measured" in done.stdout, done.stderr
-    for model in (llama_folder, "out"):
+    counts = []
+    for model, share in ((llama_folder, "100% of the weights can be"), ("out", "100% of the")):
         done = tauten("inspect", model)
         assert done.exit_code == 0 and "LlamaForCausalLM" in done.stdout, done.stderr
+        assert share in done.stdout and "gate_proj, up_proj" in done.stdout
+        counts.append(re.search(r"(\S+) parameters, .*, (.+)", done.stdout).groups())
+    assert counts[0] == counts[1]  # packed or not: as many parameters, blocks and units
 
 
 def test_compress_takes_a_technique_its_knobs_and_data(

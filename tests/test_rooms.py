@@ -12,7 +12,8 @@ ROOT = Path(tauten.__file__).parent
 PILLARS = {"compression", "quantization", "parallel"}
 FACES = {
     *("api", "api_parallel", "api_distributed", "cli", "cli_distributed", "methods"),
-    *("faces", "faces_parallel", "faces_distributed", "faces_timing", "__init__", "__main__"),
+    *("faces", "faces_inspect", "faces_parallel", "faces_distributed", "faces_timing"),
+    *("__init__", "__main__"),
 }
 LEVELS: list[set[str]] = [
     {"core"},

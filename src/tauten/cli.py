@@ -115,7 +115,7 @@ def command(function: Callable[..., None], **settings: Any) -> Callable[..., Non
 @command
 def inspect(model: Model, base: Base = None) -> None:
     """Show a model's blocks, units, shapes and sizes."""
-    from tauten.faces import inspect_facts
+    from tauten.faces_inspect import inspect_facts
     from tauten.report.terminal import print_inspect
 
     print_inspect(inspect_facts(model, base), console)

@@ -1,7 +1,6 @@
 """What the command line does with the API's answers: gather facts, print them."""
 
 import contextlib
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from tauten.api import compression_recipe, quantization_technique
-from tauten.core.coverage import Coverage
 from tauten.core.errors import InputError
 from tauten.core.figures import format_percent
 from tauten.core.files import write_text
@@ -21,23 +18,15 @@ from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.task import is_language_model, make_task
+from tauten.faces_inspect import open_model
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
-from tauten.models.structure import find_structure, other_matrices, packable_modules
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.search.choice import choose_recipe
 from tauten.search.folder import check_out
 from tauten.search.run import run_recipe
 from tauten.search.techniques import TECHNIQUES
-
-
-def open_model(name: str, base: str | None) -> Source:
-    """A source from the command line; `base` is what an artifact was made from."""
-    path = Path(name)
-    if base is not None and artifact.is_artifact(path):
-        return artifact.source(path, base)
-    return open_source(name)
 
 
 def goal_from_text(
@@ -56,50 +45,6 @@ def goal_from_text(
         max_memory_bytes=None if max_memory is None else parse_bytes(max_memory),
         minimize=minimize,
     )
-
-
-def inspect_facts(name: str, base: str | None) -> dict[str, Any]:
-    """What `report.terminal.print_inspect` shows."""
-    source = open_model(name, base)
-    model = (source.outline or source.skeleton)()
-    structure = find_structure(model)
-    units = []
-    for unit in structure.units:
-        weights = {id(w): w for w in (model.get_parameter(f"{n}.weight") for n in unit.names)}
-        size = sum(w.nbytes for w in weights.values())
-        shapes = list(dict.fromkeys(tuple(w.shape) for w in weights.values()))
-        units.append(
-            {"names": unit.names, "block": unit.block, "shapes": shapes, "size_bytes": size}
-        )
-    tied = [
-        list(unit.names)
-        for unit in structure.units
-        if len(unit.names) > len({id(model.get_submodule(n).weight) for n in unit.names})
-    ]
-    covered = _packable(model)
-    rest = f"; the rest is held by {covered.holders}" if covered.rest else ""
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "coverage": f"{format_percent(covered.share)} of the weights can be packed{rest}",
-        "covered": covered.suffices,
-        "architecture": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "size_bytes": source.size_bytes,
-        "blocks": list(structure.blocks),
-        "units": units,
-        "tied": tied,
-        "notes": [source.whole] if source.whole else [],
-    }
-
-
-def _packable(model: nn.Module) -> Coverage:
-    """How much of a model stands in layers that can be packed."""
-    weights = {id(m.weight): m.weight.numel() for _, m in packable_modules(model)}  # type: ignore[operator]
-    others: Counter[str] = Counter()
-    for name, weight in other_matrices(model):
-        others[type(model.get_submodule(name.rpartition(".")[0])).__name__] += weight.numel()
-    return Coverage.of(sum(weights.values()), others)
 
 
 def read_recipe(file: Path) -> Recipe:

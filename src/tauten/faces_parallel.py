@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.progress import progress_bars
-from tauten.faces import open_model
+from tauten.faces_inspect import open_model
 from tauten.parallel.given import example_tokens
 from tauten.parallel.plan import Plan
 from tauten.parallel.replay import replay

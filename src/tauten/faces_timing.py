@@ -13,7 +13,7 @@ from tauten.core.technique import WeightTechnique
 from tauten.evaluation.formats import FormatTime, distinct_layers, time_formats
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import is_language_model
-from tauten.faces import open_model
+from tauten.faces_inspect import open_model
 from tauten.models.source import open_source
 from tauten.quantization import RTN
 

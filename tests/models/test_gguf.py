@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from tauten.core.errors import CorruptError
-from tauten.faces import inspect_facts
+from tauten.faces_inspect import inspect_facts
 from tauten.models import gguf as gguf_source
 from tauten.models.gguf import LONG
 
