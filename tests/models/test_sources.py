@@ -72,6 +72,18 @@ def test_tied_weights_are_one_tensor(llama_folder: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_folder_says_how_its_model_generates(llama_folder: Path, tmp_path: Path) -> None:
+    free = tauten.quantize(llama_folder).generate(TOKENS, max_new_tokens=8, do_sample=False)
+    stop, file = int(free[0, 22]), llama_folder / "generation_config.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps(known | {"eos_token_id": [300, stop], "max_new_tokens": 9}))
+    made = tauten.quantize(llama_folder, out=tmp_path / "out")
+    first = free[0].tolist().index(stop, 20)
+    for model in (made, tauten.load(tmp_path / "out")):
+        assert model.generation_config.max_new_tokens == 9
+        assert torch.equal(model.generate(TOKENS, do_sample=False), free[:, : first + 1])
+
+
 def test_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -149,7 +161,12 @@ def only_pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04never read")
 
 
+def break_generation(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1,')
+
+
 DAMAGE = {
+    break_generation: "generation_config.json: transformers can't read it",
     truncate: "not a whole safetensors file",
     remove_shard: "is missing, though the index names it",
     poison: "'model.norm.weight' holds NaN or infinity",

@@ -80,7 +80,12 @@ def read_config(folder: Path) -> Any:
 
 
 def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
-    """A function that builds the model of a configuration with empty parameters."""
+    """A function that builds the model of a configuration with empty parameters.
+
+    Args:
+        config: Of the model.
+        where: Folder that may say how the model generates, or a file, for messages.
+    """
     names = config.architectures or []
     model_class = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
     if model_class is None:
@@ -90,14 +95,30 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
             "doesn't have it and remote code is never run: pass the nn.Module instead"
         )
 
+    generation = _generation_config(where)
+
     def build() -> nn.Module:
         with init_empty_weights(include_buffers=False):
             # Of its own: a surgery on one skeleton must not change the configuration of the next.
-            model: nn.Module = model_class(copy.deepcopy(config))
-        model.tie_weights()  # type: ignore[operator]
+            model: Any = model_class(copy.deepcopy(config))
+        model.tie_weights()
+        if generation is not None and model.can_generate():
+            model.generation_config = copy.deepcopy(generation)
         return unfuse_experts(model.eval())
 
     return build
+
+
+def _generation_config(folder: Path) -> Any:
+    """Stop tokens and defaults of `generate`; None where the folder says nothing of them."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptError(f"{file}: transformers can't read it ({reason})") from None
 
 
 def tokenizer_loader(folder: Path) -> Callable[[], Any] | None:
