@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from faulty_models import Parts
 from parallel_layouts import by_parts, laid_out
 from tiny_models import MODELS, tiny_llama
@@ -46,6 +47,18 @@ def test_every_kind_of_model_and_a_packed_one(model_and_input: tuple[Any, torch.
             made = parallel(x)
         made = getattr(made, "logits", getattr(made, "last_hidden_state", made))
         assert torch.equal(made, expected)
+
+
+def test_generate_before_any_call_of_a_model_that_takes_more_than_tokens() -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1}
+    model: Any = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(num_heads=2, **sizes)
+    )
+    options = {"max_new_tokens": 3, "do_sample": False, "decoder_start_token_id": 0}
+    expected = model.eval().generate(TOKENS[:1] % 64, **options)
+    with tauten.parallelize(model, workers=2) as parallel:
+        assert torch.equal(parallel.generate(TOKENS[:1] % 64, **options), expected)
+        assert "parallel.plan(example)" in parallel.plan.reason
 
 
 def test_generate_is_the_models_own(llama: Any) -> None:

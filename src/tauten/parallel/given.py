@@ -108,13 +108,12 @@ def example_call(given: Given, example: Any) -> Call:
             tokens, for a language model.
     """
     if example is None:
-        vocabulary = getattr(given.config, "vocab_size", None)
-        if vocabulary is None:
+        if not takes_tokens(given.config):
             raise InputError(
                 f"{given.name}: pass example_inputs, a call like those to come (a tensor, a tuple "
                 "of arguments or a dict of keywords): plans are measured on it"
             )
-        return (), {"input_ids": example_tokens(int(vocabulary), _ROWS, _TOKENS)}
+        return (), {"input_ids": example_tokens(int(given.config.vocab_size), _ROWS, _TOKENS)}
     if isinstance(example, Tensor):
         call: Call = (example,), {}
     elif isinstance(example, dict):
@@ -127,6 +126,12 @@ def example_call(given: Given, example: Any) -> Call:
     if not count_rows(call):
         raise InputError("example_inputs has no rows; pass a batch of the size that is to come")
     return call
+
+
+def takes_tokens(config: Any) -> bool:
+    """Whether a model of this configuration can be called on tokens alone."""
+    has_vocabulary = getattr(config, "vocab_size", None) is not None
+    return has_vocabulary and not getattr(config, "is_encoder_decoder", False)
 
 
 def example_tokens(vocabulary: int, rows: int, tokens: int) -> Tensor:

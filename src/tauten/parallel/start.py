@@ -23,7 +23,7 @@ from tauten.parallel.executors import (
     under_torchrun,
 )
 from tauten.parallel.footprint import fits_one_worker, trains_whole, worker_limit_bytes
-from tauten.parallel.given import Given, example_call
+from tauten.parallel.given import Given, example_call, takes_tokens
 from tauten.parallel.group import Assignment
 from tauten.parallel.module import ParallelModule
 from tauten.parallel.plan import GOALS, MODES, Layout, Plan
@@ -75,7 +75,11 @@ class LocalStarter:
             reason = "data parallel was asked for, without inputs to measure it on"
             plan = Plan(self.given.name, self.goal, 0, {}, layout, reason=reason)
             return by_plan(self.given, plan)
-        call = example_call(self.given, None) if call is None else call
+        if call is None:
+            if not takes_tokens(self.given.config):
+                why = "it was to generate before any call, and plans are measured on calls"
+                return self._alone(f"{why}: parallel.plan(example) makes one", expected=True)
+            call = example_call(self.given, None)
         try:
             count_rows(call)
         except InputError as error:
