@@ -140,13 +140,24 @@ def test_it_is_copied_pickled_exported_written_and_read(tmp_path: Path) -> None:
         lambda w: w.detach().zero_(),
         lambda w: w.__setitem__(0, 1.0),
         lambda w: setattr(w, "data", torch.zeros(64, 64)),
+        lambda w: w[0].add_(1),
+        lambda w: w.T.mul_(2),
+        lambda w: torch._foreach_mul_([w], 2.0),
+        lambda w: torch.zeros(64, 64, out=w),
         nn.init.zeros_,
+        nn.init.normal_,
     ],
 )
 def test_writing_to_its_weight_is_refused(write) -> None:
     packed = tauten.quantize(build(), 8)
-    with pytest.raises(tauten.InputError, match="can't be written to"):
+    with pytest.raises(tauten.InputError, match=r"is a copy.*dense layer"):
         write(packed.cast.weight)
+
+
+def test_settings_that_change_no_value_are_let_through() -> None:
+    weight = tauten.quantize(build(), 8).cast.weight
+    weight.requires_grad = False
+    assert torch.equal(weight.requires_grad_(False), weight.clone())
 
 
 def test_attributes_that_a_packed_layer_needs_for_itself_keep_a_layer_dense() -> None:

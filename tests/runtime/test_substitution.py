@@ -14,11 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight
-from tauten.models.packing import matrix_of, packed_layer, prepacked
+from tauten.models.packing import matrix_of, packed_layer, prepacked, unpacked_layer
 from tauten.quantization import RTN
 from tauten.runtime import kernels, library
 from tauten.runtime.buffers import address
-from tauten.runtime.modules import PackedModule
+from tauten.runtime.modules import PackedConv, PackedLinear, PackedModule
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="the native library isn't built")
 
@@ -116,6 +116,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "scaled": scaled_in_place,
     "zero_": lambda layer: layer.weight.zero_(),
     "detached": lambda layer: layer.weight.detach().fill_(1),
+    "several": lambda layer: torch._foreach_mul_([layer.weight], 2.0),
     "a row": lambda layer: layer.weight[0].add_(1),
     "an item": lambda layer: layer.weight.__setitem__(0, 1.0),
     "init": lambda layer: nn.init.normal_(layer.weight),
@@ -158,6 +159,14 @@ def test_hooks_and_a_forward_of_its_own_are_kept(kind: str) -> None:
     assert close(packed(x), layer(x), 2e-2)
     twin = copy.deepcopy(packed)  # its forward is a method of its own
     assert twin.forward.__self__ is twin and torch.equal(twin(x), packed(x))
+
+
+@every
+@torch.no_grad()
+def test_the_layer_of_torch_comes_back(kind: str) -> None:
+    layer, packed, x = made(kind)
+    if isinstance(packed, PackedLinear | PackedConv):
+        assert close(unpacked_layer(packed)(x), layer(x))
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float64])

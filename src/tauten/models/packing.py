@@ -71,7 +71,7 @@ def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
     else:
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in module.settings.items()}
         del options["pad_edges"]
-        convolution: Any = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
+        convolution: Any = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[weight.dim()]
         channels = weight.shape[1] * options["groups"], weight.shape[0]
         layer = convolution(*channels, weight.shape[2:], bias=bias is not None, **options)
     layer.weight = nn.Parameter(weight, requires_grad=False)

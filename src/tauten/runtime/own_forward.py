@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from tauten.core.errors import InputError
 from tauten.runtime import kernels
 from tauten.runtime.modules import PackedModule
+from tauten.runtime.read_weight import SAME, read_weight
 
 # What a packed layer adds to the one it replaces; a layer that has one of these can't be packed.
 ADDED = frozenset({"packed", "activation", "settings", "step", "dtype_like", "stands_for"})
@@ -51,16 +51,14 @@ class PackedTensor(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        name, first = func.__name__, next(iter(args), None)
-        if isinstance(first, cls) and _writes(name):
-            raise InputError(_READ_ONLY)
-        if func in _SAME or (func is Tensor.to and _changes_nothing(*args, **kwargs)):
-            return first
+        if func in SAME or (func is Tensor.to and _changes_nothing(*args, **kwargs)):
+            return args[0]
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         if func in _PACKED and isinstance(weight, cls):
             func = _PACKED[func]
-        elif func in _VIEWS or not (name == "__get__" or func in _FACTS):
-            args, kwargs = tree_map(_dequantized, (args, kwargs))
+        elif func in _VIEWS or not (func.__name__ == "__get__" or func in _FACTS):
+            args, kwargs = tree_map(_read, (args, kwargs))
+            return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -76,21 +74,15 @@ class PackedTensor(Tensor):
         return func(*args, **kwargs)
 
 
-_READ_ONLY = (
-    "a packed weight can't be written to: change the weight of the model before it is packed"
-)
-
-
-def _writes(name: str) -> bool:
-    """Whether a function of torch with this name changes its first argument."""
-    plain = name.endswith("_") and not name.endswith("__")
-    return plain or name in _WRITERS
-
-
 def _dequantized(value: Any) -> Any:
     if isinstance(value, PackedTensor):
         return value.layer.packed.dequantize(value.dtype)
     return value
+
+
+def _read(value: Any) -> Any:
+    """What raises where it is written to, and else computes like the dequantized weight."""
+    return read_weight(_dequantized(value)) if isinstance(value, PackedTensor) else value
 
 
 def _changes_nothing(weight: Tensor, *args: Any, **kwargs: Any) -> bool:
@@ -139,10 +131,6 @@ def _each(value: Any, count: int) -> list[int]:
     return [value] * count if isinstance(value, int) else list(value)
 
 
-_WRITERS = {"__set__", "__setitem__"} | {
-    f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")
-}
-_SAME = (Tensor.data.__get__, Tensor.detach)  # type: ignore[attr-defined]
 _VIEWS = tuple(getattr(Tensor, name).__get__ for name in ("T", "H", "mT", "mH", "real"))
 _FACTS = (Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.element_size)
 _PACKED: dict[Any, Callable[..., Tensor]] = {

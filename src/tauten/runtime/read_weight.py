@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tauten.core.errors import InputError
 
@@ -12,6 +13,7 @@ WRITTEN = (
     "the weight of a packed layer is a copy, dequantized when it is read: writing it would change "
     "nothing; change the model before it is packed, or put a dense layer in this one's place"
 )
+SAME = (Tensor.data.__get__, Tensor.detach)  # type: ignore[attr-defined]  # the tensor itself
 _SETTINGS = {"requires_grad_", "retain_grad", "rename_", "share_memory_"}  # they change no value
 _STORED_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul", "imatmul", "itruediv")} | {
     *(f"__{name}__" for name in ("ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "setitem")),
@@ -34,12 +36,13 @@ class ReadWeight(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        written = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
-        if (isinstance(written, cls) and _writes(func)) or isinstance(kwargs.get("out"), cls):
+        first = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
+        written = tree_leaves((first if _writes(func) else None, kwargs.get("out")))
+        if any(isinstance(tensor, cls) for tensor in written):
             raise InputError(WRITTEN)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        if type(result) is Tensor and isinstance(written, cls) and _shares(func, result):
+        if type(result) is Tensor and isinstance(first, cls) and _shares(func, result):
             return result.as_subclass(cls)
         return result
 
@@ -72,5 +75,4 @@ def _writes(func: Callable[..., Any]) -> bool:
 
 def _shares(func: Callable[..., Any], result: Tensor) -> bool:
     """Whether a result is the same memory."""
-    same = (Tensor.data.__get__, Tensor.detach)  # type: ignore[attr-defined]
-    return func in same or result._is_view()
+    return func in SAME or result._is_view()

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
 from tauten.models.loader import Loader
-from tauten.models.packing import packed_modules, replace_modules, write_out
+from tauten.models.packing import packed_modules, write_out
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
 from tauten.runtime.modules import PackedLinear
@@ -60,7 +61,7 @@ class Evaluator:
         assert self._original is not None
         model = self.open(candidate)
         if self._task.is_text and not self._timed:
-            _compute_densely(model, self._stream)
+            compute_densely(model, self._stream)
         batches = self._task.splits.development
         name = f"development {recipe_id(candidate.recipe)}"
         scores = self._scores(name, self._metric, model, batches)
@@ -167,7 +168,7 @@ class Evaluator:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
 
 
-def _compute_densely(model: nn.Module, stream: bool) -> None:
+def compute_densely(model: nn.Module, stream: bool) -> None:
     """Multiply by dense weights where activations are floating: long texts are scored faster.
 
     The certificate is of the packed model as it is served; here figures are compared with each
@@ -181,21 +182,13 @@ def _compute_densely(model: nn.Module, stream: bool) -> None:
     if not stream:
         write_out(model, layers)
         return
-    linear_ones = (layer for layer in layers.values() if isinstance(layer, PackedLinear))
-    kept: dict[nn.Module, nn.Module] = {layer: _Dense(layer) for layer in linear_ones}
-    replace_modules(model, kept)
+    for layer in layers.values():
+        if isinstance(layer, PackedLinear):
+            layer.multiply = MethodType(_multiply_densely, layer)  # type: ignore[method-assign]
 
 
-class _Dense(nn.Module):
-    """A packed linear layer that computes as the dense one it stands for."""
-
-    def __init__(self, packed: PackedLinear):
-        super().__init__()
-        self.layer = packed
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return linear(x, self.layer.weight, self.layer.bias)
+def _multiply_densely(layer: PackedLinear, x: Tensor) -> Tensor:
+    return linear(x, layer.packed.dequantize(layer.dtype_like.dtype), layer.bias)
 
 
 def _put(
