@@ -10,32 +10,27 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from tauten.core.errors import InputError, NotApplicableError
+from tauten.core.errors import InputError
 from tauten.core.inputs import LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe
-from tauten.core.technique import (
-    BlockTechnique,
-    CalibratedTechnique,
-    ScalingTechnique,
-    WeightTechnique,
-)
-from tauten.formats.packed import PackedWeight
+from tauten.core.technique import BlockTechnique, CalibratedTechnique, ScalingTechnique
 from tauten.models import packing
 from tauten.models.allocator import return_freed_memory
 from tauten.models.block_steps import BlockSteps
 from tauten.models.calibration import Calibration
+from tauten.models.layer_packer import LayerPacker
 from tauten.models.loader import Loader
 from tauten.models.part_tensors import PartTensors
 from tauten.models.reach import TUNED, check_finite, check_reach, unseen_reason
-from tauten.models.records import layer_record, read_record, relative_error
+from tauten.models.records import read_record, relative_error
 from tauten.models.source import shared_copy
 from tauten.models.store import BlockStore
 from tauten.models.structure import Structure, other_matrices, packable_modules
-from tauten.runtime.modules import PackedEmbedding, PackedModule
+from tauten.runtime.modules import PackedModule
 
 
 class Walk:
@@ -72,14 +67,12 @@ class Walk:
         self._block_steps = None
         if self._calibration is not None:
             self._block_steps = BlockSteps(recipe, self._tensors, self._calibration)
-        # Weights are kept beside their packed form, so that no other tensor takes over their id.
-        self._shared: dict[int, tuple[PackedWeight, str, Tensor]] = {}
-        self._kept_weights: dict[int, tuple[str, Tensor]] = {}
         self._warned = set() if warned is None else warned
         self._all_zero: set[str] = set()  # layers that saw nothing else
         self._scarce: dict[str, LayerInputs] = {}  # of layers that saw too few tokens
         self._unit_of = {name: unit.names[0] for unit in structure.units for name in unit.names}
         self._names_of_unit = {unit.names[0]: unit.names for unit in structure.units}
+        self._packer = LayerPacker(recipe, self._tensors, self._unit_of)
         self.layers: list[LayerRecord] = []
         self.specs: dict[str, dict[str, Any]] = {}
 
@@ -162,7 +155,7 @@ class Walk:
         new_of_old: dict[nn.Module, PackedModule] = {}
         records, specs = [], {}
         others = [
-            self._kept(name, weight, "kept: no layer of a kind that can be packed holds it")
+            self._packer.kept(name, weight, "no layer of a kind that can be packed holds it")
             for name, weight in other_matrices(self.model)
             if self.structure.block_of(name) == part
         ]
@@ -175,13 +168,14 @@ class Walk:
             fitted = self._block_steps.fit(part, seen)
         for name, module in members:
             inputs = self._inputs_of(name, seen)
-            record, packed = self._pack_layer(name, module, inputs, fitted.get(name))
+            remark = self._remark(name, module, inputs, name in fitted)
+            record, packed = self._packer.pack(name, module, inputs, fitted.get(name), remark)
             if self._store is not None:
                 return_freed_memory()
             records.append(record)
             if packed is not None:
                 new_of_old[module] = packed
-                owner = self._shared[id(module.weight)][1]
+                owner = self._packer.shared[id(module.weight)][1]
                 specs[name] = packing.module_spec(packed, None if owner == name else owner)
         records += others
         if self.model in new_of_old:  # the model itself is one layer
@@ -211,7 +205,8 @@ class Walk:
         if not tuned:
             return records
         modules, changed = dict(members), []
-        weights = {owner: (packed, weight) for packed, owner, weight in self._shared.values()}
+        shared = self._packer.shared.values()
+        weights = {owner: (packed, weight) for packed, owner, weight in shared}
         for record in records:
             if record.name in weights:
                 packed, weight = weights[record.name]
@@ -235,61 +230,14 @@ class Walk:
                 return seen[other]
         return None
 
-    def _pack_layer(
-        self,
-        name: str,
-        module: nn.Module,
-        inputs: LayerInputs | None,
-        fitted: nn.Module | None,
-    ) -> tuple[LayerRecord, PackedModule | None]:
-        """Pack a layer, unless a technique has `fitted` its weight together with others."""
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        found = self.recipe.step_for(name)
-        if found is None or not weight.is_floating_point():
-            reason = (
-                "kept: no step of the recipe is for it" if found is None else "kept: not floating"
-            )
-            return self._kept(name, weight, reason), None
-        technique = found[1].technique
-        assert isinstance(technique, WeightTechnique), "other techniques don't reach the walk"
-        try:
-            step = technique.activation_step(inputs)
-            if id(weight) in self._shared:
-                packed, owner, _ = self._shared[id(weight)]
-                record = self._record(name, weight, packed, 0, 0.0, f"tied to {owner}: stored once")
-                return record, packing.packed_layer(
-                    module, packed, technique.activation_dtype, step
-                )
-            matrix = packing.matrix_of(module, self._tensors.stored(weight).detach())
-            packed = fitted or technique.encode(matrix, inputs)  # type: ignore[assignment]
-        except NotApplicableError as error:
-            return self._kept(name, weight, f"kept: {error}"), None
-        if packed.size_bytes >= matrix.nbytes:
-            return self._kept(name, weight, "kept: packing would not make it smaller"), None
-        self._shared[id(weight)] = packed, name, weight
-        reason = f"step {found[0]} of the recipe is for {found[1].place}"
-        reason += self._remark(name, module, technique, inputs, fitted is not None)
-        error_ratio = relative_error(matrix, packed)
-        record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
-        layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
-        change = technique.bias_change(matrix, packed, inputs)
-        if change is not None and not isinstance(layer, PackedEmbedding):
-            if layer.bias is not None:
-                change = self._tensors.stored(layer.bias).detach() + change
-            layer.bias = nn.Parameter(change.to(layer.dtype_like.dtype), requires_grad=False)
-        return record, layer
-
     def _remark(
-        self,
-        name: str,
-        module: nn.Module,
-        technique: WeightTechnique,
-        inputs: LayerInputs | None,
-        fitted: bool,
+        self, name: str, module: nn.Module, inputs: LayerInputs | None, fitted: bool
     ) -> str:
-        """What else the report says of a packed layer."""
-        remark = ""
+        """What else the report says of a layer once it is packed."""
+        found, remark = self.recipe.step_for(name), ""
+        if found is None:
+            return remark
+        technique = found[1].technique
         if isinstance(technique, ScalingTechnique):
             scaled = {} if self._block_steps is None else self._block_steps.scaled
             maker = scaled.get(name)
@@ -324,18 +272,3 @@ class Walk:
         packing.install_empty(self.model, done["specs"])
         with self._tensors.restored(part, done["specs"], self._store.read(part)):
             self._calibration.advance(part)
-
-    def _kept(self, name: str, weight: Tensor, reason: str) -> LayerRecord:
-        stored_bytes = self._tensors.stored(weight).nbytes
-        record = self._record(name, weight, None, stored_bytes, 0.0, reason)
-        owner, _ = self._kept_weights.setdefault(id(weight), (name, weight))
-        if owner == name:
-            return record
-        reason = f"tied to {owner}: stored once"
-        return replace(record, original_bytes=0, size_bytes=0, reason=reason)
-
-    def _record(self, name: str, weight: Tensor, *rest: Any) -> LayerRecord:
-        holder = name if name in self._unit_of else name.rpartition(".")[0]
-        held_by = type(self.model.get_submodule(holder)).__name__
-        unit = self._unit_of.get(name, name)
-        return layer_record(name, unit, held_by, weight, *rest)

@@ -14,9 +14,10 @@ from tauten.formats.interleaved import COLUMNS
 from tauten.formats.packed import PackedWeight
 from tauten.formats.sparse import SparseWeight
 from tauten.formats.sum import SumWeight
-from tauten.runtime import book_ops, library, ops, reference, sparse_ops  # noqa: F401 (register)
+from tauten.runtime import library, ops, reference
 from tauten.runtime.conv_op import output_size
 from tauten.runtime.gpu import ops as gpu_ops
+from tauten.runtime.products import Product, convolve, multiply
 
 # A float convolution at more positions than this, for each row of the weight, is faster dense.
 _DENSE_POSITIONS = 4
@@ -68,9 +69,9 @@ def linear(
         _check_device(x, weight)
         return reference.linear(x, weight, bias, activation)
     if wants_gradient:
-        y: Tensor = _Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
+        y: Tensor = Product.apply(x, bias, weight, activation)  # type: ignore[no-untyped-call]
         return y
-    return _multiply(x, weight, bias, activation, step)
+    return multiply(x, weight, bias, activation, step)
 
 
 def conv(
@@ -123,7 +124,7 @@ def conv(
             return reference.conv(x, weight, bias, activation, settings)
     if settings["padding_mode"] != "zeros":  # the native code knows zeros only
         x, edges = reference.pad(x, settings), [0] * len(edges)
-    return _convolve(x, weight, bias, activation, (*steps, edges), step)
+    return convolve(x, weight, bias, activation, (*steps, edges), step)
 
 
 def rows(index: Tensor, weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -243,34 +244,6 @@ def _check_device(x: Tensor, weight: PackedWeight) -> None:
             raise InputError(f"{places}: move one of them with `.to(device)`")
 
 
-def _multiply(
-    x: Tensor,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    activation: str,
-    step: Tensor | None = None,
-) -> Tensor:
-    y: Tensor
-    rows, product = weight.out_features, torch.ops.tauten
-    if isinstance(weight, IntegerWeight):
-        grid = (weight.codes, weight.scale, weight.zero)
-        size = (weight.bits, weight.group_size, rows)
-        y = product.integer_linear(x, *grid, bias, *size, activation != "float", step)
-    elif isinstance(weight, SparseWeight):
-        kept = (weight.mask, weight.starts, weight.values, weight.scale, weight.zero)
-        meaning = (weight.grid.bits, weight.grid.group_size) if weight.grid else (0, 0)
-        y = product.sparse_linear(x, *kept, bias, *meaning, weight.slots, rows)
-    elif isinstance(weight, CodebookWeight) and activation == "int8":
-        interleaved = weight.interleaved
-        book = (weight.table, weight.step) if interleaved else weight.rounded_codebook()
-        y = product.codebook_linear(x, weight.codes, *book, bias, weight.bits, rows)
-    else:
-        assert isinstance(weight, CodebookWeight), "the ops serve no other weight"
-        entries = weight.entries if weight.interleaved else weight.by_row(weight.codebook)
-        y = product.codebook_linear_float(x, weight.codes, entries, bias, weight.bits, rows)
-    return y
-
-
 def _check_image(x: Tensor, weight: PackedWeight, activation: str, groups: int) -> None:
     if activation == "int8" and groups != 1:
         raise InputError(f"groups={groups} with int8 activations: use activation='float'")
@@ -278,56 +251,3 @@ def _check_image(x: Tensor, weight: PackedWeight, activation: str, groups: int) 
     if x.dim() != len(weight.shape) or x.shape[1] != channels or not x.is_floating_point():
         got, sizes = f"x of shape {tuple(x.shape)} and {x.dtype}", len(weight.shape) - 2
         raise InputError(f"{got}: expected (batch, {channels}, *size) floating with {sizes} sizes")
-
-
-def _convolve(
-    x: Tensor,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    activation: str,
-    geometry: tuple[list[int], list[int], list[int], list[int]],
-    step: Tensor | None,
-) -> Tensor:
-    tensors: tuple[Tensor | None, ...]
-    if isinstance(weight, IntegerWeight):
-        tensors = weight.codes, weight.scale, weight.zero, None
-        group_size = weight.group_size
-    else:
-        assert isinstance(weight, CodebookWeight), "no other weight is interleaved"
-        tensors = weight.codes, weight.step, None, weight.table
-        group_size = 0
-    size = weight.bits, group_size, weight.out_features
-    int8 = activation != "float"
-    y: Tensor = torch.ops.tauten.conv(x, *tensors, bias, *size, *geometry, int8, step)
-    return y
-
-
-class _Product(torch.autograd.Function):
-    """The product with derivatives for x and bias; rounding of x passes them as they are."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, bias: Tensor | None, weight: PackedWeight, activation: str) -> Tensor:
-        return _multiply(x, weight, bias, activation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, bias, ctx.weight, _ = inputs
-        ctx.bias_dtype = None if bias is None else bias.dtype
-
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, bias: Tensor | None, *_: None) -> Tensor | None:
-        if x is None:
-            return bias
-        y: Tensor = x @ ctx.weight.dequantize(x.dtype).flatten(1).t()
-        return y if bias is None else y + bias
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        to_x = gradient @ ctx.weight.dequantize(gradient.dtype).flatten(1)
-        to_bias = None
-        if ctx.bias_dtype is not None:
-            to_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
-            to_bias = to_bias.to(ctx.bias_dtype)
-        return to_x, to_bias, None, None
