@@ -172,6 +172,33 @@ def test_attributes_that_a_packed_layer_needs_for_itself_keep_a_layer_dense() ->
     assert [isinstance(layer, PackedModule) for layer in packed] == [False, True]
 
 
+class Shifted(nn.Embedding):
+    """With a bias, which torch's have not, and a factor that its class knows."""
+
+    factor = 1.0
+
+    def __init__(self, rows: int, columns: int):
+        super().__init__(rows, columns)
+        self.bias, self.factor = nn.Parameter(torch.ones(columns)), 2.0
+
+    def forward(self, index: Tensor) -> Tensor:
+        return super().forward(index) * self.factor + self.bias
+
+
+def test_what_torch_has_not_is_kept_too() -> None:
+    layer = Shifted(64, 64)
+    packed = tauten.quantize(nn.Sequential(layer), 8)[0]
+    assert isinstance(packed, PackedModule)
+    expected = packed.weight[INDEX] * 2 + layer.bias
+    torch.testing.assert_close(packed(INDEX), expected)
+
+
+def test_a_table_gets_no_bias_for_the_head_that_it_is_tied_to() -> None:
+    technique = tauten.StaticInt8(bias_correction=True)
+    packed = tauten.quantize(build(), technique=technique, data=[INDEX])
+    assert packed.scaled.packed is packed.head.packed and packed.scaled.bias is None
+
+
 SIZES = {"vocab_size": 512, "max_position_embeddings": 64}
 
 

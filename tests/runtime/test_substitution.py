@@ -1,59 +1,25 @@
 """A packed layer stands in for the one it replaces: equal to the dequantized layer, or refused."""
 
 import copy
-import pickle
-import threading
 from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+from replaced_layers import KINDS, close, encoded, made
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError
-from tauten.formats.packed import PackedWeight
-from tauten.models.packing import matrix_of, packed_layer, prepacked, unpacked_layer
-from tauten.quantization import RTN
-from tauten.runtime import kernels, library
+from tauten.models.packing import packed_layer, unpacked_layer
+from tauten.runtime import library
 from tauten.runtime.buffers import address
-from tauten.runtime.modules import PackedConv, PackedLinear, PackedModule
+from tauten.runtime.modules import PackedConv, PackedLinear
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="the native library isn't built")
 
-Case = tuple[Callable[[], nn.Module], tuple[int, ...] | None]
-CASES: dict[str, Case] = {
-    "linear": (lambda: nn.Linear(64, 48), (3, 64)),
-    "no bias": (lambda: nn.Linear(64, 48, bias=False), (3, 64)),
-    "conv1d of transformers": (lambda: Conv1D(48, 64), (3, 64)),
-    "conv1d": (lambda: nn.Conv1d(32, 16, 3, stride=2, padding=1), (2, 32, 9)),
-    "conv2d": (lambda: nn.Conv2d(32, 16, 2, padding=1, padding_mode="circular"), (2, 32, 5, 5)),
-    "conv3d": (lambda: nn.Conv3d(32, 8, 1), (2, 32, 2, 2, 2)),
-    "groups": (lambda: nn.Conv1d(64, 16, 1, groups=2), (2, 64, 5)),
-    "embedding": (lambda: nn.Embedding(40, 64, padding_idx=3), None),
-}
-every = pytest.mark.parametrize("kind", CASES)
-
-
-def encoded(layer: Any, bits: int = 4) -> PackedWeight:
-    return RTN(bits, 32, "integer").encode(matrix_of(layer, layer.weight.detach().float()))
-
-
-def made(kind: str, bits: int = 4) -> tuple[nn.Module, PackedModule, Tensor]:
-    """The layer with the weight that its packed twin stands for, the twin, an input."""
-    build, shape = CASES[kind]
-    torch.manual_seed(0)
-    layer: Any = build().eval()
-    packed = packed_layer(layer, encoded(layer, bits), "float")
-    weight = packed.packed.dequantize(layer.weight.dtype)
-    layer.weight = nn.Parameter(matrix_of(layer, weight).clone(), requires_grad=False)
-    return layer, packed, torch.arange(6).view(2, 3) if shape is None else torch.randn(shape)
-
-
-def close(found: Tensor, expected: Tensor, error: float = 1e-4) -> bool:
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    return bool((found.double() - expected.double()).norm() <= error * expected.double().norm())
+every = pytest.mark.parametrize("kind", KINDS)
 
 
 @every
@@ -155,7 +121,7 @@ def test_hooks_and_a_forward_of_its_own_are_kept(kind: str) -> None:
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
     layer.register_forward_hook(lambda module, args, y: y * 3)
     layer.register_forward_pre_hook(lambda module, args: (args[0].flip(0),))
-    packed = packed_layer(layer, encoded(layer, 8), "float")
+    packed = packed_layer(layer, encoded(layer, "8 bits"), "float")
     assert close(packed(x), layer(x), 2e-2)
     twin = copy.deepcopy(packed)  # its forward is a method of its own
     assert twin.forward.__self__ is twin and torch.equal(twin(x), packed(x))
@@ -177,18 +143,18 @@ def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 
 
 @every
-@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("form", ["3 bits", "8 bits", "codebook", "sparse"])
 @torch.no_grad()
 def test_another_default_dtype_changes_nothing(
-    kind: str, bits: int, default_dtype: torch.dtype
+    kind: str, form: str, default_dtype: torch.dtype
 ) -> None:
-    _, packed, x = made(kind, bits)
-    layer, twin, expected = CASES[kind][0](), made(kind, bits)[1], packed(x)
+    _, packed, x = made(kind, form)
+    layer, twin, expected = KINDS[kind][0](), made(kind, form)[1], packed(x)
     torch.set_default_dtype(default_dtype)
-    weight = encoded(layer.to(torch.float32), bits)
+    weight = encoded(layer.to(torch.float32), form)
     assert torch.equal(twin(x), expected)
     torch.set_default_dtype(torch.float32)
-    assert torch.equal(weight.dequantize(), encoded(layer, bits).dequantize())
+    assert torch.equal(weight.dequantize(), encoded(layer, form).dequantize())
 
 
 def test_native_code_gets_no_buffer_of_another_kind() -> None:
@@ -197,96 +163,3 @@ def test_native_code_gets_no_buffer_of_another_kind() -> None:
     for wrong in (right.double(), right[:3], right.t().contiguous().t(), right.to("meta")):
         with pytest.raises(InputError, match="x is"):
             address("x", wrong, (4, 3))
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@torch.no_grad()
-def test_threads_that_meet_in_the_first_call_get_the_same(bits: int) -> None:
-    _, once, x = made("linear", bits)
-    expected = once(x)
-    for _ in range(8):
-        _, fresh, _ = made("linear", bits)
-        gate, found = threading.Barrier(8), []
-
-        def work(layer: nn.Module = fresh, gate: Any = gate, found: list[Tensor] = found) -> None:
-            gate.wait(60)
-            found.append(layer(x))
-
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(found) == 8 and all(torch.equal(y, expected) for y in found)
-
-
-@torch.no_grad()
-def test_layout_is_told_when_all_tensors_have_changed() -> None:
-    """The order that makes threads safe, whatever their timing."""
-    weight: Any = encoded(nn.Linear(64, 48))
-    order: list[str] = []
-    plain = type(weight).__setattr__
-
-    class Watched(type(weight)):  # type: ignore[misc]
-        def __setattr__(self, name: str, value: Any) -> None:
-            order.append(name)
-            plain(self, name, value)
-
-    weight.__class__ = Watched
-    assert kernels.prepare(weight)
-    assert len(order) > 1 and order[-1] == weight.told_by
-
-
-def exported(layer: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = torch.export.export(layer, (x,)).module()(x)
-    return y
-
-
-def exported_for_any_batch(layer: nn.Module, x: Tensor) -> Tensor:
-    sizes = ({0: torch.export.Dim("batch", min=2, max=64)},)
-    program = torch.export.export(layer, (x,), dynamic_shapes=sizes).module()
-    program(torch.cat([x, x]))
-    y: Tensor = program(x)
-    return y
-
-
-def compiled(layer: nn.Module, x: Tensor) -> Tensor:
-    torch.compiler.reset()
-    y: Tensor = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
-    return y
-
-
-def called_by(layer: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = torch.func.functional_call(layer, dict(layer.named_buffers()), (x,))
-    return y
-
-
-WAYS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "export": exported,
-    "compile": compiled,
-    "export of any batch": exported_for_any_batch,
-    "fx": lambda layer, x: torch.fx.symbolic_trace(nn.Sequential(layer))(x),
-    "deepcopy": lambda layer, x: copy.deepcopy(layer)(x),
-    "pickle": lambda layer, x: pickle.loads(pickle.dumps(layer))(x),
-    "functional_call": called_by,
-}
-
-
-@every
-@pytest.mark.parametrize("way", WAYS)
-@torch.no_grad()
-def test_fresh_layer_serves_every_way_of_calling(kind: str, way: str) -> None:
-    _, packed, x = made(kind)
-    expected = made(kind)[1](x)
-    assert close(WAYS[way](prepacked(packed), x), expected)
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-@every
-def test_vmap_and_forward_derivatives(kind: str) -> None:
-    layer, packed, x = made(kind)
-    assert close(torch.vmap(packed)(x[:, None]), torch.vmap(layer)(x[:, None]))
-    if x.is_floating_point():
-        _, expected = torch.func.jvp(layer, (x,), (x.cos(),))
-        value, found = torch.func.jvp(packed, (x,), (x.cos(),))
-        assert close(found, expected) and close(value, layer(x).detach())

@@ -15,7 +15,7 @@ from tauten.formats.packed import PackedWeight
 from tauten.models import packing
 from tauten.models.part_tensors import PartTensors
 from tauten.models.records import layer_record, relative_error
-from tauten.runtime.modules import PackedEmbedding, PackedModule
+from tauten.runtime.modules import PackedModule
 
 
 class LayerPacker:
@@ -80,7 +80,8 @@ class LayerPacker:
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
         layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
-        self._correct_bias(layer, technique.bias_change(matrix, packed, inputs))
+        if not isinstance(module, nn.Embedding):  # the inputs are those of the head it is tied to
+            self._correct_bias(layer, technique.bias_change(matrix, packed, inputs))
         return record, layer
 
     def kept(self, name: str, weight: Tensor, why: str) -> LayerRecord:
@@ -94,7 +95,7 @@ class LayerPacker:
         return replace(record, original_bytes=0, size_bytes=0, reason=reason)
 
     def _correct_bias(self, layer: PackedModule, change: Tensor | None) -> None:
-        if change is None or isinstance(layer, PackedEmbedding):
+        if change is None:
             return
         if layer.bias is not None:
             change = self._tensors.stored(layer.bias).detach() + change

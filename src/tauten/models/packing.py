@@ -57,10 +57,9 @@ def packed_layer(
 
 def _as_class(old: nn.Module, packed: PackedModule) -> PackedModule:
     """A packed layer as the class of the layer it replaces wants it, with all that it had."""
-    if type(old) not in PACKABLE:
-        return with_own_forward(old, packed)
-    take_over(packed, old)
-    return packed
+    made = packed if type(old) in PACKABLE else with_own_forward(type(old), packed)
+    take_over(made, old)
+    return made
 
 
 def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:

@@ -40,7 +40,10 @@ class PackedModule(nn.Module):
         self.packed = packed
         self.activation = activation
         self.settings = settings or {}
-        self.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias)
+        self.register_parameter("bias", bias)
+        self.bias: nn.Parameter | None
         self.register_buffer("step", step)
         self.step: Tensor | None
         # Empty: sees `.to(dtype)`, and says device and dtype to who asks a model's parameters.
@@ -55,8 +58,12 @@ class PackedModule(nn.Module):
         Raises:
             InputError: On writing to it, in place or through `data` too.
         """
-        self.prepare()
-        return read_weight(self.packed.dequantize(self.dtype_like.dtype))
+        return read_weight(self.dequantized())
+
+    def dequantized(self) -> Tensor:
+        """The weight it stands for, (out, in, ...), in the dtype of the one it replaced."""
+        self.prepare()  # before another thread changes the layout
+        return self.packed.dequantize(self.dtype_like.dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -73,11 +80,8 @@ class PackedModule(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """What `multiply` gives, in the dtype of torch's own layer, under autocast too."""
-        if isinstance(input, fx.Proxy):
-            tracer = input.tracer
-            node = tracer.path_of_module(self), (input,), {}
-            return tracer.create_proxy("call_module", *node)
-        return self.multiply(input)
+        node = node_of(self, input)
+        return self.multiply(input) if node is None else node
 
     def multiply(self, x: Tensor) -> Tensor:
         """The layer's outputs."""
@@ -121,7 +125,7 @@ class PackedLinear(PackedModule):
 
     def multiply(self, x: Tensor) -> Tensor:
         """(..., in) floating -> (..., out), same dtype."""
-        return _cast(kernels.linear(x, self.packed, self.bias, self.activation, self.step))
+        return autocast(kernels.linear(x, self.packed, self.bias, self.activation, self.step))
 
     def shard(self, rank: int, world: int, dim: int, unit: int = 1) -> "PackedLinear":
         """One worker's part of the layer, which it computes alone.
@@ -173,7 +177,7 @@ class PackedConv(PackedModule):
     def multiply(self, x: Tensor) -> Tensor:
         """(batch, in, *size) or (in, *size) floating -> (batch, out, *size), same dtype."""
         product = (x, self.packed, self.bias, self.activation, self.settings, self.step)
-        return _cast(kernels.conv(*product))
+        return autocast(kernels.conv(*product))
 
 
 class PackedEmbedding(PackedModule):
@@ -186,11 +190,20 @@ class PackedEmbedding(PackedModule):
         return kernels.rows(x, self.packed, self.dtype_like.dtype)
 
 
-def _cast(y: Tensor) -> Tensor:
+def autocast(y: Tensor) -> Tensor:
     """A product in autocast's dtype where that is on; it leaves float64 alone."""
     kind = y.device.type
     cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return y.to(torch.get_autocast_dtype(kind)) if cast and y.dtype != torch.float64 else y
+
+
+def node_of(module: PackedModule, *args: Any, **kwargs: Any) -> Any:
+    """The call of a layer as one node of the graph that `torch.fx` traces; None elsewhere."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, fx.Proxy):
+            tracer: Any = value.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+    return None
 
 
 def unsaved(module: nn.Module) -> set[str]:

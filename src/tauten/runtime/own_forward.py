@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from tauten.runtime import kernels
-from tauten.runtime.modules import PackedModule
+from tauten.runtime.modules import PackedModule, autocast, node_of
 from tauten.runtime.read_weight import SAME, read_weight
 
 # What a packed layer adds to the one it replaces; a layer that has one of these can't be packed.
@@ -75,9 +75,7 @@ class PackedTensor(Tensor):
 
 
 def _dequantized(value: Any) -> Any:
-    if isinstance(value, PackedTensor):
-        return value.layer.packed.dequantize(value.dtype)
-    return value
+    return value.layer.dequantized() if isinstance(value, PackedTensor) else value
 
 
 def _read(value: Any) -> Any:
@@ -97,7 +95,7 @@ def _look_up(input: Tensor, weight: PackedTensor, *_: Any, **__: Any) -> Tensor:
 
 def _multiply(input: Tensor, weight: PackedTensor, bias: Tensor | None = None) -> Tensor:
     layer = weight.layer
-    return kernels.linear(input, layer.packed, bias, layer.activation, layer.step)
+    return autocast(kernels.linear(input, layer.packed, bias, layer.activation, layer.step))
 
 
 def _convolve(
@@ -124,7 +122,8 @@ def _convolve(
         "padding_mode": "zeros",
         "pad_edges": [edge for pair in reversed(both) for edge in pair],
     }
-    return kernels.conv(input, layer.packed, bias, layer.activation, settings, layer.step)
+    product = (input, layer.packed, bias, layer.activation, settings, layer.step)
+    return autocast(kernels.conv(*product))
 
 
 def _each(value: Any, count: int) -> list[int]:
@@ -153,28 +152,22 @@ class KeepsForward(PackedModule):
 
     @property
     def weight(self) -> Tensor:
-        """The weight; see `PackedTensor`."""
-        return PackedTensor(self)
+        """The weight; see `PackedTensor`. `torch.compile` knows no tensors of other kinds."""
+        return self.dequantized() if torch.compiler.is_dynamo_compiling() else PackedTensor(self)
 
     def __reduce__(self) -> Any:
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-def with_own_forward(layer: nn.Module, packed: PackedModule) -> KeepsForward:
-    """A packed layer that computes what the original's own forward says.
+def with_own_forward(kind: type[nn.Module], packed: PackedModule) -> KeepsForward:
+    """A packed layer that computes what a class's own forward says.
 
     Args:
-        layer: Of a class derived from torch's, without attributes named in `ADDED`.
+        kind: Derived from a class of torch, its layers without attributes named in `ADDED`.
         packed: What a layer of torch's own class would become.
     """
-    kept = _empty(type(layer))
-    kept.__dict__.update({**packed.__dict__, **layer.__dict__})
-    for store in ("_parameters", "_buffers", "_modules"):
-        both = {**layer.__dict__[store], **packed.__dict__[store]}
-        both.pop("weight", None)
-        kept.__dict__[store] = both
-    transient = layer._non_persistent_buffers_set | packed._non_persistent_buffers_set
-    kept.__dict__["_non_persistent_buffers_set"] = transient
+    kept = _empty(kind)
+    kept.__dict__.update(packed.__dict__)
     kept.stands_for = type(packed).__name__
     return kept
 
@@ -186,5 +179,10 @@ def _empty(kind: Any) -> KeepsForward:
 
 @functools.cache
 def _kept_class(kind: Any) -> type[KeepsForward]:
-    own = {"__module__": kind.__module__, "forward": kind.forward}  # before that of `PackedModule`
+    @functools.wraps(kind.forward)
+    def forward(self: KeepsForward, *args: Any, **kwargs: Any) -> Any:
+        node = node_of(self, *args, **kwargs)
+        return kind.forward(self, *args, **kwargs) if node is None else node
+
+    own = {"__module__": kind.__module__, "forward": forward}  # before that of `PackedModule`
     return type(f"Packed{kind.__name__}", (KeepsForward, kind), own)
