@@ -13,6 +13,7 @@ from torch import nn
 import tauten
 from tauten.core.errors import CorruptError, InputError
 from tauten.data.tensors import main_output
+from tauten.models import reader
 from tauten.models.source import open_source
 from tauten.models.structure import find_structure
 
@@ -263,3 +264,20 @@ def test_changed_artifact_is_refused(llama_folder: Path, tmp_path: Path) -> None
     shutil.copy(llama_folder / "config.json", tmp_path / "out/tauten.json")
     with pytest.raises(CorruptError, match="damaged"):
         tauten.load(tmp_path / "out")
+
+
+def test_a_header_is_read_once_however_many_tensors_follow(tmp_path, monkeypatch) -> None:
+    """Loading takes time in proportion to the layers; that of a header grows with them too."""
+    headers, opened = [], []
+    check, plain = reader.safe_open, Path.open
+    monkeypatch.setattr(reader, "safe_open", lambda *a, **k: (headers.append(a), check(*a, **k))[1])
+    monkeypatch.setattr(Path, "open", lambda *a, **k: (opened.append(a), plain(*a, **k))[1])
+    found = []
+    for layers in (4, 12):
+        model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(layers)))
+        tauten.quantize(model, 8, out=tmp_path / str(layers))
+        headers.clear(), opened.clear()
+        packed = tauten.load(tmp_path / str(layers), model=model)
+        tensors = [t for t in (*packed.buffers(), *packed.parameters()) if t.numel()]
+        found.append((len(headers), len(opened) - len(tensors)))
+    assert found[0] == found[1]
