@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tauten.core.effort import effort_named
@@ -236,7 +237,8 @@ def optimize(
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
-    return run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
+    with _in_float32():
+        return run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:
@@ -272,9 +274,15 @@ def _apply(
     workers: int | str | None = None,
 ) -> nn.Module:
     options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
-    result = run_recipe(source, recipe, render_html, out, **options)
+    with _in_float32():
+        result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
     return prepacked(result.model)
+
+
+def _in_float32() -> torch.autocast:
+    """Without the autocast of whoever calls: solvers would compute in 16 bits."""
+    return torch.autocast("cpu", enabled=False)
 
 
 def _checked_out(out: str | os.PathLike[str] | None, entropy_coding: bool) -> Path | None:

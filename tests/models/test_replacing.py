@@ -189,6 +189,18 @@ def test_default_dtype_around_quantize_and_generate(bits: int, default_dtype: to
     assert torch.equal(generated(packed), tokens)
 
 
+@pytest.mark.parametrize(
+    "technique", [tauten.Ternary(), tauten.GPTQ(4), tauten.KQuant(4)], ids=lambda t: t.name
+)
+def test_autocast_around_quantize_changes_no_weight(technique: Any) -> None:
+    options: dict[str, Any] = {"technique": technique, "data": [example()]}
+    expected = tauten.quantize(network(), **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        packed = tauten.quantize(network(), **options)
+    assert torch.equal(packed[0].weight, expected[0].weight)
+    assert torch.equal(packed[2].weight, expected[2].weight)
+
+
 @torch.no_grad()
 def test_threads_on_a_fresh_language_model_get_what_one_gets() -> None:
     model = tiny_llama()
