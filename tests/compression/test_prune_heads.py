@@ -5,7 +5,13 @@ import torch
 from pruned_models import change, output, pruned
 from tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, T5Config, T5EncoderModel
+from transformers import (
+    LlamaForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 from tauten import InputError, NotApplicableError, PruneHeads
 
@@ -102,3 +108,15 @@ def test_tensors_that_depend_on_heads_are_refused() -> None:
     config = T5Config(vocab_size=256, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
     with pytest.raises(NotApplicableError, match="known by the names"):
         pruned(T5EncoderModel(config).eval(), PruneHeads(0.5))
+
+
+@pytest.mark.parametrize("unit", ["group", "query"])
+def test_blocks_count_their_heads_before_the_next_is_pruned(unit: str) -> None:
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = StableLmForCausalLM(StableLmConfig(**sizes, **heads)).eval()  # it counts, in `view`
+    silence(model, {"group": [0, 1], "query": [0, 3]}[unit])
+    made = pruned(model, PruneHeads(0.5, unit, 1e-5), tokens(1))
+    assert change(model, made, tokens(2)) < 1e-3
+    assert made.model.layers[0].self_attn.num_heads == 2

@@ -1,5 +1,6 @@
 """Blocks are calibrated one by one only where that was proved to be what the model does."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -143,3 +144,46 @@ def test_data_that_the_model_cannot_take_is_named() -> None:
     data = [IMAGES, torch.ones(4, 5, 16, 16)]
     with pytest.raises(tauten.InputError, match="can't be called with batch 2 of the calibration"):
         tauten.quantize(Pyramid(16, 16), technique=tauten.GPTQ(4, group_size=16), data=data)
+
+
+class Fourier(nn.Module):
+    """Blocks of an operation that has no 16 bits."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.fft.fft(self.linear(x)).real
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_that_do_not_compute_in_16_bits_are_calibrated_in_32() -> None:
+    torch.manual_seed(0)
+    model = Fourier().eval()
+    calibration = Calibration(calibration_batches([VECTORS], model), dtype=torch.bfloat16)
+    blocks = find_structure(model).blocks
+    calibration.start(model, blocks, lambda _: contextlib.nullcontext(), ["blocks.0.linear"])
+    assert calibration.calls and calibration.dtype is torch.float32
+    seen = calibration.observe("blocks.0", ["blocks.0.linear"])["blocks.0.linear"]
+    torch.testing.assert_close(seen.moment, VECTORS.T @ VECTORS / 4)
+    calibration.advance("blocks.0")
+
+
+def test_blocks_that_compute_in_16_bits_do() -> None:
+    model = MODELS["gpt2"][0]()
+    calibration = Calibration(
+        calibration_batches([MODELS["gpt2"][1]()], model), dtype=torch.bfloat16
+    )
+    blocks = find_structure(model).blocks
+    calibration.start(model, blocks, lambda _: contextlib.nullcontext(), [])
+    assert calibration.calls and calibration.dtype is torch.bfloat16

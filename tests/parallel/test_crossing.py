@@ -203,3 +203,45 @@ def test_outputs_of_a_models_own_module_travel_to_other_machines() -> None:
     for value in (OwnOutput(torch.ones(1)), Pair(1, 2)):
         with pytest.raises(tauten.InputError, match=type(value).__name__):
             encode(value)
+
+
+def test_workers_know_which_outputs_a_class_can_be_asked_for(tiny_llama: Any) -> None:
+    """transformers keeps that by classes that were made in the process; workers make none."""
+    ids = torch.arange(8).view(2, 4)
+    with torch.no_grad():
+        expected = tiny_llama(ids, output_hidden_states=True)
+    with laid_out(tiny_llama, Layout(data=2)) as parallel:
+        made = parallel(ids, output_hidden_states=True)
+    assert len(made.hidden_states) == len(expected.hidden_states) == 3
+    assert difference(made.hidden_states, expected.hidden_states) < 1e-5
+
+
+def test_parametrized_layers_cross() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
+    nn.utils.parametrizations.orthogonal(model[1])
+    model.eval()
+    made = by_value.loads(by_value.dumps(model))
+    x = torch.randn(6, 4)
+    assert torch.equal(made(x), model(x))
+    assert list(made.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        made[0].parametrizations.weight.original0.mul_(2)
+        assert not torch.equal(made(x), model(x))  # its weight is computed of its own parameters
+    with laid_out(model, Layout(data=2)) as parallel:
+        assert len(parallel.worker_pids) == 2
+        assert difference(parallel(x), model(x)) < 1e-6
+
+
+def test_the_memory_of_xlnet_is_no_output() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    model = transformers.XLNetLMHeadModel(transformers.XLNetConfig(**sizes)).eval()
+    ids = torch.arange(20).view(4, 5)
+    with torch.no_grad():
+        expected = model(ids)
+    with tauten.distribute(model, workers=2) as spread:
+        made = spread(ids), spread(ids)
+        assert not spread._workers.cuts.refusal
+    assert "mems" in expected and "mems" not in made[0]
+    assert max(difference(one.logits, expected.logits) for one in made) < 1e-5

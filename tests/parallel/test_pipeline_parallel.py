@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from parallel_layouts import by_parts, laid_out, main, without_cache
 from tiny_models import MODELS, tiny_llama
 from torch import nn
 
 import tauten
 from tauten.core.errors import InputError
+from tauten.parallel.comparison import difference
 from tauten.parallel.pipeline_parallel import ChainShape, Stage, balance, even_microbatches
 from tauten.parallel.plan import Layout
 from tauten.parallel.profile import measure
@@ -56,7 +58,7 @@ def test_a_stage_leaves_the_tensors_of_others_empty() -> None:
     model, x = tiny_llama(tied=False), TOKENS
     chain = chain_of(model, x)
     assert chain is not None and chain.first == (("model.embed_tokens", 64),)
-    assert chain.last == ("model.norm", "lm_head") and not chain.returns_tuple
+    assert chain.last == ("model.norm", "lm_head") and chain.returned == 0
     for begin, end in ((0, 1), (1, 2), (2, 3)):
         unused = Stage.unused(chain, begin, end)
         held = [name for name in chain.blocks if name not in unused]
@@ -78,6 +80,110 @@ class Skips(nn.Module):
 
 def test_blocks_that_are_no_chain_are_seen() -> None:
     assert chain_of(Skips(), torch.randn(2, 6)) is None
+
+
+class Pyramid(nn.Module):
+    """What its first stages make is used behind the last, got by hooks, as backbones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(nn.Linear(6, 6)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: list[torch.Tensor] = []
+        hooks = [
+            stage.register_forward_hook(lambda _, __, y: made.append(y)) for stage in self.stages
+        ]
+        for stage in self.stages:
+            x = stage(x)
+        for hook in hooks:
+            hook.remove()
+        return sum(made, torch.zeros(()))
+
+
+def test_states_that_are_used_on_the_way_are_no_chain() -> None:
+    assert chain_of(Pyramid(), torch.randn(2, 6)) is None
+
+
+class Pairs(nn.Module):
+    """Its blocks return the state and None, and it takes both."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.linear(x), None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x, _ = block(x)
+        return x
+
+
+SIZES = {"vocab_size": 256, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2}
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0}
+FEATURES = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TOWER |= {"num_attention_heads": 2}
+
+
+def bart() -> nn.Module:
+    """Its tables make the encoder's states too; that of positions has a forward of its own."""
+    config = transformers.BartConfig(**SIZES, **HEADS, **FEATURES, eos_token_id=2)
+    return transformers.BartForConditionalGeneration(config)
+
+
+def opt() -> nn.Module:
+    """Its table of positions takes other arguments than `nn.Embedding`."""
+    options = {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+    return transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=256, **TOWER, **options))
+
+
+class Towers(nn.Module):
+    """One has the blocks, the other the table; what both make is compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(256, 6)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6)) for _ in range(2))
+
+    def forward(self, input_ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        words = self.table(input_ids).mean(1)
+        for block in self.blocks:
+            x = block(x)
+        return words * x
+
+
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "bart": (bart, {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :5]}),
+    "opt": (opt, {"input_ids": TOKENS}),
+    "towers": (Towers, {"input_ids": TOKENS[:3], "x": torch.randn(3, 6)}),
+    "pairs": (Pairs, {"x": torch.randn(4, 6)}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_stages_have_all_that_other_parts_of_the_model_need(name: str) -> None:
+    build, call = CALLS[name]
+    torch.manual_seed(0)
+    model = build().eval()
+    with torch.inference_mode():
+        expected = without_cache(model)(**call)
+    profile, _ = measure(without_cache(model), ((), call), tensor_plan(model), [1])
+    assert profile.chain is not None
+    assert bool(profile.chain.first) == (name == "opt")
+    state: Any = None
+    for begin, end in ((0, 1), (1, len(profile.chain.blocks))):
+        stage = Stage(without_cache(model), profile.chain, begin, end)
+        with torch.inference_mode():
+            state = stage.run(state, (), call)
+    assert difference(state, expected) < 1e-5
 
 
 def chain_of(model: nn.Module, x: Any) -> ChainShape | None:

@@ -112,3 +112,27 @@ def test_generate_agrees_among_workers() -> None:
     expected = tiny_llama().generate(TOKENS[:1], **options)
     with laid_out(tiny_llama(), TWO) as parallel:
         assert torch.equal(parallel.generate(TOKENS[:1], **options), expected)
+
+
+def test_features_with_a_convolution_of_their_own_stay_whole() -> None:
+    sizes = {"depths": [1] * 4, "hidden_sizes": [8, 16, 24, 32], "decoder_hidden_size": 16}
+    config = transformers.SegformerConfig(**sizes, num_attention_heads=[1, 2, 2, 4])
+    plan = tensor_plan(transformers.SegformerForImageClassification(config).eval())
+    assert not any("mlp" in cut.layer for cut in plan.cuts)
+    assert any("dwconv.weight has the shape" in why for why in plan.obstacles)
+
+
+def test_a_plan_says_nothing_of_channels(caplog: Any) -> None:
+    class Branches(nn.Module):
+        """Can't be traced as a whole, but in parts."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) if x.sum() > 0 else x
+
+    with caplog.at_level("WARNING"):
+        assert tensor_plan(Branches()).most_workers > 1
+    assert not caplog.records

@@ -35,11 +35,22 @@ class Poison(ShapingTechnique):
         model.model.norm.weight = nn.Parameter(torch.full((64,), torch.nan))
 
 
+@dataclass(frozen=True)
+class CutAndRun(CutHead):
+    """Runs the model that it has broken, as what prunes block by block does."""
+
+    name = "cut_and_run"
+
+    def reshape(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        super().reshape(model, batches)
+        model(IDS)
+
+
 IDS = torch.arange(64).view(2, 32)
 
 
 @pytest.mark.parametrize("data", [None, [IDS]])
-@pytest.mark.parametrize("technique", [CutHead(), Poison()])
+@pytest.mark.parametrize("technique", [CutHead(), Poison(), CutAndRun()])
 def test_a_broken_model_is_never_returned(technique: ShapingTechnique, data: Any, tmp_path) -> None:
     model = tiny_llama(tied=False)
     for out in (None, tmp_path / "out"):

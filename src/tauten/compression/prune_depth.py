@@ -110,8 +110,8 @@ def keep_blocks(model: nn.Module, names: Sequence[str], kept: Sequence[int]) -> 
 
 
 def _shorten(config: PreTrainedConfig, count: int, kept: Sequence[int]) -> None:
-    if getattr(config, "num_hidden_layers", None) != count:
-        return  # it counts other layers, such as those of a decoder
+    if config.is_encoder_decoder or getattr(config, "num_hidden_layers", None) != count:
+        return  # it counts other layers, such as those of the encoder
     for key, value in config.to_dict().items():
         if "layer" in key and isinstance(value, list) and len(value) == count:
             setattr(config, key, [value[index] for index in kept])

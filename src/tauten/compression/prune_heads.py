@@ -11,6 +11,7 @@ from tauten.core.errors import InputError, NotApplicableError
 from tauten.core.knobs import check_damping, check_fraction
 from tauten.core.technique import ShapingTechnique
 from tauten.models.calibration import CalibrationBatch
+from tauten.models.channel_groups import ChannelGroup
 from tauten.models.transformer_groups import Attention, attentions, set_heads, update_sizes
 
 
@@ -56,16 +57,19 @@ class PruneHeads(ShapingTechnique):
                 "no attention that is known by the names of its layers: q_proj, k_proj, v_proj "
                 "and o_proj as in Llama, or query, key, value and output.dense as in BERT"
             )
-        changes = []
-        for attention in found:
-            heads, kv_heads = self._left(attention)
-            group = attention.queries() if self.unit == "query" else attention.whole_groups()
-            left = heads if self.unit == "query" else kv_heads
-            changes.append((attention, group, group.size - left, heads, kv_heads))
-        prune_groups(model, [(g, count) for _, g, count, _, _ in changes], batches, self.damping)
-        for attention, _, _, heads, kv_heads in changes:
-            set_heads(model, attention, heads, kv_heads)
-        sizes = {(a.heads, heads, a.kv_heads, kv_heads) for a, _, _, heads, kv_heads in changes}
+        left = [(a, *self._left(a)) for a in found]
+        units = [a.queries() if self.unit == "query" else a.whole_groups() for a in found]
+        changes = dict(zip(units, left, strict=True))
+        removals = [
+            (group, group.size - (heads if self.unit == "query" else kv_heads))
+            for group, (_, heads, kv_heads) in changes.items()
+        ]
+
+        def note(group: ChannelGroup) -> None:
+            set_heads(model, *changes[group])
+
+        prune_groups(model, removals, batches, self.damping, note=note)
+        sizes = {(a.heads, heads, a.kv_heads, kv_heads) for a, heads, kv_heads in left}
         if len(sizes) == 1:
             old, heads, old_kv, kv_heads = sizes.pop()
             counts = {"num_attention_heads": (old, heads)}

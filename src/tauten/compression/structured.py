@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ def prune_groups(
     batches: Sequence[CalibrationBatch],
     damping: float,
     norms: Mapping[str, str] | None = None,
+    note: Callable[[ChannelGroup], None] = lambda _: None,
 ) -> None:
     """Remove the channels that are missed least, and let what reads the rest make up for them.
 
@@ -40,6 +41,7 @@ def prune_groups(
         damping: Added to the second moments' diagonals, relative to their means.
         norms: By the name of a layer the batch norm that alone takes its outputs: its mean takes
             the constant that a layer without bias can't.
+        note: Told of each group that was cut, before the model runs again.
     Raises:
         NotApplicableError: A layer of a group shares its weight with another.
     """
@@ -59,6 +61,8 @@ def prune_groups(
         inputs = calibration.observe(part, readers) if calibration else {}
         pruning = Pruning(model, inputs, damping, norms or {})
         pruning.remove([(group, pruning.removal(group, count).order) for group, count in own])
+        for group, _ in own:
+            note(group)
         if calibration:
             calibration.advance(part)
 

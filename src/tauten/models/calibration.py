@@ -39,7 +39,8 @@ class Calibration:
         correct: Also gather `LayerInputs.shift`.
         counted: Also gather `LayerInputs.magnitudes`.
         fits_blocks: Also give `examples`, a few of them held out: layers aren't observed on those.
-        dtype: What blocks compute in; by default bfloat16 where the machine multiplies it.
+        dtype: What blocks compute in, if they can, else float32; by default bfloat16 where the
+            machine multiplies it.
         place: Number of the first batch among those of all machines, and how many those are.
     Attributes:
         states: One hidden state a batch, where the packed blocks have brought it.
@@ -91,7 +92,7 @@ class Calibration:
             names: Of all layers; observed right away where blocks don't form a chain.
         """
         self._model, self._filled = model, filled
-        self._chain = BlockChain(model, blocks)
+        self._chain = BlockChain(model, blocks, self.dtype)
         chained: list[Traced] = []
         if blocks:
             with filled(["", blocks[0]]), torch.no_grad():
@@ -109,6 +110,7 @@ class Calibration:
         first = first_tokens(self.batches[0])
         if not self._chain.is_proved(first.split(PROVED_ROWS)[0], self._filled):
             return []
+        self.dtype = self._chain.dtype
         self._probe = self._chain.trace(first)
         found = [self._chain.trace(batch) for batch in self.batches]
         chained = [traced for traced in found if traced is not None]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
 from tauten.models.batch import CalibrationBatch
+from tauten.models.block_copies import dense_copy
 from tauten.models.dataflow import equal_outputs
 from tauten.models.observer import NothingLeft
 from tauten.models.state import state_kept
@@ -69,11 +70,14 @@ class BlockChain:
     Args:
         model: Its first block's tensors, and those outside of blocks, are at hand.
         blocks: Names of the blocks in order.
+        dtype: That copies of the blocks are to compute in.
+    Attributes:
+        dtype: After `is_proved`: float32 where a block doesn't compute in the one asked for.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[str]):
-        self._model, self._blocks = model, list(blocks)
-        self._returns_tuple: bool | None = None
+    def __init__(self, model: nn.Module, blocks: Sequence[str], dtype: torch.dtype = torch.float32):
+        self._model, self._blocks, self.dtype = model, list(blocks), dtype
+        self._returned: int | None = None  # values in a tuple; 0 for no tuple
 
     def trace(self, batch: CalibrationBatch) -> Traced | None:
         """How a call of the model calls each block, with blocks that pass their input on.
@@ -133,6 +137,8 @@ class BlockChain:
                 with filled([name]):
                     with state_kept(module):
                         chained.append(calls[name].run(real, chained[-1]))
+                    if not self._computes(module, calls[name], chained[-2]):
+                        self.dtype = torch.float32
                     return real(*args, **kwargs)
 
             return forward
@@ -145,6 +151,18 @@ class BlockChain:
         finally:
             for module in modules.values():
                 del module.forward
+
+    def _computes(self, block: nn.Module, call: BlockCall, state: Tensor) -> bool:
+        """Whether a copy of a block computes in `dtype`; some operations have no 16 bits."""
+        if self.dtype is torch.float32:
+            return True
+        copied = dense_copy(block).to(self.dtype)
+        real = functools.partial(type(copied).forward, copied)
+        try:
+            call.cast(self.dtype).run(real, state.to(self.dtype))
+        except MISFITS:
+            return False
+        return True
 
     @contextlib.contextmanager
     def returning(self, state: Tensor) -> Iterator[None]:
@@ -170,8 +188,9 @@ class BlockChain:
         def forward(*args: Any, **kwargs: Any) -> Any:
             keyword = "" if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
             state = args[0] if args else kwargs[keyword]
-            if self._returns_tuple is None:  # the first block: its tensors are at hand
-                self._returns_tuple = isinstance(real(module, *args, **kwargs), tuple)
+            if self._returned is None:  # the first block: its tensors are at hand
+                made = real(module, *args, **kwargs)
+                self._returned = len(made) if isinstance(made, tuple) else 0
             rest = {key: _without_cache(v) for key, v in kwargs.items() if key != keyword}
             others = tuple(_without_cache(value) for value in args[1:])
             calls[name] = BlockCall(others, rest, keyword)
@@ -185,7 +204,12 @@ class BlockChain:
 
     def _wrapped(self, state: Tensor) -> Any:
         """A state as blocks return it."""
-        return (state,) if self._returns_tuple else state
+        return wrapped(state, self._returned or 0)
+
+
+def wrapped(state: Any, returned: int) -> Any:
+    """A state as blocks return it: alone for 0, else the first of a tuple, with None behind it."""
+    return (state, *[None] * (returned - 1)) if returned else state
 
 
 def _without_cache(value: Any) -> Any:

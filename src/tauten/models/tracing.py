@@ -11,6 +11,7 @@ from torch import fx, nn
 TORCH = str(Path(torch.__file__).parent)
 UNTRACEABLE = (  # what code does with the stand-ins for tensors that tracing passes through it
     *(TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError),
+    NameError,  # torch.fx, of a module that is made within a forward
 )
 
 

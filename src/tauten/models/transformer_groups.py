@@ -67,7 +67,11 @@ class Attention:
 
 
 def feed_forwards(model: nn.Module) -> list[ChannelGroup]:
-    """The hidden features of every feed-forward network, in the order of the model."""
+    """The hidden features of every feed-forward network, in the order of the model.
+
+    Raises:
+        NotApplicableError: One has tensors beside its layers that depend on the width.
+    """
     found: list[ChannelGroup] = []
     taken: set[str] = set()
     for parent, (makers, reader) in _matches(model, FEED_FORWARDS):
@@ -76,6 +80,7 @@ def feed_forwards(model: nn.Module) -> list[ChannelGroup]:
         sizes.add(width(model.get_submodule(parent + reader), "in"))
         if len(sizes) == 1 and not taken & {parent + name for name in names}:
             taken |= {parent + name for name in names}
+            _check_no_norms(model, parent, parent + reader, *sizes)
             members = [Member(parent + name, "out") for name in makers]
             found.append(ChannelGroup(sizes.pop(), (*members, Member(parent + reader, "in"))))
     return found
@@ -145,6 +150,21 @@ def _matches(model: nn.Module, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]
             if all(type(modules.get(prefix + name)) in LAYERS for name in layers):
                 yield prefix, row
                 break
+
+
+def _check_no_norms(model: nn.Module, parent: str, reader: str, size: int) -> None:
+    """Refuse norms and depthwise convolutions of a width's features, which would be cut too."""
+    if width(model.get_submodule(reader), "out") == size:
+        return  # they may as well be of what comes in and goes out
+    for name, module in model.get_submodule(parent.rstrip(".")).named_modules():
+        if type(module) in LAYERS and getattr(module, "groups", 1) == 1:
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() != 2 and len(parameter) == size:
+                raise NotApplicableError(
+                    f"{parent}{name}.{key} has the shape {tuple(parameter.shape)}: how it depends "
+                    "on the width isn't known"
+                )
 
 
 def _check_no_more_tensors(name: str, holder: nn.Module, head_size: int) -> None:

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlparse
 
 import cloudpickle
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tauten.core.errors import InputError
 
@@ -149,6 +150,8 @@ class _Pickler(cloudpickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """How a value is pickled."""
+        if isinstance(value, nn.Module) and is_parametrized(value):
+            return _instance, (type(value),), vars(value)  # its class refuses to be pickled by name
         reduced = super().reducer_override(value)  # type: ignore[no-untyped-call]
         is_made = type(value) is FunctionType and reduced is not NotImplemented
         if not is_made or not _is_installed(value.__module__):
@@ -171,6 +174,10 @@ def _content(cell: CellType) -> tuple[Any, ...]:
         return (cell.cell_contents,)
     except ValueError:
         return ()
+
+
+def _instance(kind: Any) -> Any:
+    return kind.__new__(kind)
 
 
 def _function(module: str, code: CodeType, name: str, defaults: Any) -> FunctionType:

@@ -16,12 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import output_capturing
 
 from tauten.models.loader import Loader, place, tensor_slots
 from tauten.models.source import open_source
 from tauten.models.state import written_buffers
 from tauten.parallel.by_value import dump_model, loads, unsendable
 from tauten.parallel.shared_file import SharedFile, Tree
+
+_CACHES = ("use_cache", "use_mems_eval")  # what configurations call returning one
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Opened:
         self.model, self.written_out = model, written_out
         self._loader = loader
         switch_cache_off(model)
+        _register(model)
 
     def load(self, names: Set[str] | None = None) -> None:
         """Fill tensors by their names in the model; all by default. Tied ones are one tensor."""
@@ -120,8 +125,20 @@ def switch_cache_off(model: nn.Module) -> None:
     """Have language models, also those inside of others, return no cache unless asked for one."""
     for module in model.modules():
         config: Any = getattr(module, "config", None)
-        if hasattr(config, "use_cache"):
-            config.use_cache = False
+        for name in _CACHES:
+            if hasattr(config, name):
+                setattr(config, name, False)
+
+
+def _register(model: nn.Module) -> None:
+    """Have transformers know the classes of a model as if it had been made in this process.
+
+    It keeps by them which layers' outputs a call may ask for, such as `output_hidden_states`.
+    """
+    registry: Any = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            registry[module] = module._can_record_outputs
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -5,18 +5,21 @@ stages' blocks passing on what they are given. The batch goes through in micro-b
 stages have work at once (GPipe, Huang et al. 2019, arXiv:1811.06965).
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tauten.models.chain import MISFITS, wrapped
 from tauten.models.observer import NothingLeft
+from tauten.parallel.comparison import difference, tolerance
 from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
-from tauten.parallel.trees import leaves_of
+from tauten.parallel.trees import leaves_of, map_tensors
 from tauten.runtime.modules import PackedEmbedding
 
 
@@ -26,27 +29,15 @@ class ChainShape:
 
     Attributes:
         blocks: Their names, in the order of the chain.
-        returns_tuple: They return the state as the first of a tuple.
+        returned: How many values they return in a tuple, the state and None; 0 for the state alone.
         first: Embeddings that only what comes before the blocks uses: name, and features.
         last: Modules that only what comes after the blocks uses.
     """
 
     blocks: tuple[str, ...]
-    returns_tuple: bool
+    returned: int
     first: tuple[tuple[str, int], ...]
     last: tuple[str, ...]
-
-
-class Blank(nn.Module):
-    """Stands for an embedding where its rows don't matter: zeros, and no table in memory."""
-
-    def __init__(self, features: int, dtype: torch.dtype):
-        super().__init__()
-        self.features, self.dtype = features, dtype
-
-    def forward(self, index: Tensor) -> Tensor:
-        """(...) integer -> (..., features)."""
-        return torch.zeros(*index.shape, self.features, dtype=self.dtype, device=index.device)
 
 
 class Stage(nn.Module):
@@ -57,9 +48,12 @@ class Stage(nn.Module):
             stages hold are blank. Only tensors of `unused` may be left empty.
         shape: Of its chain.
         begin, end: Numbers of the blocks.
+        device: Of the model.
     """
 
-    def __init__(self, model: nn.Module, shape: ChainShape, begin: int, end: int):
+    def __init__(
+        self, model: nn.Module, shape: ChainShape, begin: int, end: int, device: str = "cpu"
+    ):
         super().__init__()
         self.model, self._shape = model, shape
         self._given: Tensor | None = None  # what the stage before handed on
@@ -73,10 +67,8 @@ class Stage(nn.Module):
                 ends = number == end - 1 and not self.is_last
                 block.forward = self._intercepted(block.forward, number == begin, ends)
         if not self.is_first:
-            for name, features in shape.first:
-                table: Any = model.get_submodule(name)
-                like = table.dtype_like if isinstance(table, PackedEmbedding) else table.weight
-                model.set_submodule(name, Blank(features, like.dtype))
+            for name, _ in shape.first:
+                model.set_submodule(name, _blank(model.get_submodule(name), device))
 
     @staticmethod
     def unused(shape: ChainShape, begin: int, end: int) -> tuple[str, ...]:
@@ -103,11 +95,7 @@ class Stage(nn.Module):
     def _intercepted(self, real: Any, is_begin: bool, is_end: bool) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if is_begin and self._given is not None:
-                if args:
-                    args = (self._given, *args[1:])
-                else:
-                    key = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-                    kwargs = {**kwargs, key: self._given}
+                args, kwargs = _with_state(self._given, args, kwargs)
             made = real(*args, **kwargs)
             if not is_end:
                 return made
@@ -117,7 +105,75 @@ class Stage(nn.Module):
         return forward
 
     def _wrapped(self, state: Any) -> Any:
-        return (state,) if self._shape.returns_tuple else state
+        return wrapped(state, self._shape.returned)
+
+
+def proved_chain(
+    model: nn.Module, shape: ChainShape, state: Tensor, inputs: tuple[Any, Any], outputs: Any
+) -> ChainShape | None:
+    """What of a chain holds, by a call or two in which earlier stages' work is zeros.
+
+    Embeddings may also make an encoder's states, or another tower's: then all stages keep them. A
+    model may use states on the way: then its blocks are no chain.
+
+    Args:
+        model: Called.
+        shape: Of its chain, as it looks.
+        state: What the last block was given.
+        inputs, outputs: Of the call in which it was.
+    """
+    for first in dict.fromkeys((shape.first, ())):
+        tried = replace(shape, first=first)
+        try:
+            made = _from_last_block(model, tried, state, inputs)
+        except MISFITS:
+            continue
+        if difference(made, outputs) <= tolerance(model):
+            return tried
+    return None
+
+
+def _from_last_block(
+    model: nn.Module, shape: ChainShape, state: Tensor, inputs: tuple[Any, Any]
+) -> Any:
+    """Outputs where embeddings and the first state are zeros, and the last block gets a state."""
+
+    def emptied(_: nn.Module, __: Any, made: Any) -> Any:
+        return map_tensors(lambda x: torch.zeros_like(x) if x.is_floating_point() else x, made)
+
+    def nothing(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        given = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        return _with_state(torch.zeros_like(given), args, kwargs)
+
+    def given(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return _with_state(state, args, kwargs)
+
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        for name, _ in shape.first:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(emptied))
+        for name, hook in ((shape.blocks[0], nothing), (shape.blocks[-1], given)):
+            block = model.get_submodule(name)
+            hooks.enter_context(block.register_forward_pre_hook(hook, with_kwargs=True))
+        return model(*inputs[0], **inputs[1])
+
+
+def _with_state(state: Tensor, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A block's arguments with another state, which is the first tensor."""
+    if args:
+        return (state, *args[1:]), kwargs
+    key = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    return args, {**kwargs, key: state}
+
+
+def _blank(table: Any, device: str) -> nn.Module:
+    """An embedding of zeros that take no memory; one of a class of its own keeps its forward."""
+    packed = isinstance(table, PackedEmbedding)
+    like = table.dtype_like if packed else table.weight
+    rows = table.packed.shape if packed else table.weight.shape
+    zeros = torch.zeros((), dtype=like.dtype, device=device).expand(rows)
+    blank: nn.Module = nn.Embedding(1, 1, device="meta") if packed else table
+    blank.weight = nn.Parameter(zeros, requires_grad=False)
+    return blank
 
 
 class Pipeline:

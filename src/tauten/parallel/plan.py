@@ -170,7 +170,7 @@ def single_threads(threads: int) -> list[int]:
 
 def _chain(raw: dict[str, Any]) -> ChainShape:
     first = tuple((name, features) for name, features in raw["first"])
-    return ChainShape(tuple(raw["blocks"]), raw["returns_tuple"], first, tuple(raw["last"]))
+    return ChainShape(tuple(raw["blocks"]), raw["returned"], first, tuple(raw["last"]))
 
 
 def _microbatches(rows: int, pipeline: int) -> Iterable[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.models.structure import find_structure
-from tauten.parallel.pipeline_parallel import ChainShape
+from tauten.parallel.pipeline_parallel import ChainShape, proved_chain
 from tauten.parallel.rows import count_rows, cut_rows
 from tauten.parallel.tensor_parallel import TensorPlan
 from tauten.parallel.trees import tensors_of
@@ -78,14 +78,16 @@ def measure(
         with with_threads(count):
             lines[count], made = _line_s(trace, model, inputs, is_cuttable)
         outputs = made if outputs is None else outputs
-    shares = trace.shares()
+    shares, chain = trace.shares(), trace.chain()
+    if chain is not None:
+        chain = proved_chain(model, chain, trace.state, inputs, outputs)
     return Profile(
         rows=rows,
         base_s={count: base_s for count, (base_s, _) in lines.items()},
         row_s={count: row_s for count, (_, row_s) in lines.items()},
         blocks_share=shares[1:-1],
         ends_share=(shares[0], shares[-1]),
-        chain=trace.chain(),
+        chain=chain,
         state_bytes=trace.state_bytes,
         summed_bytes=trace.summed_bytes,
         input_bytes=tree_bytes(inputs),
@@ -112,9 +114,10 @@ class Trace:
         self._states: list[tuple[int, int]] = []  # identity of what a block was given, and made
         self._kept: list[Any] = []  # so that no identity is used twice
         self._times: list[float] = []
-        self._tuples: set[bool] = set()
+        self._returned: set[int] = set()  # values in a tuple that blocks return; 0 for no tuple
         self._several = False  # blocks return more than the state
         self._used: dict[str, set[str]] = {}
+        self.state: Any = None  # that the last block was given
         self.state_bytes = 0
         self.summed_bytes: dict[str, int] = {}
 
@@ -167,7 +170,7 @@ class Trace:
             if when == {"before"} and _features(self._model.get_submodule(name))
         ]
         last = [name for name, when in self._used.items() if when == {"after"}]
-        return ChainShape(tuple(self._names), True in self._tuples, tuple(first), tuple(last))
+        return ChainShape(tuple(self._names), max(self._returned), tuple(first), tuple(last))
 
     def _outer_layers(self) -> Iterator[tuple[str, nn.Module]]:
         prefixes = tuple(f"{name}." for name in self._names)
@@ -182,13 +185,14 @@ class Trace:
             self._calls.append(name)
             self._states.append((id(state), 0))
             self._kept.append(state)
+            self.state = state
             self._times.append(time.perf_counter())
 
         return hook
 
     def _leave(self, _: Any, __: Any, made: Any) -> None:
         self._times.append(time.perf_counter())
-        self._tuples.add(isinstance(made, tuple))
+        self._returned.add(len(made) if isinstance(made, tuple) else 0)
         state, *more = made if isinstance(made, tuple) else (made,)
         self._several |= any(value is not None for value in more)
         self._states[-1] = (self._states[-1][0], id(state))
@@ -278,6 +282,7 @@ def _children(model: nn.Module) -> tuple[str, ...]:
 
 
 def _features(module: nn.Module) -> int:
-    if isinstance(module, nn.Embedding):
+    """Of an embedding whose table is its own; 0 of other modules."""
+    if isinstance(module, nn.Embedding) and module._parameters.get("weight") is not None:
         return module.embedding_dim
     return module.packed.in_features if isinstance(module, PackedEmbedding) else 0

@@ -47,12 +47,12 @@ class Share:
             for layer in shard_layers(model, plan, (rank, self.tensor), beside):
                 opened.load(_names_inside(model, layer))
         opened.load(names)
-        pipeline = None
-        if self.shape is not None:
-            held = Stage(model, self.shape, begin, end)
-            pipeline = Pipeline(held, stage, stages, self.microbatches, along, place.device)
         if place.device != "cpu":
             model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place.device))
+        pipeline = None
+        if self.shape is not None:
+            held = Stage(model, self.shape, begin, end, place.device)
+            pipeline = Pipeline(held, stage, stages, self.microbatches, along, place.device)
         return SharedModel(model, pipeline, place.device, rank == 0)
 
 

@@ -9,7 +9,7 @@ and makes is gathered.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,7 @@ class TensorPlan:
         cuts: Of the layers that are cut; all others are whole everywhere.
         heads: Attentions whose layers are among them.
         most_workers: More would leave one without a part of some layer; 1 where nothing is cut.
-        obstacles: Why attentions stay whole.
+        obstacles: Why attentions or feed-forward networks stay whole.
     """
 
     cuts: tuple[Cut, ...]
@@ -85,7 +85,9 @@ def tensor_plan(model: nn.Module) -> TensorPlan:
     dense = _dense_outline(model)
     cuts: list[Cut] = []
     most: list[int] = []
-    found, obstacles = _attentions(dense)
+    found, obstacles = _known(attentions, dense)
+    networks, more = _known(feed_forwards, dense)
+    obstacles += more
     for attention in found:
         q, k, v, o = attention.layers
         queries = attention.heads // attention.kv_heads * attention.head_size
@@ -93,16 +95,18 @@ def tensor_plan(model: nn.Module) -> TensorPlan:
         cuts += [Cut(name, 0, size) for name, size in zip((q, k, v), sizes, strict=True)]
         cuts.append(_reader(o, queries, queries % _columns_of(model, o) == 0))
         most.append(attention.kv_heads)
-    for group in feed_forwards(dense) or ([] if found else _chains(dense)):
+    for group in networks or ([] if found else _chains(dense)):
         unit = math.lcm(*(_columns_of(model, member.module) for member in group.on("in")))
         by_columns = group.size >= _LEAST_UNITS * unit
         unit = unit if by_columns else 1
         cuts += [Cut(member.module, 0, unit) for member in group.on("out")]
         cuts += [_reader(m.module, unit, by_columns) for m in group.on("in")]
         most.append(-(-group.size // unit))
+    if not found and not obstacles:
+        obstacles = ["it has no attention whose heads are known by their layers"]
     if cuts:
         cuts += _head(model)
-    return TensorPlan(tuple(cuts), tuple(found), min(most, default=1), obstacles)
+    return TensorPlan(tuple(cuts), tuple(found), min(most, default=1), tuple(obstacles))
 
 
 def shard_layers(
@@ -216,12 +220,12 @@ def _dense_outline(model: nn.Module) -> nn.Module:
     return outline
 
 
-def _attentions(model: nn.Module) -> tuple[list[Attention], tuple[str, ...]]:
+def _known(find: Callable[[nn.Module], list[Any]], model: nn.Module) -> tuple[list[Any], list[str]]:
+    """What is found in a model, or why not."""
     try:
-        found = attentions(model)
+        return find(model), []
     except NotApplicableError as error:
-        return [], (str(error),)
-    return found, () if found else ("it has no attention whose heads are known by their layers",)
+        return [], [str(error)]
 
 
 def _chains(model: nn.Module) -> list[ChannelGroup]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tauten.core.errors import InputError
 from tauten.core.technique import ShapingTechnique, Technique, TuningTechnique
+from tauten.models.chain import MISFITS
 from tauten.models.outline import outline
 from tauten.models.packing import packed_modules
 from tauten.models.shaped import (
@@ -103,7 +104,11 @@ def _take_step(
     before = outline(model.eval())  # batch norms would learn from calibration data
     if isinstance(technique, ShapingTechnique):
         calls = runnable_calls(model, trainer.calibration)
-        technique.reshape(model, trainer.calibration)
+        try:
+            technique.reshape(model, trainer.calibration)
+        except MISFITS:  # it runs the model on the way: that may be broken already
+            check_runs(technique.name, model, calls)
+            raise
         check_runs(technique.name, model, calls)
     else:
         assert isinstance(technique, TuningTechnique), "weights are packed after these steps"
