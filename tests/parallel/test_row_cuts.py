@@ -61,6 +61,7 @@ FREE = {
     "rows": lambda x: x.relu(),
     "a tree": lambda x: {"y": x, "pair": (x + 1, "name")},
     "what is the same for all": lambda x: (x, torch.ones(3)),
+    "a table as long as a part": lambda x: (x, torch.ones(4)),
 }
 
 
@@ -104,9 +105,10 @@ def test_what_comes_back_is_the_models_whoever_calls(
 
 @torch.inference_mode()
 def test_a_small_call_proves_nothing_of_large_ones() -> None:
-    model = Rows(in_groups)
+    """Such as experts that overflow with so many rows."""
+    model = Rows(lambda x: x - x.mean(0) if len(x) > 4 else x)
     cuts = RowCuts("Rows", 1e-3)
-    for rows in (1, 6, 4, 12):
+    for rows in (1, 4, 3, 12):
         x = torch.randn(rows, 4)
         made = call_in_parts(cuts, computed(model), ((x,), {}), copies=2)
         torch.testing.assert_close(made, model(x), atol=1e-5, rtol=1e-5)

@@ -15,13 +15,14 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.parallel.comparison import difference
 from tauten.parallel.rows import (
-    Path,
+    NO_JOINS,
+    Joins,
     count_rows,
     cut_rows,
     even_sizes,
     has_rows,
-    item_lists,
     join_rows,
+    joins_of,
 )
 from tauten.parallel.trees import flatten
 
@@ -37,11 +38,11 @@ class Verdict:
 
     Attributes:
         refusal: Why the call can't be cut; empty where it can.
-        lists: Where its outputs hold lists of one item for each row.
+        joins: How outputs of its parts make up those of the whole.
     """
 
     refusal: str = ""
-    lists: frozenset[Path] = frozenset()
+    joins: Joins = NO_JOINS
 
 
 class RowCuts:
@@ -76,7 +77,7 @@ class RowCuts:
     def serves_microbatches(self, call: Call) -> bool:
         """Whether a pipeline may cut a call: it joins outputs by the rows of tensors alone."""
         proved, verdict = self._proved.get(form_of(call), (0, Verdict()))
-        return 0 < _rows(call) <= proved and not verdict.lists
+        return 0 < _rows(call) <= proved and verdict.joins == NO_JOINS
 
     def joined(self, call: Call, made: Sequence[Any], sizes: Sequence[int]) -> Any:
         """One output of those of a call's parts.
@@ -88,7 +89,7 @@ class RowCuts:
         Raises:
             InputError: These can't be joined.
         """
-        return join_rows(made, sizes, self._proved[form_of(call)][1].lists)
+        return join_rows(made, sizes, self._proved[form_of(call)][1].joins)
 
     def verdict(self, call: Call, whole: Any, compute: Compute) -> Verdict:
         """Whether a call's parts make up the whole.
@@ -101,12 +102,12 @@ class RowCuts:
         sizes = [1, _rows(call) - 1]
         try:
             made = compute(cut_rows(call, sizes), False)
-            lists = item_lists(whole, made, sizes)
-            off = difference(join_rows(made, sizes, lists), whole)
+            joins = joins_of(whole, made, sizes)
+            off = difference(join_rows(made, sizes, joins), whole)
         except Exception as error:  # whatever the model raises of parts, where it took the whole
             return Verdict(f"its parts can't be computed alone ({error})")
         if off <= self._tolerance:
-            return Verdict(lists=lists)
+            return Verdict(joins=joins)
         return Verdict(f"outputs of its parts differ by {off:.2g}")
 
     def settle(self, call: Call, verdict: Verdict) -> None:
@@ -144,7 +145,7 @@ def call_in_parts(
     if known is None:
         cuts.settle(call, cuts.verdict(call, whole, compute))
     if not is_whole and _rows(call) > 1 and not cuts.serves_microbatches(call):
-        why = cuts.refusal or f"outputs of {cuts.name} are lists of items, not tensors of rows"
+        why = cuts.refusal or f"outputs of {cuts.name} aren't all tensors of rows"
         raise InputError(f"{why}; make another plan: parallel.plan(example)")
     return whole
 

@@ -4,7 +4,8 @@ A batch is the first dimension of tensors; or a list, whose items are its rows, 
 that a detector is called with.
 """
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,22 @@ from tauten.parallel.trees import (
 
 _LISTS = (list, tuple)
 Path = tuple[int, ...]  # where something stands in a tree: numbers of children
+
+
+@dataclass(frozen=True)
+class Joins:
+    """How outputs of parts make up one, where tensors of rows aren't all that there is.
+
+    Attributes:
+        lists: Where they hold a list or tuple of one item for each row, such as boxes of images.
+        whole: Where they hold a tensor that each part gives whole, such as a table of classes.
+    """
+
+    lists: frozenset[Path] = frozenset()
+    whole: frozenset[Path] = frozenset()
+
+
+NO_JOINS = Joins()
 
 
 def count_rows(inputs: Any) -> int:
@@ -77,10 +94,8 @@ def has_rows(leaf: Any, rows: int) -> bool:
     return type(leaf) is list and len(leaf) == rows
 
 
-def item_lists(
-    whole: Any, parts: Sequence[Any], sizes: Sequence[int], at: Path = ()
-) -> frozenset[Path]:
-    """Where outputs hold a list or tuple of one item for each row, such as boxes of images.
+def joins_of(whole: Any, parts: Sequence[Any], sizes: Sequence[int], at: Path = ()) -> Joins:
+    """How the outputs of a call are made up of those of its parts.
 
     Args:
         whole: Outputs of a call.
@@ -90,38 +105,42 @@ def item_lists(
     """
     pairs = [(whole, sum(sizes)), *zip(parts, sizes, strict=True)]
     if type(whole) in _LISTS and all(type(x) is type(whole) and len(x) == n for x, n in pairs):
-        return frozenset({at})
+        return Joins(lists=frozenset({at}))
+    if isinstance(whole, Tensor) and whole.dim():
+        same = all(isinstance(x, Tensor) and x.shape == whole.shape for x in parts)
+        return Joins(whole=frozenset({at} if same else ()))
     opened = [children(tree) for tree in (whole, *parts)]
     if len({0 if pair is None else len(pair[0]) for pair in opened}) > 1:
-        return frozenset()
+        return NO_JOINS
     columns = enumerate(zip(*(pair[0] for pair in opened if pair), strict=True))
-    below = (item_lists(x, rest, sizes, (*at, n)) for n, (x, *rest) in columns)
-    return frozenset().union(*below)
+    below = [joins_of(x, rest, sizes, (*at, n)) for n, (x, *rest) in columns]
+    lists, wholes = (x.lists for x in below), (x.whole for x in below)
+    return Joins(frozenset().union(*lists), frozenset().union(*wholes))
 
 
 def join_rows(
-    parts: Sequence[Any], sizes: Sequence[int], lists: Set[Path] = frozenset(), at: Path = ()
+    parts: Sequence[Any], sizes: Sequence[int], joins: Joins = NO_JOINS, at: Path = ()
 ) -> Any:
     """One output of those of its parts, in new memory.
 
     Args:
         parts: Trees of the same form.
         sizes: Rows that each was computed of.
-        lists: Where they hold lists of one item for each row.
+        joins: What is known of them.
         at: Where these stand in the outputs.
     Raises:
         InputError: A leaf has no row for each of the call's, and isn't the same in all parts.
     """
-    if at in lists:
+    if at in joins.lists:
         return _join_lists(parts, sizes)
     opened = [children(part) for part in parts]
     found = [pair for pair in opened if pair is not None]
     if not found:
-        return _join(parts, sizes)
+        return _join(parts, sizes, at in joins.whole)
     if len(found) < len(opened) or any(form != found[0][1] for _, form in found):
         raise InputError(f"parts of {list(sizes)} rows returned trees of different forms")
     columns = enumerate(zip(*(below for below, _ in found), strict=True))
-    joined = [join_rows(column, sizes, lists, (*at, n)) for n, column in columns]
+    joined = [join_rows(column, sizes, joins, (*at, n)) for n, column in columns]
     return unflatten(joined, found[0][1])
 
 
@@ -132,11 +151,11 @@ def _join_lists(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
     return map_tensors(Tensor.clone, kind(item for part in parts for item in part))
 
 
-def _join(column: Sequence[Any], sizes: Sequence[int]) -> Any:
+def _join(column: Sequence[Any], sizes: Sequence[int], is_whole: bool) -> Any:
     if all(isinstance(leaf, Tensor) for leaf in column):
         rest = {(leaf.dtype, leaf.shape[1:]) for leaf in column}
         by_rows = all(leaf.dim() and len(leaf) == n for leaf, n in zip(column, sizes, strict=True))
-        if by_rows and len(rest) == 1:
+        if by_rows and len(rest) == 1 and not is_whole:
             return torch.cat(list(column))
         if len(rest) == 1 and all(torch.equal(leaf, column[0]) for leaf in column):
             return column[0].clone()
