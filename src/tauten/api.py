@@ -281,8 +281,12 @@ def _apply(
 
 
 def _in_float32() -> torch.autocast:
-    """Without the autocast of whoever calls: solvers would compute in 16 bits."""
-    return torch.autocast("cpu", enabled=False)
+    """Without the autocast of whoever calls: solvers would compute in 16 bits.
+
+    Nor with its cache, which is emptied where the outermost autocast ends, this one: training
+    below would go on with its first weights.
+    """
+    return torch.autocast("cpu", enabled=False, cache_enabled=False)
 
 
 def _checked_out(out: str | os.PathLike[str] | None, entropy_coding: bool) -> Path | None:

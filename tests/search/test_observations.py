@@ -69,8 +69,8 @@ def test_the_first_level_runs_each_block_once(tmp_path: Path, runs: list[int]) -
     place = workspace(tmp_path / "first")
     packed(place, FIRST)
     blocks = len(place.structure.blocks)
-    # The first example shows before whether the blocks form a chain.
-    assert sorted(runs) == [1] * blocks + [len(IDS)] * blocks
+    # The first example shows before whether the blocks form a chain, and compute in 16 bits.
+    assert [rows for rows in runs if rows > 1] == [len(IDS)] * blocks
     assert len(SEEN) == 1
 
 
