@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tauten.core.recipe import Recipe, Step
     from tauten.distributed.sources import read_batches
     from tauten.distributed.start import Access
+    from tauten.evaluation.user_metric import Metric
     from tauten.quantization import (
         AWQ,
         GPTQ,
@@ -75,6 +76,7 @@ __all__ = [
     "InputError",
     "Int8",
     "KQuant",
+    "Metric",
     "NotApplicableError",
     "PruneChannels",
     "PruneDepth",
@@ -121,6 +123,7 @@ _ROOMS = {
     "core.recipe": "Recipe Step",
     "distributed.sources": "read_batches",
     "distributed.start": "Access",
+    "evaluation.user_metric": "Metric",
     "quantization": "AWQ GPTQ HQQ RTN AdaRound AutoRound Binary Codebook Int8 KQuant SmoothQuant"
     " StaticInt8 Ternary TuneBlocks TuneScales",
 }

@@ -16,6 +16,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
+from tauten.evaluation.user_metric import Metric
 from tauten.models import artifact
 from tauten.models.packing import prepacked
 from tauten.models.source import Source, open_source
@@ -191,7 +192,7 @@ def optimize(
     data: Any = "python-docs",
     goal: Goal | None = None,
     *,
-    metric: str | Callable[[nn.Module, Any], Any] | None = None,
+    metric: str | Metric | Callable[[nn.Module, Any], Any] | None = None,
     pillars: tuple[str, ...] = ("quantize", "compress"),
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -208,8 +209,11 @@ def optimize(
         data: Text (a file, a folder, JSONL, a name of the datasets library, or strings) for
             models with a tokenizer, else an iterable of tensor batches such as a DataLoader.
         goal: Limits and what to minimize; by default the smallest size within a 1% drop.
-        metric: `perplexity`, `accuracy`, `similarity`, or a function (model, batch) -> number
-            or one number an example, higher is better.
+        metric: A function (model, batch) -> number or one number an example, higher is better; a
+            `tauten.Metric` says more of it, such as that it is a loss. By default perplexity of
+            language models; else `accuracy` or `r2` where there are targets, `similarity` or
+            `agreement` with the original where there are none. Before the search it must find a
+            ruined copy of the model worse than the model.
         pillars: Whose techniques to try.
         out: Folder to write. A killed run goes on when the same call is made again.
         seed: Deals data out to calibration, development and test.

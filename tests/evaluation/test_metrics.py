@@ -12,7 +12,9 @@ from torch import nn
 from tauten.core.errors import InputError, TautenError
 from tauten.data.texts import Document
 from tauten.data.windows import TokenBatch, token_batches
-from tauten.evaluation.metrics import Accuracy, Perplexity, Similarity, UserMetric
+from tauten.evaluation.metrics import Perplexity
+from tauten.evaluation.tensor_metrics import Accuracy, Similarity
+from tauten.evaluation.user_metric import Metric
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +156,13 @@ def test_a_users_function_may_score_a_batch_or_each_example() -> None:
         return model(batch[0])[:, 0]
 
     model = classifier(0)
-    by_batch = UserMetric(mean_output).scores(model, labelled())
+    by_batch = Metric(mean_output).scores(model, labelled())
     assert by_batch.total.tolist() == pytest.approx(
         [float(model(inputs).mean()) for inputs, _ in labelled()]
     )
-    by_example = UserMetric(outputs).scores(model, labelled())
+    by_example = Metric(outputs).scores(model, labelled())
     assert by_example.weight.tolist() == [1] * 30
-    assert UserMetric(outputs).name == "outputs"
+    assert Metric(outputs).name == "outputs"
 
 
 def test_a_users_function_says_its_direction() -> None:
@@ -168,7 +170,7 @@ def test_a_users_function_says_its_direction() -> None:
         return float(nn.functional.cross_entropy(model(batch[0]), batch[1]))
 
     loss.higher_is_better = False  # type: ignore[attr-defined]
-    metric = UserMetric(loss)
+    metric = Metric(loss)
     first, second = (metric.scores(classifier(seed), labelled()) for seed in (0, 1))
     rise = float(second.total.sum() / first.total.sum()) - 1
     assert metric.drop(first, second).value == pytest.approx(rise)
@@ -177,15 +179,15 @@ def test_a_users_function_says_its_direction() -> None:
 @pytest.mark.parametrize("function", [lambda: 1, lambda model: 1, lambda a, b, c: 1, 5])
 def test_a_function_that_cannot_take_model_and_batch_is_refused(function: Any) -> None:
     with pytest.raises(InputError, match=r"can't take \(model, batch\)"):
-        UserMetric(function)
+        Metric(function)
 
 
 def test_a_function_may_have_further_defaults() -> None:
-    metric = UserMetric(lambda model, batch, power=2: 3.0**power)
+    metric = Metric(lambda model, batch, power=2: 3.0**power)
     assert metric.value(metric.scores(classifier(0), labelled())) == 9
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_metric_that_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(TautenError, match="NaN or infinity"):
-        UserMetric(lambda model, batch: value).scores(classifier(0), labelled())
+        Metric(lambda model, batch: value).scores(classifier(0), labelled())

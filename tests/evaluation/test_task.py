@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tauten.core.errors import InputError
 from tauten.data.windows import TokenBatch
-from tauten.evaluation.metrics import Accuracy, Perplexity, Similarity
+from tauten.evaluation.metrics import Perplexity
 from tauten.evaluation.task import Task, is_language_model, make_task
+from tauten.evaluation.tensor_metrics import Accuracy, Similarity
 from tauten.models.source import Source
 
 # One character a document, so that a token tells where it came from.
@@ -84,12 +85,16 @@ def test_labelled_rows_are_scored_by_accuracy() -> None:
     assert sorted(seen) == sorted(row for inputs, _ in loader for row in inputs.tolist())
 
 
-@pytest.mark.parametrize(
-    "targets", [None, torch.zeros(50), torch.zeros(50, 2).long()], ids=["none", "floats", "matrix"]
-)
-def test_other_rows_are_compared_with_the_original(targets: torch.Tensor | None) -> None:
-    inputs = torch.randn(50, 10)
-    task = task_of(tiny_mlp(), inputs if targets is None else [(inputs, targets)])
+@pytest.mark.parametrize("targets", [torch.zeros(50), torch.zeros(50, 2).long()])
+def test_targets_that_no_metric_knows_are_refused(targets: torch.Tensor) -> None:
+    data = [(torch.randn(50, 10), targets)]
+    with pytest.raises(InputError, match=r"no metric compares outputs of shape \(20, 10\)"):
+        task_of(tiny_mlp(), data)
+    assert task_of(tiny_mlp(), data, "similarity").metric is Similarity
+
+
+def test_rows_without_targets_are_compared_with_the_original() -> None:
+    task = task_of(tiny_mlp(), torch.randn(50, 10))
     assert task.metric is Similarity
     assert task.documents == {"calibration": 10, "development": 20, "test": 20}
 

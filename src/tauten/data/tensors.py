@@ -145,3 +145,12 @@ def _can_be_taken_apart(leaves: list[list[Tensor]], specs: list[Any]) -> bool:
             return False
     rows = [[leaf.shape[1:] for leaf in batch] for batch in leaves]
     return all(row == rows[0] for row in rows)
+
+
+def rows_of(batch: Any) -> int:
+    """How many examples a batch has: the length of a list of items, else of its first tensor."""
+    inputs = inputs_of(batch)
+    if is_item_list(inputs):
+        return len(inputs)
+    leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim()]
+    return len(leaves[0]) if leaves else 1

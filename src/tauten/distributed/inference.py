@@ -7,7 +7,9 @@ from torch import nn
 
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import open_model
-from tauten.evaluation.metrics import Accuracy, Perplexity, UserMetric
+from tauten.evaluation.metrics import Perplexity
+from tauten.evaluation.tensor_metrics import Accuracy
+from tauten.evaluation.user_metric import Metric
 from tauten.parallel.data_parallel import call_method
 from tauten.parallel.parcel import switch_cache_off
 from tauten.parallel.rows import to_device
@@ -49,7 +51,7 @@ class Scoring:
         self._device = own_device()
         self._model = _opened(model, self._device)
         self._metric: Any = {"perplexity": Perplexity, "accuracy": Accuracy}.get(metric)
-        self._metric = self._metric() if self._metric else UserMetric(metric)
+        self._metric = self._metric() if self._metric else Metric(metric)
 
     def __call__(self, payload: Any) -> Any:
         """Totals and weights of a batch's windows or examples, (n,) float64 each."""

@@ -13,7 +13,8 @@ from tauten.data.windows import TokenBatch
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job
 from tauten.distributed.record import Record
-from tauten.evaluation.metrics import Accuracy, Perplexity, Scores
+from tauten.evaluation.metrics import Perplexity, Scores
+from tauten.evaluation.tensor_metrics import Accuracy
 from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.module import arguments
 from tauten.parallel.row_cuts import RowCuts, call_in_parts

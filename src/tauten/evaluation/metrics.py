@@ -1,18 +1,16 @@
 """What quality means: one score an independent example."""
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tauten.core.errors import InputError, TautenError
+from tauten.core.errors import TautenError
 from tauten.core.measurement import Drop
 from tauten.core.progress import track
-from tauten.data.tensors import call_model, main_output
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.statistics import CONFIDENCE, linear_drop, log_drop
 
@@ -33,10 +31,15 @@ class Scores:
     weight: Tensor
 
 
-class Metric(ABC):
+class Measure(ABC):
     """A quality of a model, measured by example."""
 
     name: str
+
+    @property
+    def identity(self) -> str:
+        """Changes with what the metric computes."""
+        return self.name
 
     @abstractmethod
     def scores(self, model: nn.Module, batches: Sequence[Any]) -> Scores:
@@ -59,7 +62,7 @@ class Metric(ABC):
         return
 
 
-class Perplexity(Metric):
+class Perplexity(Measure):
     """exp of the mean loss of a language model a token; lower is better."""
 
     name = "perplexity"
@@ -101,7 +104,7 @@ class Perplexity(Metric):
         return log_drop(original.total, candidate.total, original.weight, confidence)
 
 
-class Mean(Metric):
+class Mean(Measure):
     """Mean of a score, higher is better: what accuracy, similarity and users' metrics share."""
 
     higher_is_better = True
@@ -126,64 +129,6 @@ class Mean(Metric):
     def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
         better = self.higher_is_better
         return linear_drop(original.total, candidate.total, original.weight, better, confidence)
-
-
-class Accuracy(Mean):
-    """Share of examples whose highest output is the target; batches are (inputs, target)."""
-
-    name = "accuracy"
-
-    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
-        predicted = main_output(call_model(model, batch)).argmax(-1)
-        return predicted.eq(batch[1]).float()
-
-
-class Similarity(Mean):
-    """Cosine of each example's output to the original model's; needs no labels."""
-
-    name = "similarity"
-
-    def __init__(self) -> None:
-        self._reference: list[Tensor] = []
-
-    def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
-        with torch.inference_mode():
-            self._reference = [features(original, batch) for batch in batches]
-
-    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
-        return nn.functional.cosine_similarity(features(model, batch), self._reference[index])
-
-
-class UserMetric(Mean):
-    """A user's function (model, batch) -> number or one number an example.
-
-    Args:
-        function: Higher is better, unless it has an attribute `higher_is_better = False`.
-    """
-
-    def __init__(self, function: Callable[[nn.Module, Any], Any]):
-        try:
-            inspect.signature(function).bind(None, None)
-        except TypeError as error:
-            raise InputError(f"the metric {function} can't take (model, batch): {error}") from error
-        self.name = getattr(function, "__name__", type(function).__name__)
-        self.higher_is_better = bool(getattr(function, "higher_is_better", True))
-        self._function = function
-
-    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
-        try:
-            return torch.as_tensor(self._function(model, batch), dtype=torch.float64)
-        except MODEL_ERRORS as error:
-            raise TautenError(f"the metric {self.name} raised {error!r}") from error
-
-
-def features(model: nn.Module, batch: Any) -> Tensor:
-    """(examples, n) output of a model, averaged over real tokens where there is a mask."""
-    output = main_output(call_model(model, batch))
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    if mask is not None and output.dim() == 3:
-        output = (output * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    return output.flatten(1).float()
 
 
 def next_token_losses(logits: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def linear_drop(
     higher_is_better: bool,
     confidence: float = CONFIDENCE,
 ) -> Drop:
-    """Relative loss of a mean score.
+    """Relative loss of a mean score: a share of the size of the original's.
 
     Args:
         original: (n,) score of each example, summed over what it holds.
@@ -93,8 +93,9 @@ def linear_drop(
     sign = 1.0 if higher_is_better else -1.0
     lost = sign * (original.double() - candidate.double())
     total = float(original.double().sum())
-    # With nothing to lose a share of (an accuracy of 0) the loss is given in absolute terms.
-    base = (original if total > 0 else weight).double()
+    # A score below 0, such as a negated loss, loses a share of its size. With nothing to lose a
+    # share of (an accuracy of 0) the loss is given in absolute terms.
+    base = (original if total > 0 else -original if total < 0 else weight).double()
     value, low, high = ratio_interval(lost, base, confidence)
     if _binary(original, weight) and _binary(candidate, weight):
         # With few disagreements the normal interval is too narrow: at zero it has no width.

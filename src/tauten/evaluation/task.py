@@ -1,19 +1,24 @@
 """Turn a user's data into examples, splits and a metric."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.data.splits import Splits, split
-from tauten.data.tensors import listed, load_rows
+from tauten.data.tensors import call_model, listed, load_rows, main_output
 from tauten.data.texts import load_texts
 from tauten.data.windows import count_tokens, encoder_batches, token_batches
-from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, UserMetric
+from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Perplexity
+from tauten.evaluation.tensor_metrics import Similarity, fitting
+from tauten.evaluation.user_metric import Metric, group_ids
 from tauten.models.source import Source
+from tauten.models.structure import find_structure
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Task:
         is_text: Batches are `TokenBatch`.
     """
 
-    metric: Callable[[], Metric]
+    metric: Callable[[], Measure]
     splits: Splits[Any]
     name: str
     documents: dict[str, int]
@@ -52,7 +57,7 @@ def make_task(
     source: Source,
     model: nn.Module,
     data: Any,
-    metric: "str | Callable[[nn.Module, Any], Any] | None" = None,
+    metric: "str | Metric | Callable[[nn.Module, Any], Any] | None" = None,
     seed: int = 0,
     max_tokens: int = 8192,
 ) -> Task:
@@ -62,9 +67,10 @@ def make_task(
         source: Of the model; its tokenizer is used for text.
         model: Tells a language model from others; its tensors may be empty.
         data: Text as `load_texts` takes it, or an iterable of tensor batches as `load_rows` does.
-        metric: `perplexity`, `accuracy`, `similarity`, or a function (model, batch) -> number or
-            one number an example. By default perplexity for language models on text, accuracy
-            for (inputs, integer targets), else similarity to the original's output.
+        metric: A name, a `Metric`, or a function (model, batch) -> number or one number an
+            example, higher is better. By default perplexity for language models on text; for
+            tensors `accuracy` or `r2` where there are targets, else `similarity` to the
+            original's outputs (`agreement` where they are single numbers).
         seed: Deals examples out to splits.
         max_tokens: Most tokens a split of text.
     Raises:
@@ -73,7 +79,7 @@ def make_task(
     data, is_text = listed(data)
     if is_text:
         return _text_task(source, model, data, metric, seed, max_tokens)
-    return _tensor_task(data, metric, seed)
+    return _tensor_task(source, data, metric, seed)
 
 
 def _text_task(
@@ -101,29 +107,54 @@ def _text_task(
     return Task(chosen, Splits(**batches), name, counts, tokens, True)
 
 
-def _tensor_task(data: Any, metric: Any, seed: int) -> Task:
+def _tensor_task(source: Source, data: Any, metric: Any, seed: int) -> Task:
     rows = load_rows(data)
-    indices = list(range(len(rows)))
-    parts = split(indices, [str(i) for i in indices], seed)
-    splits = Splits(*(tuple(rows.take(part)) for part in vars(parts).values()))
+    own = metric if metric is None or isinstance(metric, str) else as_metric(metric)
+    groups = own.groups if isinstance(own, Metric) else None
+    units = [[row] for row in range(len(rows))]
+    if groups is not None:
+        units = _grouped([group_ids(groups, batch) for batch in rows.take(range(len(rows)))])
+    parts = split(units, [str(i) for i in range(len(units))], seed)
+    splits = Splits(*(tuple(rows.take([*chain(*part)])) for part in vars(parts).values()))
     counts = {key: len(value) for key, value in vars(parts).items()}
     first = splits.development[0]
-    labelled = (
-        isinstance(first, tuple | list)
-        and len(first) == 2
-        and first[1].dim() == 1
-        and not first[1].is_floating_point()
-    )
-    chosen = _metric(metric, Accuracy, Similarity) if labelled else _metric(metric, Similarity)
-    return Task(chosen, splits, "tensors", counts, {}, False)
+    serving = [] if isinstance(own, Metric) else _fitting(source, first, own is not None)
+    return Task(_metric(own, *serving), splits, "tensors", counts, {}, False)
 
 
-def _metric(metric: Any, *serving: Callable[[], Metric]) -> Callable[[], Metric]:
+def _grouped(ids: Sequence[Tensor]) -> list[list[int]]:
+    """Rows of each group."""
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(torch.cat(list(ids)).tolist()):
+        groups.setdefault(group, []).append(row)
+    return list(groups.values())
+
+
+def _fitting(source: Source, batch: Any, is_named: bool) -> list[type[Mean]]:
+    """Metrics that fit what the model returns for a batch."""
+    blocks = find_structure(source.skeleton()).blocks if source.reader else ()
+    model = source.open(blocks, stream=bool(blocks))
+    try:
+        with torch.inference_mode():
+            output = main_output(call_model(model, batch))
+    except MODEL_ERRORS as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the model can't be called on this data: {reason}") from error
+    return fitting(batch, output, is_named)
+
+
+def as_metric(metric: Any) -> Metric:
+    """A user's metric, perhaps given as a bare function."""
+    return metric if isinstance(metric, Metric) else Metric(metric)
+
+
+def _metric(metric: Any, *serving: Callable[[], Measure]) -> Callable[[], Measure]:
     """The metric asked for, or the first of those that serve this model and data."""
     if metric is None:
         return serving[0]
     if not isinstance(metric, str):
-        return lambda: UserMetric(metric)
+        own = as_metric(metric)
+        return lambda: own
     named = {kind().name: kind for kind in serving}
     if metric not in named:
         raise InputError(

@@ -15,9 +15,10 @@ from tauten.core.journal import Journal
 from tauten.core.measurement import Measurement, Quality
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
-from tauten.evaluation.metrics import MODEL_ERRORS, Metric, Scores
+from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
+from tauten.evaluation.trust import check_metric
 from tauten.models.loader import Loader
 from tauten.models.packing import packed_modules, write_out
 from tauten.models.source import shared_copy
@@ -142,6 +143,22 @@ class Evaluator:
             raise InputError(
                 f"{metric.name} can't be measured on the original with this data: {reason}"
             ) from error
+        self._check_metric()
+
+    def _check_metric(self) -> None:
+        """Refuse a metric that can't tell a good model from a bad one, once a run."""
+        metric, journal = self._metric, self._workspace.journal
+        assert self._original is not None
+        if isinstance(metric, Perplexity) or journal.find("trusted", of=metric.identity):
+            return
+        if not metric.value(self._original):
+            raise InputError(
+                f"the original's {metric.name} is 0, and a drop is a share of it: if higher is "
+                "better the targets may not fit; of an error rate pass what is right instead"
+            )
+        batches = self._task.splits.development
+        check_metric(metric, self._original, lambda: self._workspace.source.open(), batches)
+        journal.add("trusted", of=metric.identity)
 
     def _reference_divergence(self) -> Divergence | None:
         if not self._task.is_text:
@@ -164,7 +181,7 @@ class Evaluator:
         """A candidate, ready to be called."""
         return candidate.source.open(candidate.blocks, self._stream)
 
-    def _scores(self, name: str, metric: Metric, model: Any, batches: Sequence[Any]) -> Scores:
+    def _scores(self, name: str, metric: Measure, model: Any, batches: Sequence[Any]) -> Scores:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
 
 
@@ -206,7 +223,7 @@ def _put(
 
 
 def journaled_scores(
-    journal: Journal, name: str, metric: Metric, model: Any, batches: Sequence[Any]
+    journal: Journal, name: str, metric: Measure, model: Any, batches: Sequence[Any]
 ) -> Scores:
     """Scores from the journal, or measured and journaled; floats survive JSON exactly.
 
@@ -224,7 +241,7 @@ def journaled_scores(
 
 
 def _quality(
-    metric: Metric, before: Scores, after: Scores, split: str, confidence: float
+    metric: Measure, before: Scores, after: Scores, split: str, confidence: float
 ) -> Quality:
     drop = metric.drop(before, after, confidence)
     return Quality(metric.name, metric.value(after), metric.value(before), drop, split)

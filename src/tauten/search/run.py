@@ -85,7 +85,7 @@ def run_search(
         "version": __version__,
         "source": source.fingerprint,
         "data": _fingerprint(task),
-        "metric": task.metric().name,
+        "metric": task.metric().identity,
         "goal": asdict(goal),
         "pillars": pillars,
         "entropy_coding": entropy_coding,

@@ -11,14 +11,17 @@ from tauten.data.calibration import calibration_batches
 from tauten.data.splits import Splits
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import source_of
-from tauten.evaluation.metrics import Accuracy, Metric, Perplexity, Similarity, UserMetric
+from tauten.evaluation.metrics import Measure, Perplexity
 from tauten.evaluation.task import Task
+from tauten.evaluation.tensor_metrics import Accuracy, Agreement, RSquared, Similarity
+from tauten.evaluation.user_metric import Metric
 from tauten.models.structure import find_structure
 from tauten.search.evaluator import Evaluator
 from tauten.search.techniques import TECHNIQUES
 from tauten.search.workspace import Workspace
 
-_METRICS: dict[str, type[Metric]] = {kind.name: kind for kind in (Perplexity, Accuracy, Similarity)}
+_KINDS: tuple[type[Measure], ...] = (Perplexity, Accuracy, RSquared, Agreement, Similarity)
+_METRICS = {kind.name: kind for kind in _KINDS}
 
 
 class TrialWorker:
@@ -36,7 +39,7 @@ class TrialWorker:
         self,
         model: Any,
         task: dict[str, Any],
-        metric: str | Metric,
+        metric: str | Measure,
         stream: bool,
         known: list[dict[str, Any]],
     ):
@@ -83,19 +86,19 @@ def plain_task(task: Task) -> dict[str, Any]:
     return {"splits": splits, "is_text": task.is_text}
 
 
-def portable_metric(task: Task) -> str | Metric:
+def portable_metric(task: Task) -> str | Measure:
     """A task's metric by name; a user's own as it is."""
     metric = task.metric()
-    return metric if isinstance(metric, UserMetric) else metric.name
+    return metric if isinstance(metric, Metric) else metric.name
 
 
-def _task(plain: dict[str, Any], metric: str | Metric) -> Task:
+def _task(plain: dict[str, Any], metric: str | Measure) -> Task:
     splits = {
         name: tuple(TokenBatch(**batch) if plain["is_text"] else batch for batch in batches)
         for name, batches in plain["splits"].items()
     }
 
-    def make() -> Metric:
+    def make() -> Measure:
         return _METRICS[metric]() if isinstance(metric, str) else metric
 
     return Task(make, Splits(**splits, test=()), "", {}, {}, plain["is_text"])

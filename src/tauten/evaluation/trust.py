@@ -1,0 +1,66 @@
+"""Whether a metric can tell a good model from a bad one: tried before a search goes by it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauten.core.errors import InputError
+from tauten.core.measurement import Drop
+from tauten.evaluation.metrics import Measure, Scores
+
+HARDLY, WHOLLY = 0.1, 1.0  # shares of the weights of a matrix that change places
+
+
+def check_metric(
+    metric: Measure, original: Scores, open_model: Callable[[], nn.Module], batches: Sequence[Any]
+) -> None:
+    """Score two ruined copies of a model beside it.
+
+    Args:
+        metric: Prepared on the original.
+        original: What the model itself scored.
+        open_model: Opens a copy whose parameters may be replaced.
+        batches: That it was scored on.
+    Raises:
+        InputError: The metric doesn't find a ruined model worse than the model itself.
+    """
+    for share in (WHOLLY, HARDLY):
+        model = open_model()
+        ruin(model, share)
+        found = metric.drop(original, metric.scores(model, batches))
+        why = _complaint(found, share)
+        if why:
+            raise InputError(f"the metric {metric.name} can't be trusted here: {why}")
+
+
+def ruin(model: nn.Module, share: float) -> None:
+    """Let a share of each matrix's weights change places, always the same ones, in new tensors."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            values = parameter.detach().flatten().clone()
+            moved = torch.randperm(values.numel(), generator=generator)
+            moved = moved[: max(2, round(share * values.numel()))]
+            values[moved] = values[moved.roll(1)]
+            parameter.data = values.view_as(parameter)
+
+
+def _complaint(drop: Drop, share: float) -> str:
+    """What is wrong with a metric that finds a ruined model to have lost so much; perhaps empty."""
+    some = "all weights" if share == WHOLLY else f"{share:.0%} of the weights"
+    if drop.high < 0:
+        return (
+            f"a model of which {some} changed places scores better than the original. If lower is "
+            "better, pass tauten.Metric(function, higher_is_better=False); else the targets don't "
+            "fit the model's outputs"
+        )
+    if share == WHOLLY and drop.low <= 0:
+        return (
+            f"a model of which {some} changed places scores no worse than the original (its loss "
+            f"is between {drop.low:.1%} and {drop.high:.1%}, by {drop.examples} examples). Either "
+            "it doesn't look at the model, or the original is no better than chance, or there are "
+            "too few examples"
+        )
+    return ""

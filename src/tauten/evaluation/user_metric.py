@@ -1,0 +1,108 @@
+"""A metric of the user's own: a function, and what must be known of its numbers."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauten.core.errors import InputError, TautenError
+from tauten.data.tensors import rows_of
+from tauten.data.windows import TokenBatch
+from tauten.evaluation.identity import identity
+from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Scores
+
+
+class Metric(Mean):
+    """A function (model, batch) -> one number an example, or one for the whole batch.
+
+    Args:
+        function: Numbers of more dimensions than one, such as of tokens, are averaged over each
+            example. Those of windows of text are joined by document.
+        higher_is_better: False for losses, error rates and distances. By default what the function
+            says by an attribute of this name, else True.
+        name: In reports; by default the function's.
+        groups: Which examples belong together, such as those of one query or patient: a function
+            batch -> one whole number an example. A group is one independent unit, and lies in one
+            split.
+    Raises:
+        InputError: The function can't be called so.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[nn.Module, Any], Any],
+        *,
+        higher_is_better: bool | None = None,
+        name: str | None = None,
+        groups: Callable[[Any], Any] | None = None,
+    ):
+        try:
+            inspect.signature(function).bind(None, None)
+        except TypeError as error:
+            raise InputError(f"the metric {function} can't take (model, batch): {error}") from error
+        own = bool(getattr(function, "higher_is_better", True))
+        self.higher_is_better = own if higher_is_better is None else higher_is_better
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
+        self.groups, self._function = groups, function
+
+    @property
+    def identity(self) -> str:
+        """Changes with what the metric computes."""
+        function = identity((self._function, self.groups, self.higher_is_better))
+        return f"{self.name} {function[:16]}"
+
+    def scores(self, model: nn.Module, batches: Sequence[Any]) -> Scores:
+        found = super().scores(model, batches)
+        if self.groups is None and not isinstance(batches[0], TokenBatch):
+            return found
+        units = [
+            b.documents if isinstance(b, TokenBatch) else group_ids(self.groups, b) for b in batches
+        ]
+        return joined(found, torch.cat(units))
+
+    def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
+        try:
+            found = torch.as_tensor(self._function(model, batch), dtype=torch.float64)
+        except MODEL_ERRORS as error:
+            raise TautenError(f"the metric {self.name} raised {error!r}") from error
+        rows = len(batch.ids) if isinstance(batch, TokenBatch) else rows_of(batch)
+        if found.numel() > 1 and len(found) == rows:
+            return found.flatten(1).mean(1) if found.dim() > 1 else found
+        if found.numel() == 1 and not (rows > 1 and self.groups is not None):
+            return found.flatten()
+        wanted = f"({rows},), one number an example"
+        raise InputError(
+            f"the metric {self.name} returned {tuple(found.shape)} for a batch of {rows} examples: "
+            f"expected {wanted}{'' if self.groups else ', or one number for the batch'}; join "
+            "numbers of tokens, pixels or boxes by the example that they belong to"
+        )
+
+
+def group_ids(groups: Callable[[Any], Any] | None, batch: Any) -> Tensor:
+    """(rows,) int64, the group of each example of a batch."""
+    assert groups is not None, "only grouped examples have ids"
+    found, rows = torch.as_tensor(groups(batch)), rows_of(batch)
+    if found.shape != (rows,) or found.is_floating_point():
+        raise InputError(
+            f"groups gave {found.dtype} of shape {tuple(found.shape)} for a batch of {rows} "
+            f"examples: expected ({rows},) whole numbers"
+        )
+    return found.long()
+
+
+def joined(scores: Scores, units: Tensor) -> Scores:
+    """Scores of units that hold several examples each.
+
+    Args:
+        units: (n,) int64, which unit each example belongs to.
+    """
+    if len(units) != len(scores.total):
+        raise InputError("a metric of groups or documents must give one number for each example")
+    _, index = units.unique(return_inverse=True)
+    total = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
+    weight = torch.zeros_like(total)
+    total.index_add_(0, index, scores.total)
+    weight.index_add_(0, index, scores.weight)
+    return Scores(total, weight)

@@ -1,0 +1,138 @@
+"""A metric must find a ruined model worse; what a user's function computes with names it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tauten
+from tauten.core.errors import InputError
+from tauten.evaluation.identity import identity
+
+GENERATOR = torch.manual_seed(0)
+X = torch.randn(600, 16, generator=GENERATOR)
+torch.manual_seed(1)
+MODEL = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)).eval().requires_grad_(False)
+Y = MODEL(X).argmax(1)
+DATA = list(zip(X.split(50), Y.split(50), strict=True))
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def right(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch[0]).argmax(1) == batch[1]).float()
+
+
+def error(model: nn.Module, batch: Any) -> Tensor:
+    return 1 - right(model, batch)
+
+
+def search(metric: Any, data: Any = DATA, max_drop: float = 0.1) -> Any:
+    return tauten.optimize(MODEL, data, tauten.Goal(max_drop=max_drop), metric=metric)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "a loss taken for a score": (loss, "scores better.*higher_is_better=False"),
+    "blind": (lambda model, batch: torch.ones(len(batch[0])), "doesn't look at the model"),
+    "blind noise": (
+        lambda model, batch: torch.rand(len(batch[0]), generator=torch.manual_seed(0)),
+        "doesn't look at the model",
+    ),
+    "wrong labels": (
+        lambda model, batch: (model(batch[0]).argmax(1) == batch[1] + 4).float(),
+        "accuracy|is 0",
+    ),
+    "an error rate of 0": (tauten.Metric(error, higher_is_better=False), "is 0.*what is right"),
+    "random labels": (
+        lambda model, batch: (model(batch[0]).argmax(1) == torch.arange(len(batch[0])) % 4).float(),
+        "no better than chance",
+    ),
+    "numbers of outputs": (lambda model, batch: model(batch[0]).flatten(), "one number an example"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_metrics_are_refused(name: str) -> None:
+    metric, why = WRONG[name]
+    with pytest.raises(InputError, match=why):
+        search(metric)
+
+
+RIGHT: dict[str, Any] = {
+    "accuracy by default": None,
+    "a function": right,
+    "a loss that says so": tauten.Metric(loss, higher_is_better=False),
+    "a negated loss": lambda model, batch: -loss(model, batch),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_certificates_hold_for_metrics_of_either_direction_and_sign(name: str) -> None:
+    result = search(RIGHT[name])
+    assert result.certified and result.test.drop.high <= 0.1
+    figure = loss if "loss" in name else error
+    before, after = (float(figure(m, (X, Y)).mean()) for m in (MODEL, result.model))
+    allowed = 0.1 * before if "loss" in name else 0.1
+    assert after - before <= 1.5 * allowed  # all data, of which the test part is a sample
+
+
+def test_labels_off_by_one_are_refused() -> None:
+    with pytest.raises(InputError, match="the original's accuracy is 0"):
+        search(None, [(x, y + 1 + 4 * (y < 9)) for x, y in DATA])
+
+
+def test_examples_of_a_group_are_one_unit_and_stay_together() -> None:
+    group = torch.arange(600) // 20
+    data = list(zip(X.split(50), torch.stack([Y, group], 1).split(50), strict=True))
+
+    def by_label(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0]).argmax(1) == batch[1][:, 0]).float()
+
+    metric = tauten.Metric(by_label, groups=lambda batch: batch[1][:, 1])
+    result = search(metric, data)
+    assert result.test.drop.examples == 12  # of 30 groups, not of 600 examples
+
+
+def scaled(factor: Any) -> Callable[..., Any]:
+    return lambda model, batch: factor * 2
+
+
+def test_identity_is_of_code_closure_defaults_and_globals() -> None:
+    assert identity(scaled(2)) == identity(scaled(2))
+    assert identity(scaled(torch.ones(2))) == identity(scaled(torch.ones(2)))
+    assert identity(scaled(2)) != identity(scaled(3))
+    assert identity(scaled(torch.ones(2))) != identity(scaled(torch.zeros(2)))
+    assert identity(lambda x, y=1: x) != identity(lambda x, y=2: x)
+    assert identity(lambda x: x + 1) != identity(lambda x: x + 2)
+
+    class Weighted:
+        def __init__(self, weight: float):
+            self.weight = weight
+
+        def __call__(self, model: nn.Module, batch: Any) -> float:
+            return self.weight
+
+    assert identity(Weighted(1)) == identity(Weighted(1)) != identity(Weighted(2))
+    space = {"factor": 1}
+    exec("def used(x):\n    return factor * x", space)
+    first = identity(space["used"])
+    space["factor"] = 2
+    assert identity(space["used"]) != first
+
+
+def test_a_search_does_not_go_on_with_another_metric(tmp_path: Path) -> None:
+    def metric(model: nn.Module, batch: Any) -> Tensor:
+        if "Packed" in repr(model):
+            raise KeyboardInterrupt
+        return right(model, batch)
+
+    goal, out = tauten.Goal(max_drop=0.1), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        tauten.optimize(MODEL, DATA, goal, metric=metric, out=out)
+    with pytest.raises(tauten.BusyError, match="another metric"):
+        tauten.optimize(MODEL, DATA, goal, metric=tauten.Metric(right, name="metric"), out=out)
