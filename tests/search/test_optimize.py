@@ -196,11 +196,14 @@ def test_unlabelled_data_is_measured_by_similarity() -> None:
 def test_users_metric_decides() -> None:
     data = torch.randn(60, 10, generator=torch.manual_seed(4))
 
-    def share_positive(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        return (model(batch) > -10).float().mean(1)
+    expected = tiny_mlp()(data).argmax(1)
 
-    result = tauten.optimize(tiny_mlp(), data, tauten.Goal(max_drop=0.5), metric=share_positive)
-    assert result.test.metric == "share_positive" and result.test.value == 1
+    def agreeing(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return (model(batch[0]).argmax(1) == batch[1]).float()
+
+    goal = tauten.Goal(max_drop=0.5)
+    result = tauten.optimize(tiny_mlp(), [(data, expected)], goal, metric=agreeing)
+    assert result.test.metric == "agreeing" and result.test.original == 1
 
 
 def test_metric_that_fails_everywhere_says_why() -> None:
@@ -220,7 +223,7 @@ def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
         tauten.optimize(tiny_mlp(), "python-docs")
     with pytest.raises(InputError, match="something else than tensors"):
         tauten.optimize(tiny_mlp(), [1, 2, 3])
-    with pytest.raises(InputError, match=r"can't be measured on the original.*shapes"):
+    with pytest.raises(InputError, match=r"can't be called on this data.*shapes"):
         tauten.optimize(tiny_mlp(), torch.randn(60, 11))
     assert len(load_texts("python-docs")) > 50
 

@@ -93,9 +93,11 @@ def linear_drop(
     sign = 1.0 if higher_is_better else -1.0
     lost = sign * (original.double() - candidate.double())
     total = float(original.double().sum())
-    # A score below 0, such as a negated loss, loses a share of its size. With nothing to lose a
-    # share of (an accuracy of 0) the loss is given in absolute terms.
-    base = (original if total > 0 else -original if total < 0 else weight).double()
+    if not total:  # of nothing no share can be lost, whatever is lost
+        value = float(lost.sum() / weight.double().sum())
+        return Drop(value, -math.inf, math.inf, original.numel(), confidence)
+    # A score below 0, such as a negated loss, loses a share of its size.
+    base = original.double() * math.copysign(1.0, total)
     value, low, high = ratio_interval(lost, base, confidence)
     if _binary(original, weight) and _binary(candidate, weight):
         # With few disagreements the normal interval is too narrow: at zero it has no width.

@@ -2,6 +2,7 @@
 
 import math
 
+from tauten.core.figures import format_percent
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Result, Trial
 from tauten.evaluation.statistics import more_examples
@@ -35,7 +36,7 @@ def _shortfall(search: Search, development: Quality, test: Quality, limit: float
     split = "the sealed test split" if found is test else "the development split"
     if found.drop.high <= limit:
         return "another limit is missed"
-    text = f"on {split} the drop may be {found.drop.high:.2%}, above {limit:.2%}"
+    text = f"on {split} the drop may be {format_percent(found.drop.high)}, above {format_percent(limit)}"
     return text + documents_needed(found.drop, limit)
 
 
@@ -70,8 +71,9 @@ def relaxations(goal: Goal, measured: list[Measurement]) -> str:
     for name, value in goal.limits.items():
         others = {other: limit for other, limit in goal.limits.items() if other != name}
         within = [m for m in measured if all(m.cost(o) <= limit for o, limit in others.items())]
-        if within and min(m.cost(name) for m in within) > value:
-            found.append(f"{name}={_shown(name, min(m.cost(name) for m in within))}")
+        least = min((m.cost(name) for m in within), default=math.inf)
+        if value < least < math.inf:
+            found.append(f"{name}={_shown(name, least)}")
     return f"; {' or '.join(found)} would be met" if found else ""
 
 

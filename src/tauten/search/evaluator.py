@@ -18,13 +18,13 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
-from tauten.evaluation.trust import check_metric
 from tauten.models.loader import Loader
 from tauten.models.packing import packed_modules, write_out
 from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
 from tauten.runtime.modules import PackedLinear
 from tauten.search.candidate import Candidate, packed
+from tauten.search.trust import check_metric
 from tauten.search.workspace import Workspace, recipe_id
 
 
@@ -151,11 +151,6 @@ class Evaluator:
         assert self._original is not None
         if isinstance(metric, Perplexity) or journal.find("trusted", of=metric.identity):
             return
-        if not metric.value(self._original):
-            raise InputError(
-                f"the original's {metric.name} is 0, and a drop is a share of it: if higher is "
-                "better the targets may not fit; of an error rate pass what is right instead"
-            )
         batches = self._task.splits.development
         check_metric(metric, self._original, lambda: self._workspace.source.open(), batches)
         journal.add("trusted", of=metric.identity)

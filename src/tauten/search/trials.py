@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from tauten.core.errors import TautenError
-from tauten.core.figures import format_bytes
+from tauten.core.figures import format_bytes, format_percent
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.progress import show_best
@@ -131,7 +131,9 @@ class Trials:
         goal, reasons = self.goal, []
         if goal.max_drop is not None and measurement.quality.drop.high > goal.max_drop:
             high = measurement.quality.drop.high
-            reasons.append(f"drop may be {high:.2%}, limit {goal.max_drop:.2%}")
+            reasons.append(
+                f"drop may be {format_percent(high)}, limit {format_percent(goal.max_drop)}"
+            )
         if goal.max_size_bytes is not None and measurement.size_bytes > goal.max_size_bytes:
             reasons.append(f"{measurement.size_bytes} bytes, limit {goal.max_size_bytes}")
         if goal.max_memory_bytes is not None and measurement.memory_bytes > goal.max_memory_bytes:

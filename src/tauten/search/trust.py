@@ -1,22 +1,27 @@
 """Whether a metric can tell a good model from a bad one: tried before a search goes by it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, TautenError
 from tauten.core.measurement import Drop
 from tauten.evaluation.metrics import Measure, Scores
+from tauten.models.packing import matrix_of, packed_layer, replace_modules
+from tauten.models.structure import packable_modules
+from tauten.quantization.rtn import RTN
 
 HARDLY, WHOLLY = 0.1, 1.0  # shares of the weights of a matrix that change places
+_log = logging.getLogger(__name__)
 
 
 def check_metric(
     metric: Measure, original: Scores, open_model: Callable[[], nn.Module], batches: Sequence[Any]
 ) -> None:
-    """Score two ruined copies of a model beside it.
+    """Score two ruined copies of a model beside it, packed as what a search measures.
 
     Args:
         metric: Prepared on the original.
@@ -26,17 +31,30 @@ def check_metric(
     Raises:
         InputError: The metric doesn't find a ruined model worse than the model itself.
     """
+    if not metric.value(original):
+        _log.warning(
+            "the original's %s is 0, of which no share can be lost: nothing can be certified by "
+            "it. If higher is better the targets may not fit; of an error rate pass what is right",
+            metric.name,
+        )
+        return
     for share in (WHOLLY, HARDLY):
         model = open_model()
         ruin(model, share)
-        found = metric.drop(original, metric.scores(model, batches))
-        why = _complaint(found, share)
+        try:
+            scores = metric.scores(model, batches)
+        except TautenError:  # not a number, or the function raised: it tells them apart
+            continue
+        why = _complaint(metric.drop(original, scores), share)
         if why:
             raise InputError(f"the metric {metric.name} can't be trusted here: {why}")
 
 
 def ruin(model: nn.Module, share: float) -> None:
-    """Let a share of each matrix's weights change places, always the same ones, in new tensors."""
+    """Let a share of each matrix's weights change places, always the same ones; pack at 8 bits.
+
+    The parameters are replaced, their values aren't written to.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -45,6 +63,11 @@ def ruin(model: nn.Module, share: float) -> None:
             moved = moved[: max(2, round(share * values.numel()))]
             values[moved] = values[moved.roll(1)]
             parameter.data = values.view_as(parameter)
+    layers, technique = dict[nn.Module, nn.Module](), RTN(8)
+    for name, module in packable_modules(model):
+        matrix = matrix_of(module, model.get_parameter(f"{name}.weight").detach()).float()
+        layers[module] = packed_layer(module, technique.encode(matrix), "float")
+    replace_modules(model, layers)
 
 
 def _complaint(drop: Drop, share: float) -> str:
