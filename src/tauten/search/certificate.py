@@ -36,7 +36,8 @@ def _shortfall(search: Search, development: Quality, test: Quality, limit: float
     split = "the sealed test split" if found is test else "the development split"
     if found.drop.high <= limit:
         return "another limit is missed"
-    text = f"on {split} the drop may be {format_percent(found.drop.high)}, above {format_percent(limit)}"
+    high, wanted = format_percent(found.drop.high), format_percent(limit)
+    text = f"on {split} the drop may be {high}, above {wanted}"
     return text + documents_needed(found.drop, limit)
 
 
