@@ -1,12 +1,19 @@
 """Text from everywhere, and what is wrong with it by file and line."""
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
 from pathlib import Path
 
 import pytest
 
 from tauten.core.errors import InputError
-from tauten.data.texts import BUILT_IN, PIECE_CHARACTERS, Document, load_texts
+from tauten.data.documents import Document
+from tauten.data.text_files import PIECE_CHARACTERS
+from tauten.data.texts import BUILT_IN, load_texts
 
 
 def test_python_docs_are_many_distinct_documents() -> None:
@@ -80,13 +87,84 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{broken", '{"txt": "a"}', '["text"]', '"text"', "3", '{"text": 3}', '{"text": null}']
+    ("line", "why"),
+    [
+        ("{broken", "not a line of JSON"),
+        ('{"title": "a", "body": "b"}', "the row has title, body"),
+        ('["text"]', "is a list"),
+        ("3", "is a int"),
+        ('{"text": 3}', "`text` is a int"),
+        ('{"text": null}', "`text` is a NoneType"),
+    ],
 )
-def test_a_damaged_json_line_is_named(tmp_path: Path, line: str) -> None:
-    file = tmp_path / "x.jsonl"
+@pytest.mark.parametrize("name", ["x.jsonl", "x.NDJSON", "x.json"])
+def test_a_damaged_json_line_is_named(tmp_path: Path, name: str, line: str, why: str) -> None:
+    file = tmp_path / name
     file.write_text(f'{{"text": "a"}}\n{line}\n')
-    with pytest.raises(InputError, match=r"x\.jsonl:2: .*`text`"):
+    with pytest.raises(InputError, match=rf"{name}:2: .*{why}"):
         load_texts(file)
+
+
+ROWS = ["one, with a comma", "two\nlines", 'a "quoted" third']
+
+
+def as_table(delimiter: str) -> str:
+    file = io.StringIO()
+    table = csv.writer(file, delimiter=delimiter)
+    table.writerows([["id", "text"], *enumerate(ROWS)])
+    return file.getvalue()
+
+
+FILES = {
+    "rows.json": json.dumps([{"text": row, "id": 1} for row in ROWS]),
+    "strings.json": json.dumps(ROWS),
+    "lines.json": "\n".join(json.dumps({"content": row}) for row in ROWS),
+    "lines.NDJSON": "\r\n\r\n".join(json.dumps({"text": row}) for row in ROWS),
+    "rows.csv": as_table(","),
+    "rows.TSV": as_table("\t"),
+}
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_documents_in_any_file(tmp_path: Path, name: str, packing: str) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[packing]
+    file = tmp_path / f"{name}{packing}"
+    file.write_bytes(pack(FILES[name].encode()))
+    assert [document.text for document in load_texts(file)] == ROWS
+    assert [document.text for document in load_texts(tmp_path)] == ROWS
+
+
+def test_utf_16_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("wide", encoding="utf-16")
+    assert load_texts(tmp_path / "a.txt")[0].text.strip() == "wide"
+    (tmp_path / "b.txt.gz").write_bytes(b"no gzip at all")
+    with pytest.raises(InputError, match="can't be decompressed"):
+        load_texts(tmp_path / "b.txt.gz")
+    (tmp_path / "c.json").write_text('{"text": "one"}')
+    with pytest.raises(InputError, match="holds one dict; expected a list of rows, or lines"):
+        load_texts(tmp_path / "c.json")
+
+
+def test_a_text_without_blank_lines_is_cut_at_sentence_ends(tmp_path: Path) -> None:
+    text = "".join(f"Sentence {i} of a book without blank lines. " for i in range(2000))
+    (tmp_path / "book.txt").write_text(text)
+    documents = load_texts(tmp_path / "book.txt")
+    assert len(documents) > 10 and "".join(d.text for d in documents).strip() == text.strip()
+    assert all(len(d.text) <= 2 * PIECE_CHARACTERS for d in documents)
+    assert all(d.text.strip().endswith(".") for d in documents)
+
+
+def test_what_stands_there_twice_counts_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert [d.text for d in load_texts(["a", "b", "a ", "b", "c"])] == ["a", "b", "c"]
+    assert "2 documents left out, the same as others" in caplog.text
+
+
+def test_files_of_other_kinds_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.png").write_bytes(b"x")
+    assert len(load_texts(tmp_path)) == 1
+    assert "1 file left out (.png)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
@@ -111,7 +189,7 @@ def test_no_texts_are_refused() -> None:
 
 
 def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("a")
+    (tmp_path / "x.png").write_text("a")
     with pytest.raises(InputError, match=r"no \.txt"):
         load_texts(tmp_path)
 

@@ -5,7 +5,7 @@ import torch
 from tiny_models import byte_tokenizer
 
 from tauten.core.errors import InputError
-from tauten.data.texts import Document
+from tauten.data.documents import Document
 from tauten.data.windows import SHORTEST, TokenBatch, count_tokens, token_batches
 
 LENGTHS = (5, 16, 40, 100, 131, 64, 15, 200)

@@ -14,7 +14,7 @@ from losses import losses
 from tiny_models import byte_tokenizer, tiny_llama
 
 from tauten.core.errors import BusyError, InputError, WorkerError
-from tauten.data.texts import Document
+from tauten.data.documents import Document
 from tauten.data.windows import token_batches
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.job import Job

@@ -6,7 +6,7 @@ from scipy.special import rel_entr
 from tiny_models import byte_tokenizer, tiny_llama
 from torch import nn
 
-from tauten.data.texts import Document
+from tauten.data.documents import Document
 from tauten.data.windows import TokenBatch, token_batches
 from tauten.evaluation.divergence import Divergence, batches_within
 

@@ -10,7 +10,7 @@ from tiny_models import byte_tokenizer, tiny_bert
 from torch import nn
 
 from tauten.core.errors import InputError, TautenError
-from tauten.data.texts import Document
+from tauten.data.documents import Document
 from tauten.data.windows import TokenBatch, token_batches
 from tauten.evaluation.metrics import Perplexity
 from tauten.evaluation.tensor_metrics import Accuracy, Similarity

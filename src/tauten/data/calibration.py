@@ -1,5 +1,6 @@
 """Calibration batches from whatever the user has."""
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError
 from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows
 from tauten.data.texts import load_texts
-from tauten.data.windows import ENCODER_TOKENS, TokenBatch, encoder_batches, token_batches
+from tauten.data.windows import (
+    ENCODER_TOKENS,
+    TokenBatch,
+    encoder_batches,
+    positions,
+    token_batches,
+)
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
 
@@ -24,7 +31,8 @@ TRAINING_TOKENS = 8192  # in a batch that techniques cut to the size they step b
 def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[CalibrationBatch]:
     """Calls of a model from batches of tokens or tensors, padding masked out."""
     # A cache is of no use for whole texts, and takes memory.
-    options = {"use_cache": False} if hasattr(model, "generate") else {}
+    known = inspect.signature(model.forward).parameters
+    options = {"use_cache": False} if "use_cache" in known else {}
     return [_call(batch, options) for batch in batches]
 
 
@@ -51,14 +59,13 @@ def load_calibration(
         )
     documents, tokenizer = load_texts(data), source.tokenizer()
     if hasattr(model, "generate"):
-        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or WINDOW
-        window = min(WINDOW, limit)
+        window = min(WINDOW, positions(model))
         batch_tokens = TRAINING_TOKENS if max_tokens is None else BATCH_TOKENS
         limits = (window, max_tokens or sys.maxsize, batch_tokens)
         return calibration_batches(token_batches(documents, tokenizer, *limits), model)
     if max_tokens is not None:
         documents = documents[: max(1, max_tokens // ENCODER_TOKENS)]
-    return calibration_batches(encoder_batches(documents, tokenizer), model)
+    return calibration_batches(encoder_batches(documents, tokenizer, model), model)
 
 
 class Passes:

@@ -1,10 +1,11 @@
 """Examples from DataLoaders and other iterables of tensors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -42,6 +43,19 @@ class Rows:
         return [tree_unflatten([leaf[part] for leaf in self.leaves], self.spec) for part in parts]
 
 
+def plain(batch: Any) -> Any:
+    """A batch with mappings of any kind, such as a tokenizer's, as dicts and arrays as tensors."""
+    if isinstance(batch, Mapping):
+        return {key: plain(value) for key, value in batch.items()}
+    if isinstance(batch, np.ndarray):
+        return torch.from_numpy(batch)
+    if type(batch) not in (list, tuple):
+        return batch
+    items = [plain(item) for item in batch]
+    same = all(new is old for new, old in zip(items, batch, strict=True))
+    return batch if same else type(batch)(items)
+
+
 def listed(data: Any) -> tuple[Any, bool]:
     """A user's data with iterables read, one batch as a list of it; and whether it is text.
 
@@ -49,8 +63,8 @@ def listed(data: Any) -> tuple[Any, bool]:
     """
     if isinstance(data, str | Path):
         return data, True
-    if isinstance(data, dict | Tensor):
-        return [data], False
+    if isinstance(data, Mapping | Tensor | np.ndarray):
+        return [plain(data)], False
     if isinstance(data, Iterable):
         data = list(data)
     return data, isinstance(data, list) and bool(data) and isinstance(data[0], str)
@@ -68,7 +82,7 @@ def load_rows(data: Iterable[Any]) -> Rows:
     """
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise InputError(f"data is a {type(data).__name__}; expected an iterable of tensor batches")
-    batches = [data] if isinstance(data, Tensor) else list(data)
+    batches = [data] if isinstance(data, Tensor) else [plain(batch) for batch in data]
     if not batches:
         raise InputError("data is empty; pass at least a dozen examples")
     flat = [tree_flatten(batch) for batch in batches]
@@ -93,7 +107,8 @@ def load_rows(data: Iterable[Any]) -> Rows:
 def inputs_of(batch: Any) -> Any:
     """What the model is called with: the first of a (inputs, targets) pair, else the batch."""
     is_pair = isinstance(batch, tuple | list) and batch and not is_item_list(batch)
-    return batch[0] if is_pair else batch
+    inputs = batch[0] if is_pair else batch
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 def is_item_list(batch: Any) -> bool:

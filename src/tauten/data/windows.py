@@ -1,14 +1,15 @@
 """Token windows of documents, batched for a language model."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tauten.core.errors import InputError
-from tauten.data.texts import Document
+from tauten.data.documents import Document
 
 ENCODER_TOKENS = 128  # an encoder's text is cut here
 ENCODER_ROWS = 16
@@ -70,12 +71,43 @@ def token_batches(
     return [*batches, _stack(batch)]
 
 
-def encoder_batches(documents: Sequence[Document], tokenizer: Any) -> list[dict[str, Tensor]]:
-    """The starts of documents as an encoder takes them, padded, with their attention mask."""
+def encoder_batches(
+    documents: Sequence[Document], tokenizer: Any, model: nn.Module
+) -> list[dict[str, Tensor]]:
+    """The starts of documents as an encoder takes them, padded, with their attention mask.
+
+    One by one where the tokenizer or the model knows no padding.
+
+    Args:
+        documents: Each gives a row.
+        tokenizer: As transformers makes them.
+        model: Its configuration says how many tokens it takes.
+    """
     texts = [document.text for document in documents]
-    chunks = [texts[i : i + ENCODER_ROWS] for i in range(0, len(texts), ENCODER_ROWS)]
-    options = {"padding": True, "truncation": True, "max_length": ENCODER_TOKENS}
+    rows = ENCODER_ROWS if _pads(tokenizer, model) else 1
+    chunks = [texts[i : i + rows] for i in range(0, len(texts), rows)]
+    longest = min(ENCODER_TOKENS, positions(model))
+    options = {"padding": rows > 1, "truncation": True, "max_length": longest}
     return [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
+
+
+def positions(model: nn.Module, default: int = sys.maxsize) -> int:
+    """Tokens that a model has positions for.
+
+    A table of positions that begins behind the padding's, as RoBERTa's, has fewer than rows.
+    """
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None) or default
+    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    skipped = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
+    return int(limit) - max((index + 1 for index in skipped if index is not None), default=0)
+
+
+def _pads(tokenizer: Any, model: nn.Module) -> bool:
+    """Whether rows of other lengths can stand in one batch; some heads look for the last token."""
+    knows = getattr(getattr(model, "config", None), "pad_token_id", None) is not None
+    is_last = type(model).__name__.endswith("ForSequenceClassification")
+    return tokenizer.pad_token_id is not None and (knows or not is_last)
 
 
 def count_tokens(batches: Iterable[TokenBatch]) -> int:

@@ -13,7 +13,7 @@ from tauten.core.errors import InputError
 from tauten.data.splits import Splits, split
 from tauten.data.tensors import call_model, listed, load_rows, main_output
 from tauten.data.texts import load_texts
-from tauten.data.windows import count_tokens, encoder_batches, token_batches
+from tauten.data.windows import count_tokens, encoder_batches, positions, token_batches
 from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Perplexity
 from tauten.evaluation.tensor_metrics import Similarity, fitting
 from tauten.evaluation.user_metric import Metric, group_ids
@@ -95,10 +95,11 @@ def _text_task(
     tokenizer, name = source.tokenizer(), str(data) if isinstance(data, str | Path) else "texts"
     counts = {key: len(value) for key, value in vars(parts).items()}
     if not is_language_model(model):
-        splits = Splits(*(tuple(encoder_batches(part, tokenizer)) for part in vars(parts).values()))
+        splits = Splits(
+            *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
+        )
         return Task(chosen, splits, name, counts, {}, False)
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 512
-    window = min(512, limit)
+    window = min(512, positions(model))
     batches = {
         key: tuple(token_batches(part, tokenizer, window, max_tokens))
         for key, part in vars(parts).items()

@@ -163,7 +163,8 @@ def _rows(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     x = x.detach()
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return _patches(layer, x.float())
-    if mask is not None and x.shape[:2] == mask.shape:
+    # Not what is pooled, (rows, features), of as many features as tokens.
+    if mask is not None and x.dim() > 2 and x.shape[:2] == mask.shape:
         return x[mask].float()
     return x.flatten(0, -2).float() if x.dim() > 1 else x[None].float()
 
