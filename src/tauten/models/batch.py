@@ -1,12 +1,21 @@
-"""One call of a model on calibration data."""
+"""One call of a model on calibration data, and what it raises where the data doesn't fit."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tauten.core.errors import InputError, first_line
+
 PROBE_TOKENS = 32
+# What models and torch raise for tensors that don't fit.
+MISFITS = (
+    *(RuntimeError, LookupError, TypeError, AttributeError, ValueError),
+    *(AssertionError, ArithmeticError, StopIteration),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,10 @@ class CalibrationBatch:
         """Examples in the batch: items of its first list, or the first size of a tensor."""
         leaves = tree_leaves(vars(self), is_leaf=_is_list)
         return next((len(x) for x in leaves if _is_list(x) or _has_rows(x)), 1)
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """What a model answers."""
+        return model(*self.args, **self.kwargs)
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""
@@ -65,3 +78,21 @@ def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
 
     kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
     return CalibrationBatch(tuple(map(cut, batch.args)), kwargs)
+
+
+@contextlib.contextmanager
+def called_with(number: int) -> Iterator[None]:
+    """Name the batch of data that a model can't be called with.
+
+    Raises:
+        InputError: The model raised what models and torch do for arguments that don't fit.
+    """
+    try:
+        yield
+    except MISFITS as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the model can't be called with batch {number} of the calibration data: "
+            f"{first_line(error)}; pass batches of what the model is called with"
+        ) from error

@@ -13,17 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
-from tauten.models.batch import CalibrationBatch
+from tauten.models.batch import MISFITS, CalibrationBatch
 from tauten.models.block_copies import dense_copy
 from tauten.models.dataflow import equal_outputs
 from tauten.models.observer import NothingLeft
 from tauten.models.state import state_kept
 
-# What models and torch raise for tensors that don't fit.
-MISFITS = (
-    *(RuntimeError, LookupError, TypeError, AttributeError, ValueError),
-    *(AssertionError, ArithmeticError, StopIteration),
-)
 Forward = Callable[..., Any]
 Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
 
@@ -96,7 +91,7 @@ class BlockChain:
 
         try:
             with self._computing(recorder), state_kept(self._model), suppress(NothingLeft):
-                self._model(*batch.args, **batch.kwargs)
+                batch.call(self._model)
         except MISFITS:
             return None
         chained = list(calls) == self._blocks and len(states) == len(self._blocks)
@@ -119,7 +114,7 @@ class BlockChain:
         try:
             expected, state = self._both_ways(batch, *traced, filled)
             with self.returning(state), state_kept(self._model):
-                return equal_outputs(expected, self._model(*batch.args, **batch.kwargs))
+                return equal_outputs(expected, batch.call(self._model))
         except MISFITS:
             return False
 
@@ -143,7 +138,7 @@ class BlockChain:
             return forward
 
         with self._computing(recorder), state_kept(self._model):
-            return self._model(*batch.args, **batch.kwargs), chained[-1]
+            return batch.call(self._model), chained[-1]
 
     def _computes(self, block: nn.Module, real: Any, call: BlockCall, state: Tensor) -> bool:
         """Whether a copy of a block computes in `dtype`; some operations have no 16 bits."""
