@@ -41,6 +41,23 @@ class Pyramid(nn.Module):
         return self.head(sum(side.mean((2, 3)) for side in sides))
 
 
+class Found:
+    """Outputs that pytree doesn't know."""
+
+    def __init__(self, scores: Tensor):
+        self.scores = scores
+
+
+class Boxed(Pyramid):
+    def forward(self, x: Tensor) -> Any:
+        return Found(super().forward(x))
+
+
+class Voting(Pyramid):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(-1)
+
+
 class Skipping(nn.Module):
     """A block also gets what an earlier one has made."""
 
@@ -99,6 +116,8 @@ def is_chain(model: nn.Module, x: Tensor) -> bool:
         (Plain, IMAGES, True),
         (lambda: Pyramid(16, 16, 16), IMAGES, False),
         (lambda: Pyramid(16, 32, 64), IMAGES, False),
+        (lambda: Boxed(16, 16, 16), IMAGES, False),
+        (lambda: Voting(16, 16, 16), IMAGES, False),
         (Checked, IMAGES, False),
         (MODELS["gpt2"][0], MODELS["gpt2"][1](), True),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.trees import flatten
 from tauten.parallel.comparison import difference
 from tauten.parallel.rows import (
     NO_JOINS,
@@ -24,7 +25,6 @@ from tauten.parallel.rows import (
     join_rows,
     joins_of,
 )
-from tauten.parallel.trees import flatten
 
 _log = logging.getLogger(__name__)
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments

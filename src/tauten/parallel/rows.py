@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
-from tauten.parallel.trees import (
+from tauten.core.trees import (
     children,
     leaves_of,
     map_leaves,
