@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tauten.core.errors import InputError, first_line
+from tauten.core.rows import count_rows, cut_rows
 
 PROBE_TOKENS = 32
 # What models and torch raise for tensors that don't fit.
@@ -34,9 +34,11 @@ class CalibrationBatch:
 
     @property
     def rows(self) -> int:
-        """Examples in the batch: items of its first list, or the first size of a tensor."""
-        leaves = tree_leaves(vars(self), is_leaf=_is_list)
-        return next((len(x) for x in leaves if _is_list(x) or _has_rows(x)), 1)
+        """Examples in the batch; see `core.rows`."""
+        try:
+            return count_rows(vars(self))
+        except InputError:  # it holds no tensors
+            return 1
 
     def call(self, model: Callable[..., Any]) -> Any:
         """What a model answers."""
@@ -44,26 +46,10 @@ class CalibrationBatch:
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""
-        count = self.rows
-
-        def part(value: Any, start: int) -> Any:
-            whole = (_has_rows(value) or _is_list(value)) and len(value) == count
-            return value[start : start + rows] if whole else value
-
-        starts = range(0, count, rows)
-        parts = (
-            tree_map(lambda v, s=start: part(v, s), vars(self), is_leaf=_is_list)
-            for start in starts
-        )
-        return [CalibrationBatch(**fields) for fields in parts]
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _is_list(value: Any) -> bool:
-    return type(value) is list and bool(value) and isinstance(value[0], Tensor | dict)
+        if self.rows == 1:
+            return [self]
+        sizes = [min(rows, self.rows - start) for start in range(0, self.rows, rows)]
+        return [CalibrationBatch(**fields) for fields in cut_rows(vars(self), sizes)]
 
 
 def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:

@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tauten.core.rows import count_rows, cut_rows
 from tauten.core.trees import leaves_of, map_tensors
 from tauten.models.batch import MISFITS
 from tauten.models.chain import state_of, with_state, wrapped
 from tauten.models.observer import NothingLeft
 from tauten.parallel.comparison import difference, tolerance
-from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
+from tauten.parallel.rows import even_sizes, join_rows
 from tauten.runtime.modules import PackedEmbedding
 
 
