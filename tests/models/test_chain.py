@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Callable
+from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +39,23 @@ class Pyramid(nn.Module):
             found.append(x)
         sides = [side(x) for side, x in zip(self.lateral, found, strict=True)]
         return self.head(sum(side.mean((2, 3)) for side in sides))
+
+
+class Found:
+    """Outputs that pytree doesn't know."""
+
+    def __init__(self, scores: Tensor):
+        self.scores = scores
+
+
+class Boxed(Pyramid):
+    def forward(self, x: Tensor) -> Any:
+        return Found(super().forward(x))
+
+
+class Voting(Pyramid):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(-1)
 
 
 class Skipping(nn.Module):
@@ -97,6 +116,8 @@ def is_chain(model: nn.Module, x: Tensor) -> bool:
         (Plain, IMAGES, True),
         (lambda: Pyramid(16, 16, 16), IMAGES, False),
         (lambda: Pyramid(16, 32, 64), IMAGES, False),
+        (lambda: Boxed(16, 16, 16), IMAGES, False),
+        (lambda: Voting(16, 16, 16), IMAGES, False),
         (Checked, IMAGES, False),
         (MODELS["gpt2"][0], MODELS["gpt2"][1](), True),
     ],
@@ -187,3 +208,32 @@ def test_blocks_that_compute_in_16_bits_do() -> None:
     blocks = find_structure(model).blocks
     calibration.start(model, blocks, lambda _: contextlib.nullcontext(), [])
     assert calibration.calls and calibration.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_keeps_a_forward_of_its_own(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Fourier().eval()
+    block: Any = model.blocks[1]
+    block.forward = MethodType(lambda self, x: 3 - self.linear(x), block)
+    expected = model(VECTORS)
+    calibration = Calibration(calibration_batches([VECTORS], model), dtype=dtype)
+    blocks = find_structure(model).blocks
+    calibration.start(model, blocks, lambda _: contextlib.nullcontext(), [])
+    assert calibration.calls
+    torch.testing.assert_close(model(VECTORS), expected, atol=0, rtol=0)
+    before = model.blocks[0](VECTORS)
+    calibration.advance("blocks.0")
+    torch.testing.assert_close(calibration.states[0].float(), before, atol=0.05, rtol=0.05)
+    calibration.advance("blocks.1")
+    torch.testing.assert_close(calibration.states[0].float(), expected, atol=0.1, rtol=0.05)
+
+
+def test_quantized_with_data_a_block_keeps_a_forward_of_its_own() -> None:
+    torch.manual_seed(0)
+    model = Fourier().eval()
+    block: Any = model.blocks[1]
+    block.forward = MethodType(lambda self, x: 3 - 9 * self.linear(x), block)
+    packed = tauten.quantize(model, technique=tauten.GPTQ(8, group_size=16), data=[VECTORS])
+    with torch.no_grad():
+        torch.testing.assert_close(packed(VECTORS), model(VECTORS), atol=0.2, rtol=0.05)

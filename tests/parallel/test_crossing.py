@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 import tauten
+from tauten.core.rows import count_rows, cut_rows
+from tauten.core.trees import Watched, copied, flatten, map_tensors, tensors_of, unflatten
 from tauten.distributed.wire import decode, encode
 from tauten.parallel import by_value
 from tauten.parallel.comparison import difference
 from tauten.parallel.plan import Layout
-from tauten.parallel.rows import count_rows, cut_rows, join_rows
+from tauten.parallel.rows import join_rows
 from tauten.parallel.shared_file import SharedFile
-from tauten.parallel.trees import Watched, copied, flatten, map_tensors, tensors_of, unflatten
 
 
 class Slotted:

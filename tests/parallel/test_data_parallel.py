@@ -12,12 +12,13 @@ from tiny_models import MODELS, tiny_llama
 
 import tauten
 from tauten.core.errors import InputError
+from tauten.core.rows import cut_rows
 from tauten.parallel.benches import PoolBench
 from tauten.parallel.given import Given
 from tauten.parallel.plan import Layout
 from tauten.parallel.pool import Pool
 from tauten.parallel.row_cuts import RowCuts
-from tauten.parallel.rows import cut_rows, even_sizes, join_rows
+from tauten.parallel.rows import even_sizes, join_rows
 
 TWO = Layout(data=2)
 TOKENS = torch.arange(7 * 12).view(7, 12) * 5 % 256

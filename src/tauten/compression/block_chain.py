@@ -51,7 +51,7 @@ class BlockChain:
                 "state on, so none can be left out"
             )
         with torch.inference_mode():
-            self._targets = [model(*batch.args, **batch.kwargs) for batch in batches]
+            self._targets = [batch.call(model) for batch in batches]
 
     @property
     def plan(self) -> list[tuple[int, nn.Module]]:

@@ -46,7 +46,7 @@ class Comparison:
         states: Outputs = {}
         mixed = torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16)
         with _recorded(model, blocks, states), mixed:
-            output = model(*batch.args, **batch.kwargs)
+            output = batch.call(model)
         if HIDDEN in self.parts and not self.predicts and not hasattr(output, "logits"):
             states[OUTPUT] = main_output(output)
         states = {key: _without_padding(state, batch.mask) for key, state in states.items()}

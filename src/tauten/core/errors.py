@@ -27,3 +27,8 @@ class BusyError(TautenError):
 
 class WorkerError(TautenError):
     """Worker processes keep ending; the message holds how, and the end of their log."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tauten.core.trees import map_tensors
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.job import Job, JobPart
 from tauten.parallel import worker as process
@@ -15,7 +16,6 @@ from tauten.parallel.executors import device_of
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.pool import pool_folder
-from tauten.parallel.trees import map_tensors
 
 _STARTS = 3  # in a row that may fail before a worker is given up
 

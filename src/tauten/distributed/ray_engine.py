@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, first_line
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.hosts import ADDRESS
 from tauten.distributed.job import Job, Opened
@@ -127,7 +127,7 @@ class RayEngine:
             cause = error.as_instanceof_cause()
             self._events.append(Failed(name, id, cause, str(error)))
         except self._ray.exceptions.RayError as error:  # its actor or its node has gone
-            self._lose(name, str(error).splitlines()[0])
+            self._lose(name, first_line(error))
         else:
             self._events.append(Answered(name, id, decode(made)) if id else Joined(name))
 

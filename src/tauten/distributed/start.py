@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tauten.core.errors import InputError
+from tauten.core.trees import copied
 from tauten.distributed.blueprint import blueprint
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.engine import Engine
@@ -38,7 +39,6 @@ from tauten.parallel.planner import Planner, Task
 from tauten.parallel.row_cuts import Call, RowCuts
 from tauten.parallel.start import cores
 from tauten.parallel.start import start as start_parallel
-from tauten.parallel.trees import copied
 
 _log = logging.getLogger(__name__)
 

@@ -1,12 +1,21 @@
-"""One call of a model on calibration data."""
+"""One call of a model on calibration data, and what it raises where the data doesn't fit."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+
+from tauten.core.errors import InputError, first_line
+from tauten.core.rows import count_rows, cut_rows
 
 PROBE_TOKENS = 32
+# What models and torch raise for tensors that don't fit.
+MISFITS = (
+    *(RuntimeError, LookupError, TypeError, AttributeError, ValueError),
+    *(AssertionError, ArithmeticError, StopIteration),
+)
 
 
 @dataclass(frozen=True)
@@ -25,32 +34,22 @@ class CalibrationBatch:
 
     @property
     def rows(self) -> int:
-        """Examples in the batch: items of its first list, or the first size of a tensor."""
-        leaves = tree_leaves(vars(self), is_leaf=_is_list)
-        return next((len(x) for x in leaves if _is_list(x) or _has_rows(x)), 1)
+        """Examples in the batch; see `core.rows`."""
+        try:
+            return count_rows(vars(self))
+        except InputError:  # it holds no tensors
+            return 1
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """What a model answers."""
+        return model(*self.args, **self.kwargs)
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""
-        count = self.rows
-
-        def part(value: Any, start: int) -> Any:
-            whole = (_has_rows(value) or _is_list(value)) and len(value) == count
-            return value[start : start + rows] if whole else value
-
-        starts = range(0, count, rows)
-        parts = (
-            tree_map(lambda v, s=start: part(v, s), vars(self), is_leaf=_is_list)
-            for start in starts
-        )
-        return [CalibrationBatch(**fields) for fields in parts]
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _is_list(value: Any) -> bool:
-    return type(value) is list and bool(value) and isinstance(value[0], Tensor | dict)
+        if self.rows == 1:
+            return [self]
+        sizes = [min(rows, self.rows - start) for start in range(0, self.rows, rows)]
+        return [CalibrationBatch(**fields) for fields in cut_rows(vars(self), sizes)]
 
 
 def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
@@ -65,3 +64,21 @@ def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
 
     kwargs = {key: cut(value) for key, value in batch.kwargs.items()}
     return CalibrationBatch(tuple(map(cut, batch.args)), kwargs)
+
+
+@contextlib.contextmanager
+def called_with(number: int) -> Iterator[None]:
+    """Name the batch of data that a model can't be called with.
+
+    Raises:
+        InputError: The model raised what models and torch do for arguments that don't fit.
+    """
+    try:
+        yield
+    except MISFITS as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the model can't be called with batch {number} of the calibration data: "
+            f"{first_line(error)}; pass batches of what the model is called with"
+        ) from error

@@ -6,17 +6,15 @@ from typing import Any
 from torch import nn
 
 from tauten.formats.packed import PackedWeight
-from tauten.models.packing import unpacked_layer
+from tauten.models.packing import replace_modules, unpacked_layer
 from tauten.runtime.modules import PackedLinear
 
 
 def dense_copy(block: nn.Module) -> nn.Module:
     """A copy whose packed linear layers are dense."""
     block = copy.deepcopy(block)
-    for parent in list(block.modules()):
-        for leaf, child in list(parent._modules.items()):
-            if isinstance(child, PackedLinear):
-                setattr(parent, leaf, unpacked_layer(child))
+    packed = [module for module in block.modules() if isinstance(module, PackedLinear)]
+    replace_modules(block, {layer: unpacked_layer(layer) for layer in packed})
     return block
 
 

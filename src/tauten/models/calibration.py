@@ -8,7 +8,7 @@ observed in one pass.
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError
 from tauten.core.inputs import BlockExamples, LayerInputs
 from tauten.models.batch import CalibrationBatch as CalibrationBatch  # also found here
-from tauten.models.batch import first_tokens
+from tauten.models.batch import called_with, first_tokens
 from tauten.models.block_copies import dense_copy, tunable_copy
-from tauten.models.chain import MISFITS, BlockCall, BlockChain, Traced
+from tauten.models.chain import BlockCall, BlockChain, Traced
 from tauten.models.chain import Filled as Filled  # also found here
 from tauten.models.experts import has_experts, routed_layers, show_starved, starved_note
 from tauten.models.input_sums import SHARDS, ShardSums, shard_of
@@ -70,7 +70,7 @@ class Calibration:
         self._moves_on = False  # observing a block also makes the states that come next
         self._onward: list[Tensor] = []  # those
         self.calls: dict[str, list[BlockCall]] = {}
-        self._probe: tuple[dict[str, BlockCall], Tensor] | None = None
+        self._probe: Traced | None = None
         self._blocks: list[str] = []
         self.whole: ShardSums | None = None
 
@@ -78,7 +78,7 @@ class Calibration:
         """What a model answers to the first batch."""
         batch = self.batches[0]
         with torch.no_grad(), state_kept(model):
-            return model(*batch.args, **batch.kwargs)
+            return batch.call(model)
 
     def start(
         self, model: nn.Module, blocks: Sequence[str], filled: Filled, names: Sequence[str]
@@ -258,13 +258,13 @@ class Calibration:
             for index, batch in enumerate(self.batches):
                 observer.shard(self._shard_of(index))
                 with contextlib.ExitStack() as calling:
-                    calling.enter_context(_called_with(index + 1))
+                    calling.enter_context(called_with(index + 1))
                     calling.enter_context(state_kept(self._model))
                     calling.enter_context(observer.batch(batch.mask))
                     if self.states:
                         calling.enter_context(self._chain.returning(self.states[index].float()))
                     calling.enter_context(contextlib.suppress(NothingLeft))
-                    self._model(*batch.args, **batch.kwargs)
+                    batch.call(self._model)
         return observer.sums()
 
     def finish(self, batch: CalibrationBatch, state: Tensor) -> Any:
@@ -274,29 +274,10 @@ class Calibration:
         """
         gradients = state.requires_grad
         with self._filled([""]), self._chain.returning(state), torch.set_grad_enabled(gradients):
-            return self._model(*batch.args, **batch.kwargs)
+            return batch.call(self._model)
 
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where products of it are faster than float32, by instructions for it."""
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
-
-
-@contextlib.contextmanager
-def _called_with(number: int) -> Iterator[None]:
-    """Name the batch of data that a model can't be called with.
-
-    Raises:
-        InputError: The model raised what models and torch do for arguments that don't fit.
-    """
-    try:
-        yield
-    except MISFITS as error:
-        if isinstance(error, InputError):
-            raise
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"the model can't be called with batch {number} of the calibration data: {words[0]}; "
-            "pass batches of what the model is called with"
-        ) from error

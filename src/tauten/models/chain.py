@@ -1,10 +1,11 @@
 """Blocks of a model that pass a state on, and how the model calls each of them."""
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -12,17 +13,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
-from tauten.models.batch import CalibrationBatch
+from tauten.core.trees import tensors_of
+from tauten.models.batch import MISFITS, CalibrationBatch
 from tauten.models.block_copies import dense_copy
 from tauten.models.dataflow import equal_outputs
 from tauten.models.observer import NothingLeft
 from tauten.models.state import state_kept
 
-# What models and torch raise for tensors that don't fit.
-MISFITS = (
-    *(RuntimeError, LookupError, TypeError, AttributeError, ValueError),
-    *(AssertionError, ArithmeticError, StopIteration),
-)
+Forward = Callable[..., Any]
 Filled = Callable[[Sequence[str]], contextlib.AbstractContextManager[None]]
 
 
@@ -40,7 +38,7 @@ class BlockCall:
     kwargs: dict[str, Any]
     keyword: str
 
-    def run(self, block: Callable[..., Any], state: Tensor) -> Tensor:
+    def run(self, block: Forward, state: Tensor) -> Tensor:
         """Call a block on a hidden state."""
         if self.keyword:
             output = block(*self.args, **{self.keyword: state}, **self.kwargs)
@@ -88,17 +86,15 @@ class BlockChain:
         """
         calls: dict[str, BlockCall] = {}
         states: list[tuple[Tensor, Tensor]] = []  # what each block was given, and handed on
-        modules = {name: self._model.get_submodule(name) for name in self._blocks}
-        for name, module in modules.items():
-            module.forward = self._recorder(name, module, calls, states)
+
+        def recorder(name: str, real: Forward) -> Forward:
+            return self._recorder(name, real, calls, states)
+
         try:
-            with contextlib.suppress(NothingLeft), state_kept(self._model):
-                self._model(*batch.args, **batch.kwargs)
+            with self._computing(recorder), state_kept(self._model), suppress(NothingLeft):
+                batch.call(self._model)
         except MISFITS:
             return None
-        finally:
-            for module in modules.values():
-                del module.forward
         chained = list(calls) == self._blocks and len(states) == len(self._blocks)
         links = itertools.pairwise(states)
         chained = chained and all(given is handed for (_, handed), (given, _) in links)
@@ -107,7 +103,8 @@ class BlockChain:
     def is_proved(self, batch: CalibrationBatch, filled: Filled) -> bool:
         """Whether blocks that run one after the other, then the rest, do what the model does.
 
-        They don't where blocks hand on several values, or the model uses states on the way.
+        They don't where blocks hand on several values, or the model uses states on the way. Of a
+        model without floating outputs, such as one that returns classes, it can't be told.
 
         Args:
             batch: Of few examples.
@@ -119,7 +116,9 @@ class BlockChain:
         try:
             expected, state = self._both_ways(batch, *traced, filled)
             with self.returning(state), state_kept(self._model):
-                return equal_outputs(expected, self._model(*batch.args, **batch.kwargs))
+                made = batch.call(self._model)
+            tells = any(tensor.is_floating_point() for tensor in tensors_of(expected))
+            return tells and equal_outputs(expected, made)
         except MISFITS:
             return False
 
@@ -127,39 +126,31 @@ class BlockChain:
         self, batch: CalibrationBatch, calls: Mapping[str, BlockCall], state: Tensor, filled: Filled
     ) -> tuple[Any, Tensor]:
         """The model's own answer, and the state that its blocks make one after the other."""
-        modules = {name: self._model.get_submodule(name) for name in self._blocks}
         chained = [state]
 
-        def recorder(name: str, module: nn.Module) -> Callable[..., Any]:
-            real = functools.partial(type(module).forward, module)
+        def recorder(name: str, real: Forward) -> Forward:
+            module = self._model.get_submodule(name)
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 with filled([name]):
                     with state_kept(module):
                         chained.append(calls[name].run(real, chained[-1]))
-                    if not self._computes(module, calls[name], chained[-2]):
+                    if not self._computes(module, real, calls[name], chained[-2]):
                         self.dtype = torch.float32
                     return real(*args, **kwargs)
 
             return forward
 
-        for name, module in modules.items():
-            module.forward = recorder(name, module)
-        try:
-            with state_kept(self._model):
-                return self._model(*batch.args, **batch.kwargs), chained[-1]
-        finally:
-            for module in modules.values():
-                del module.forward
+        with self._computing(recorder), state_kept(self._model):
+            return batch.call(self._model), chained[-1]
 
-    def _computes(self, block: nn.Module, call: BlockCall, state: Tensor) -> bool:
+    def _computes(self, block: nn.Module, real: Any, call: BlockCall, state: Tensor) -> bool:
         """Whether a copy of a block computes in `dtype`; some operations have no 16 bits."""
         if self.dtype is torch.float32:
             return True
         copied = dense_copy(block).to(self.dtype)
-        real = functools.partial(type(copied).forward, copied)
         try:
-            call.cast(self.dtype).run(real, state.to(self.dtype))
+            call.cast(self.dtype).run(MethodType(real.__func__, copied), state.to(self.dtype))
         except MISFITS:
             return False
         return True
@@ -167,29 +158,41 @@ class BlockChain:
     @contextlib.contextmanager
     def returning(self, state: Tensor) -> Iterator[None]:
         """Make all blocks return a state for a while, whatever they are given."""
-        modules = [self._model.get_submodule(name) for name in self._blocks]
-        for module in modules:
-            module.forward = lambda *_, **__: self._wrapped(state)
+        with self._computing(lambda *_: lambda *_, **__: self._wrapped(state)):
+            yield
+
+    @contextlib.contextmanager
+    def _computing(self, instead: Callable[[str, Forward], Forward]) -> Iterator[None]:
+        """Put other forwards into all blocks for a while.
+
+        Args:
+            instead: What a block computes, by its name and its forward.
+        """
+        modules = {name: self._model.get_submodule(name) for name in self._blocks}
+        own: dict[str, Any] = {
+            name: vars(module).get("forward") for name, module in modules.items()
+        }
+        for name, module in modules.items():
+            module.forward = instead(name, module.forward)
         try:
             yield
         finally:
-            for module in modules:
+            for name, module in modules.items():
                 del module.forward
+                if own[name] is not None:  # a method that its user gave this block alone
+                    module.forward = own[name]
 
     def _recorder(
         self,
         name: str,
-        module: nn.Module,
+        real: Forward,
         calls: dict[str, BlockCall],
         states: list[tuple[Tensor, Tensor]],
-    ) -> Callable[..., Any]:
-        real = type(module).forward
-
+    ) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            keyword = "" if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-            state = args[0] if args else kwargs[keyword]
+            keyword, state = state_of(args, kwargs)
             if self._returned is None:  # the first block: its tensors are at hand
-                made = real(module, *args, **kwargs)
+                made = real(*args, **kwargs)
                 self._returned = len(made) if isinstance(made, tuple) else 0
             rest = {key: _without_cache(v) for key, v in kwargs.items() if key != keyword}
             others = tuple(_without_cache(value) for value in args[1:])
@@ -205,6 +208,22 @@ class BlockChain:
     def _wrapped(self, state: Tensor) -> Any:
         """A state as blocks return it."""
         return wrapped(state, self._returned or 0)
+
+
+def state_of(args: Any, kwargs: Any) -> tuple[str, Any]:
+    """The hidden state among a block's arguments, and the name that it is passed by.
+
+    It is the first positional argument, with an empty name; without any, the first tensor.
+    """
+    if args:
+        return "", args[0]
+    return next((key, value) for key, value in kwargs.items() if isinstance(value, Tensor))
+
+
+def with_state(state: Tensor, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A block's arguments with another hidden state."""
+    keyword, _ = state_of(args, kwargs)
+    return (args, {**kwargs, keyword: state}) if keyword else ((state, *args[1:]), kwargs)
 
 
 def wrapped(state: Any, returned: int) -> Any:

@@ -23,7 +23,7 @@ from tauten.models.channelwise import (
     POOLING_MODULES,
     VECTORS,
 )
-from tauten.models.tracing import traced_parts
+from tauten.models.tracing import argument, name_of, traced_parts
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class _Builder:
             tensor = operator.attrgetter(str(node.target))(self._root)
             self._values[node] = SCALAR if tensor.numel() == 1 else None
         elif node.op in ("call_function", "call_method"):
-            self._values[node] = self._operation(node, _name(node.target))
+            self._values[node] = self._operation(node, name_of(node))
         else:
             self._values[node] = self._unknown(node)
 
@@ -136,18 +136,18 @@ class _Builder:
         if name in CHANNELWISE:
             return self._join(node)
         x = self._values.get(node.all_input_nodes[0])
-        if name == "cat" and _argument(node, 1, "dim", 0) == 1:
+        if name == "cat" and argument(node, 1, "dim", 0) == 1:
             return self._concatenate(node)
         if x is not None and x.axis == 1:
             if name in POOLING:
                 return x
-            if name == "flatten" and _argument(node, 1, "start_dim", 0) == 1:
-                ends = _argument(node, 2, "end_dim", -1)
+            if name == "flatten" and argument(node, 1, "start_dim", 0) == 1:
+                ends = argument(node, 2, "end_dim", -1)
                 return replace(x, axis=-1, flat=True) if ends == -1 else self._unknown(node)
             if name in ("view", "reshape") and len(node.args) == 3 and node.args[2] == -1:
                 return replace(x, axis=-1, flat=True)
-            if name == "mean" and _positions(_argument(node, 1, "dim", None)):
-                return x if _argument(node, 2, "keepdim", False) else replace(x, axis=-1)
+            if name == "mean" and _positions(argument(node, 1, "dim", None)):
+                return x if argument(node, 2, "keepdim", False) else replace(x, axis=-1)
         return self._unknown(node)
 
     def _module(self, node: fx.Node, module: nn.Module) -> Channels | None:
@@ -251,7 +251,7 @@ class _Builder:
         return True
 
     def _concatenate(self, node: fx.Node) -> Channels | None:
-        parts: Any = _argument(node, 0, "tensors", ())
+        parts: Any = argument(node, 0, "tensors", ())
         groups: list[int] = []
         for part in parts:
             x = self._values.get(part)
@@ -287,14 +287,6 @@ class _Builder:
         while self._same[group] != group:
             group = self._same[group]
         return group
-
-
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
-
-
-def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _positions(dim: Any) -> bool:

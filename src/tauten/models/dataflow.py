@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tauten.core.trees import tensors_of
+
 
 class Dataflow(TorchDispatchMode):
     """Inputs and outputs of some modules, and all that takes each tensor.
@@ -95,8 +97,8 @@ class Dataflow(TorchDispatchMode):
 
 def equal_outputs(before: Any, after: Any) -> bool:
     """Whether all floating outputs of two calls agree to half of their digits."""
-    for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
-        if isinstance(old, Tensor) and old.is_floating_point():
+    for old, new in zip(tensors_of(before), tensors_of(after), strict=True):
+        if old.is_floating_point():
             limit = torch.finfo(old.dtype).eps ** 0.5 * old.norm()
             if not bool((new - old).norm() <= limit):
                 return False

@@ -16,7 +16,7 @@ from accelerate.big_modeling import init_empty_weights
 from gguf import GGUFValueType
 from torch import nn
 
-from tauten.core.errors import CorruptError, InputError
+from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.experts import unfuse_experts
@@ -82,7 +82,7 @@ def _refused(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
 
 
@@ -95,7 +95,7 @@ def _reader(file: Path) -> "_Reader":
     try:
         reader = _Reader(file)
     except (ValueError, KeyError, IndexError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CorruptError(
             f"{file}: not a whole GGUF file ({reason}); copy or download it again"
         ) from None

@@ -13,7 +13,7 @@ import transformers
 from accelerate.big_modeling import init_empty_weights
 from torch import nn
 
-from tauten.core.errors import CorruptError, InputError
+from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
@@ -71,7 +71,7 @@ def read_config(folder: Path) -> Any:
         raw = json.loads(file.read_text(encoding="utf-8"))
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{file}: transformers can't read this configuration ({reason})") from None
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
@@ -117,7 +117,7 @@ def _generation_config(folder: Path) -> Any:
     try:
         return transformers.GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CorruptError(f"{file}: transformers can't read it ({reason})") from None
 
 
@@ -146,7 +146,7 @@ def download(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise InputError(
             f"{name!r} is no folder here and can't be fetched from the hub ({reason}); {remedy}"
         ) from None

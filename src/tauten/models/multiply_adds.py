@@ -28,7 +28,7 @@ class MultiplyAdds:
         hooks = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
         try:
             with torch.inference_mode():
-                model(*batch.args, **batch.kwargs)
+                batch.call(model)
         finally:
             for hook in hooks:
                 hook.remove()

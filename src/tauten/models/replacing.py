@@ -15,10 +15,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tauten.core.errors import InputError
+from tauten.runtime.own_forward import ADDED
 
 # A layer's own; everything else in it says what it is, or was put there by users.
 _OWN = {"_non_persistent_buffers_set", "_parameters", "_buffers", "_modules", "_compiled_call_impl"}
-_PACKED = {"activation", "settings", "stands_for"}
 _INSIDE = "pass the module that it was made from"
 
 
@@ -26,14 +26,13 @@ def take_over(new: nn.Module, old: nn.Module) -> None:
     """Give a layer what another one has beyond its weight: attributes, hooks, further tensors."""
     for key, value in vars(old).items():
         by_class = [getattr(kind, key, None) for kind in (type(new), type(old))]
-        if key in _OWN | _PACKED or (key != "forward" and by_class[0] is not by_class[1]):
+        if key in _OWN | ADDED or (key != "forward" and by_class[0] is not by_class[1]):
             continue  # the new class says otherwise what it is
         bound = isinstance(value, MethodType) and value.__self__ is old
         vars(new)[key] = MethodType(value.__func__, new) if bound else value
     for store in ("_parameters", "_buffers", "_modules"):
-        known = {"weight", "step", "dtype_like", "packed"}
-        has = {k for k, v in vars(new)[store].items() if v is not None}
-        more = {k: v for k, v in vars(old)[store].items() if k not in known | has}
+        known = {"weight", *ADDED} | {k for k, v in vars(new)[store].items() if v is not None}
+        more = {k: v for k, v in vars(old)[store].items() if k not in known}
         vars(new)[store].update(more)
     new._non_persistent_buffers_set.update(old._non_persistent_buffers_set & set(new._buffers))
 

@@ -1,4 +1,4 @@
-"""Trace a model with torch.fx; where that fails, its parts for themselves."""
+"""Trace a model with torch.fx; where that fails, its parts for themselves; read its graphs."""
 
 import traceback
 from collections.abc import Iterator
@@ -32,6 +32,16 @@ def traced_parts(
             return
     for name, child in module.named_children():
         yield from traced_parts(child, f"{prefix}{name}.", failures)
+
+
+def name_of(node: fx.Node) -> str:
+    """Name of the function, method or module that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    """An argument of a node's call, by its place or its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 class _Tracer(fx.Tracer):

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauten.core.trees import flatten
 from tauten.models.packing import packed_modules
-from tauten.parallel.trees import flatten
 
 _FINE = 1e-3  # relative difference of outputs in float32, from sums in another order
 _COARSE = 5e-2  # in 16 bits, and where activations are rounded by parts

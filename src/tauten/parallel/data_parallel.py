@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.trees import Watched
 from tauten.models.packing import write_out
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.rows import to_device
-from tauten.parallel.trees import Watched
 from tauten.parallel.worker import Place
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.trees import map_leaves, map_tensors, tensors_of
 from tauten.parallel.data_parallel import Replica
 from tauten.parallel.group import Assignment
 from tauten.parallel.parcel import Parcel
@@ -19,7 +20,6 @@ from tauten.parallel.profile import with_threads
 from tauten.parallel.row_cuts import RowCuts, call_in_parts
 from tauten.parallel.rows import to_device
 from tauten.parallel.share import Share
-from tauten.parallel.trees import map_leaves, map_tensors, tensors_of
 from tauten.parallel.worker import Part, Place, Runner
 
 Calls = Iterable[tuple[str, tuple[Any, ...], dict[str, Any]]]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.rows import count_rows
 from tauten.models.source import open_source
 from tauten.models.state import check_loaded
 from tauten.models.structure import find_structure
@@ -22,7 +23,6 @@ from tauten.parallel.launcher import memory_folder
 from tauten.parallel.parcel import Parcel, dump_skeleton, pack, switch_cache_off, twin
 from tauten.parallel.pool import pool_folder
 from tauten.parallel.row_cuts import Call, RowCuts
-from tauten.parallel.rows import count_rows
 
 _ROWS, _TOKENS = 8, 64  # of the call that a language model is planned for by default
 

@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tauten.models.chain import MISFITS, wrapped
+from tauten.core.rows import count_rows, cut_rows
+from tauten.core.trees import leaves_of, map_tensors
+from tauten.models.batch import MISFITS
+from tauten.models.chain import state_of, with_state, wrapped
 from tauten.models.observer import NothingLeft
 from tauten.parallel.comparison import difference, tolerance
-from tauten.parallel.rows import count_rows, cut_rows, even_sizes, join_rows
-from tauten.parallel.trees import leaves_of, map_tensors
+from tauten.parallel.rows import even_sizes, join_rows
 from tauten.runtime.modules import PackedEmbedding
 
 
@@ -90,12 +92,12 @@ class Stage(nn.Module):
         raise AssertionError("the model's forward swallowed an exception of its blocks")
 
     def _pass(self, *args: Any, **kwargs: Any) -> Any:
-        return self._wrapped(args[0] if args else next(iter(kwargs.values())))
+        return self._wrapped(state_of(args, kwargs)[1])
 
     def _intercepted(self, real: Any, is_begin: bool, is_end: bool) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if is_begin and self._given is not None:
-                args, kwargs = _with_state(self._given, args, kwargs)
+                args, kwargs = with_state(self._given, args, kwargs)
             made = real(*args, **kwargs)
             if not is_end:
                 return made
@@ -142,11 +144,10 @@ def _from_last_block(
         return map_tensors(lambda x: torch.zeros_like(x) if x.is_floating_point() else x, made)
 
     def nothing(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        given = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        return _with_state(torch.zeros_like(given), args, kwargs)
+        return with_state(torch.zeros_like(state_of(args, kwargs)[1]), args, kwargs)
 
     def given(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return _with_state(state, args, kwargs)
+        return with_state(state, args, kwargs)
 
     with contextlib.ExitStack() as hooks, torch.inference_mode():
         for name, _ in shape.first:
@@ -155,14 +156,6 @@ def _from_last_block(
             block = model.get_submodule(name)
             hooks.enter_context(block.register_forward_pre_hook(hook, with_kwargs=True))
         return model(*inputs[0], **inputs[1])
-
-
-def _with_state(state: Tensor, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A block's arguments with another state, which is the first tensor."""
-    if args:
-        return (state, *args[1:]), kwargs
-    key = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-    return args, {**kwargs, key: state}
 
 
 def _blank(table: Any, device: str) -> nn.Module:

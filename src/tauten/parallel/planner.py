@@ -11,14 +11,15 @@ from torch import nn
 from tauten.core.errors import InputError
 from tauten.core.figures import format_bytes, format_seconds
 from tauten.core.progress import track
+from tauten.core.rows import count_rows, cut_rows
+from tauten.core.trees import Watched
 from tauten.models.packing import packed_modules
 from tauten.parallel.cost_model import Division, Links, call_s, stage_ends
 from tauten.parallel.footprint import weight_bytes
 from tauten.parallel.plan import Option, Plan, layouts, single_threads
 from tauten.parallel.profile import Profile, measure
-from tauten.parallel.rows import count_rows, cut_rows, describe_call
+from tauten.parallel.rows import describe_call
 from tauten.parallel.tensor_parallel import TensorPlan, tensor_plan
-from tauten.parallel.trees import Watched
 from tauten.parallel.trials import Bench, Trials, better_than_predicted, finalists
 
 _TIME_S = 25.0  # for a plan, as far as calls that take seconds allow

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from tauten.core.errors import InputError, WorkerError
+from tauten.core.trees import map_tensors
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.launcher import the_launcher
 from tauten.parallel.parcel import Parcel
-from tauten.parallel.trees import map_tensors
 from tauten.parallel.worker import Failed
 
 Results = dict[int, tuple[Group | None, Any]]  # outputs, and the group in whose memory they lie

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauten.core.rows import count_rows, cut_rows
+from tauten.core.trees import tensors_of
 from tauten.models.structure import find_structure
 from tauten.parallel.pipeline_parallel import ChainShape, proved_chain
-from tauten.parallel.rows import count_rows, cut_rows
 from tauten.parallel.tensor_parallel import TensorPlan
-from tauten.parallel.trees import tensors_of
 from tauten.runtime.modules import PackedEmbedding
 
 _REPEAT_S = 0.6  # short calls are timed again until this has passed

@@ -13,18 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.rows import count_rows, cut_rows, has_rows
+from tauten.core.trees import flatten
 from tauten.parallel.comparison import difference
-from tauten.parallel.rows import (
-    NO_JOINS,
-    Joins,
-    count_rows,
-    cut_rows,
-    even_sizes,
-    has_rows,
-    join_rows,
-    joins_of,
-)
-from tauten.parallel.trees import flatten
+from tauten.parallel.rows import NO_JOINS, Joins, even_sizes, join_rows, joins_of
 
 _log = logging.getLogger(__name__)
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tauten.core.errors import TautenError
 from tauten.core.figures import format_bytes
+from tauten.core.trees import tensors_of
 from tauten.parallel.by_value import dump_call, loads
-from tauten.parallel.trees import tensors_of
 
 _ALIGNMENT_BYTES = 64
 

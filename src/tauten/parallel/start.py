@@ -13,6 +13,8 @@ from torch import nn
 from tauten.core.errors import InputError
 from tauten.core.figures import format_seconds
 from tauten.core.progress import progress_bars
+from tauten.core.rows import count_rows
+from tauten.core.trees import copied
 from tauten.parallel.benches import LOCAL_LINK, PoolBench, SpmdBench
 from tauten.parallel.by_value import UnsendableError
 from tauten.parallel.executors import (
@@ -31,10 +33,9 @@ from tauten.parallel.planner import Planner, Task
 from tauten.parallel.pool import Pool
 from tauten.parallel.profile import with_threads
 from tauten.parallel.row_cuts import Call
-from tauten.parallel.rows import count_rows, describe_call
+from tauten.parallel.rows import describe_call
 from tauten.parallel.training import Trainee, check_trainable, distributed
 from tauten.parallel.training_module import TrainingModule
-from tauten.parallel.trees import copied
 from tauten.parallel.worker import Place
 
 _log = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tauten.core.errors import InputError
+from tauten.core.rows import count_rows, cut_rows
 from tauten.models.structure import find_structure
 from tauten.parallel.parcel import Parcel
-from tauten.parallel.rows import count_rows, cut_rows, even_sizes, is_floating, to_device
+from tauten.parallel.rows import even_sizes, is_floating, to_device
 from tauten.parallel.worker import Place
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tauten.core.errors import InputError, WorkerError
+from tauten.core.rows import count_rows
 from tauten.parallel.closing import ModuleOnWorkers
 from tauten.parallel.group import Assignment, Group, WorkerEnded
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.plan import Plan
-from tauten.parallel.rows import count_rows, even_sizes, join_rows
+from tauten.parallel.rows import even_sizes, join_rows
 from tauten.parallel.worker import Failed
 
 

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from tauten.core.rows import count_rows, cut_rows
 from tauten.parallel.comparison import difference, tolerance
 from tauten.parallel.cost_model import Links, stage_ends
 from tauten.parallel.pipeline_parallel import ChainShape
 from tauten.parallel.plan import Layout, Option
 from tauten.parallel.profile import Profile, fastest_s, with_threads
 from tauten.parallel.row_cuts import RowCuts
-from tauten.parallel.rows import count_rows, cut_rows, twice
+from tauten.parallel.rows import twice
 
 _CLOSE = 1.15  # times the best: timed once more, as chance may have decided
 

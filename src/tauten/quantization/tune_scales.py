@@ -68,8 +68,8 @@ class TuneScales(TuningTechnique):
         def loss(_: int | None, batch: CalibrationBatch) -> Tensor:
             with torch.autocast("cpu", fast_dtype(), fast_dtype() == torch.bfloat16):
                 with torch.no_grad():
-                    target = original(*batch.args, **batch.kwargs)
-                return output_loss(model(*batch.args, **batch.kwargs), target, batch.mask)
+                    target = batch.call(original)
+                return output_loss(batch.call(model), target, batch.mask)
 
         with (
             working_folder(folder) as own,

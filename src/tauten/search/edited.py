@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from tauten.core.errors import NotApplicableError
-from tauten.models.batch import CalibrationBatch, first_tokens
-from tauten.models.chain import MISFITS
+from tauten.core.errors import NotApplicableError, first_line
+from tauten.models.batch import MISFITS, CalibrationBatch, first_tokens
 from tauten.models.state import state_kept
 
 
@@ -47,10 +46,9 @@ def _obstacle(model: nn.Module, call: CalibrationBatch) -> str:
     """Why a model doesn't answer a call; empty if it does."""
     try:
         with torch.no_grad(), state_kept(model):
-            outputs = tree_leaves(model(*call.args, **call.kwargs))
+            outputs = tree_leaves(call.call(model))
     except MISFITS as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return f"can't be called ({first_line})"
+        return f"can't be called ({first_line(error)})"
     floating = [x for x in outputs if isinstance(x, Tensor) and x.is_floating_point()]
     return "gives NaN" if any(bool(x.isnan().any()) for x in floating) else ""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.effort import Effort
+from tauten.core.errors import first_line
 from tauten.core.measurement import Measurement, Trial
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe, Step
@@ -273,7 +274,7 @@ class Mixing:
         try:
             return level_table(skeleton, structure, loader, data, made, kls, journal, probe)
         except RuntimeError as error:  # torch: something in it has no derivative
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             _log.warning("levels aren't mixed, as the model has no sensitivities: %s", reason)
             return None
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tauten.core.errors import InputError
 from tauten.core.technique import ShapingTechnique, Technique, TuningTechnique
-from tauten.models.chain import MISFITS
+from tauten.models.batch import MISFITS
 from tauten.models.outline import outline
 from tauten.models.packing import packed_modules
 from tauten.models.shaped import (
