@@ -4,12 +4,14 @@ from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
+import transformers
 from torch.utils.data import DataLoader, TensorDataset
 
 from tauten.core.errors import InputError
-from tauten.data.tensors import call_model, inputs_of, load_rows, main_output
+from tauten.data.tensors import call_model, inputs_of, listed, load_rows, main_output
 
 
 def test_rows_of_a_loader_are_examples_again() -> None:
@@ -107,3 +109,21 @@ def test_the_output_that_counts() -> None:
     assert main_output(namedtuple("Out", "first second")("text", x)) is x
     with pytest.raises(InputError, match="list without a tensor"):
         main_output(["a"])
+
+
+def test_a_tokenizers_encoding_is_a_batch_of_its_tensors() -> None:
+    ids = torch.arange(40).view(20, 2)
+    encoding = transformers.BatchEncoding(
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    )
+    assert listed(encoding) == ([dict(encoding)], False)
+    for data in ([encoding], [(encoding, torch.zeros(20))]):
+        rows = load_rows(data)
+        assert len(rows) == 20
+        assert torch.equal(inputs_of(rows.take([3])[0])["input_ids"], ids[3:4])
+    assert type(inputs_of(encoding)) is dict
+
+
+def test_arrays_are_tensors() -> None:
+    rows = load_rows([numpy.ones((4, 3), dtype=numpy.float32)])
+    assert len(rows) == 4 and rows.take([0])[0].dtype == torch.float32

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_models import byte_tokenizer, tiny_bert, tiny_llama, tiny_mlp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -144,3 +145,21 @@ def test_what_a_language_model_is() -> None:
     assert is_language_model(tiny_llama())
     assert not is_language_model(tiny_bert())
     assert not is_language_model(tiny_mlp())
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_encoders_get_no_more_tokens_than_positions(pads: bool) -> None:
+    sizes = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 48}
+    config = transformers.RobertaConfig(
+        **sizes,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=26,
+        pad_token_id=1,
+    )
+    model = transformers.RobertaModel(config).eval()
+    tokenizer = padding_tokenizer if pads else byte_tokenizer
+    task = make_task(source_of(model, tokenizer), model, TEXTS)
+    batch = task.splits.development[0]
+    assert batch["input_ids"].shape == (12 if pads else 1, 24)  # two rows stand before the first
+    assert model(**batch).last_hidden_state.isfinite().all()

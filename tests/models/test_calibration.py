@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_models import MODELS, tiny_llama
 from torch import nn
 
@@ -182,3 +183,40 @@ def test_convolutions_on_one_tensor_see_patches_of_their_own() -> None:
     pixels = x[..., ::2, ::2].movedim(1, -1).flatten(0, -2)
     assert torch.allclose(observer.inputs()["skip"].moment, pixels.t() @ pixels / len(pixels))
     assert observer.inputs()["wide"].moment.shape == (36, 36)
+
+
+def test_a_plain_model_that_generates_is_called_as_it_wants() -> None:
+    """As nanoGPT: no keyword of transformers, targets that may be left out."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(32, 16), nn.Linear(16, 32)
+
+        def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+            return self.head(self.table(idx)), None
+
+        def generate(self, idx: torch.Tensor) -> torch.Tensor:
+            return idx
+
+    model, ids = Plain(), torch.arange(64).view(4, 16) % 32
+    for data in ([ids], [(ids[:, :-1], ids[:, 1:])]):
+        packed = tauten.quantize(model, technique=tauten.GPTQ(8), data=data)
+        assert (packed(ids)[0] - model(ids)[0]).norm() < 0.05 * model(ids)[0].norm()
+
+
+def test_what_is_pooled_to_as_many_features_as_tokens_is_not_masked() -> None:
+    config = transformers.BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model, ids = transformers.BertModel(config).eval(), torch.arange(64).view(2, 32)
+    mask = torch.ones_like(ids)
+    mask[0, 20:] = 0
+    data = [{"input_ids": ids, "attention_mask": mask}] * 4
+    packed = tauten.quantize(model, technique=tauten.GPTQ(8), data=data)
+    expected, made = (m(ids, attention_mask=mask).pooler_output for m in (model, packed))
+    assert (made - expected).norm() < 0.05 * expected.norm()

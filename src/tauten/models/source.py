@@ -157,7 +157,18 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
         skeleton=lambda: shared_copy(model),
         fingerprint=fingerprint_tensors(tensors),
         size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        tokenizer=_tokenizer_of(model),
     )
+
+
+def _tokenizer_of(model: nn.Module) -> Callable[[], Any] | None:
+    """Loads the tokenizer of the folder that a transformers model was loaded from, if any."""
+    place = getattr(getattr(model, "config", None), "name_or_path", None)
+    if not isinstance(place, str) or not place or not Path(place).is_dir():
+        return None
+    from tauten.models import huggingface
+
+    return huggingface.tokenizer_loader(Path(place))
 
 
 def factory_source(text: str) -> Source:
