@@ -55,8 +55,8 @@ def load_calibration(
         return calibration_batches(rows.take(range(len(rows)), _rows_per_batch(rows)), model)
     if source.tokenizer is None:
         raise InputError(
-            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, or "
-            "the folder that holds model and tokenizer"
+            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, "
+            "or the folder that holds model and tokenizer"
         )
     documents, tokenizer = load_texts(data), source.tokenizer()
     if hasattr(model, "generate"):

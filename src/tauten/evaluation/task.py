@@ -87,8 +87,8 @@ def _text_task(
 ) -> Task:
     if source.tokenizer is None:
         raise InputError(
-            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, or "
-            "the folder that holds model and tokenizer"
+            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, "
+            "or the folder that holds model and tokenizer"
         )
     chosen = _metric(metric, Perplexity if is_language_model(model) else Similarity)
     documents = load_texts(data)
