@@ -15,7 +15,7 @@ from tauten.distributed.job import Job
 from tauten.distributed.record import Record
 from tauten.evaluation.metrics import Perplexity, Scores
 from tauten.evaluation.tensor_metrics import Accuracy
-from tauten.parallel.closing import ModuleOnWorkers
+from tauten.parallel.closing import InferenceOnWorkers
 from tauten.parallel.module import arguments
 from tauten.parallel.row_cuts import RowCuts, call_in_parts
 
@@ -47,7 +47,7 @@ class Workers:
         self._release()
 
 
-class DistributedModule(ModuleOnWorkers):
+class DistributedModule(InferenceOnWorkers):
     """A model that each worker of a cluster holds, called like the model, for inference.
 
     It is a context manager; `close` ends the workers.
@@ -75,6 +75,7 @@ class DistributedModule(ModuleOnWorkers):
         super().__init__()
         self.config, self._name, self._fingerprint = config, name, fingerprint
         self._starter, self._lock = starter, threading.Lock()
+        self._turn = threading.Lock()  # threads call one after the other
         self._workers: Workers | None = None
         self._closers.extend(closers)
 
@@ -85,14 +86,16 @@ class DistributedModule(ModuleOnWorkers):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's; the batch is cut among the workers by rows."""
-        workers = self._started()
-        cluster, job = workers.cluster, workers.job
-        cluster.load(job)
+        self._say_of_cache(self.config, kwargs)
+        with self._calling(args, kwargs), self._turn:
+            workers = self._started()
+            cluster, job = workers.cluster, workers.job
+            cluster.load(job)
 
-        def compute(calls: Any, lend: bool) -> list[Any]:
-            return list(cluster.run(job, [("forward", *call) for call in calls], len(calls)))
+            def compute(calls: Any, lend: bool) -> list[Any]:
+                return list(cluster.run(job, [("forward", *call) for call in calls], len(calls)))
 
-        return call_in_parts(workers.cuts, compute, (args, kwargs), len(cluster.workers))
+            return call_in_parts(workers.cuts, compute, (args, kwargs), len(cluster.workers))
 
     def wait_for(self, workers: int) -> None:
         """Wait until so many workers hold the model; calls begin with those that are ready."""
@@ -101,8 +104,9 @@ class DistributedModule(ModuleOnWorkers):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one worker."""
-        workers = self._started()
-        return next(workers.cluster.run(workers.job, [("generate", args, kwargs)], 1))
+        with self._turn:
+            workers = self._started()
+            return next(workers.cluster.run(workers.job, [("generate", args, kwargs)], 1))
 
     def map(self, inputs: Iterable[Any], folder: str | Path | None = None) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order, each computed whole by one worker.

@@ -20,7 +20,7 @@ from tauten.models.loader import Loader
 from tauten.models.packing import write_out
 from tauten.models.reader import SafetensorsReader, check_finite
 from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
-from tauten.models.state import check_loaded, written_buffers
+from tauten.models.state import check_loaded, say_if_training, written_buffers
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -103,6 +103,7 @@ def open_source(model: "str | os.PathLike[str] | nn.Module | Source") -> Source:
     if isinstance(model, Source):
         return model
     if isinstance(model, nn.Module):
+        say_if_training(model)
         return module_source(model)
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"model is a {type(model).__name__}: pass a module, a folder or a file")

@@ -1,13 +1,26 @@
 """A model's tensors: whether they are there, and what a forward writes into them."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight
+
+_log = logging.getLogger(__name__)
+
+
+def say_if_training(model: nn.Module) -> None:
+    """Say that a model whose training mode computes something else is taken in evaluation mode."""
+    modes = (m for m in model.modules() if m.training and isinstance(m, _BatchNorm | _DropoutNd))
+    if any(not isinstance(m, _DropoutNd) or m.p for m in modes):
+        name = type(model).__name__
+        _log.warning("%s was in training mode; the result is in evaluation mode", name)
 
 
 def check_loaded(model: nn.Module) -> None:

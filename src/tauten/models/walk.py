@@ -29,7 +29,7 @@ from tauten.models.reach import TUNED, check_finite, check_reach, unseen_reason
 from tauten.models.records import read_record, relative_error
 from tauten.models.source import shared_copy
 from tauten.models.store import BlockStore
-from tauten.models.structure import Structure, other_matrices, packable_modules
+from tauten.models.structure import PACKABLE, Structure, other_matrices, packable_modules
 from tauten.runtime.modules import PackedModule
 
 
@@ -119,11 +119,18 @@ class Walk:
         self.specs = changed | self.specs
         return self.model
 
+    def _nothing_to_do(self) -> str:
+        """Why a model has no layer to pack."""
+        if any(True for _ in packing.packed_modules(self.model)):
+            return "it is packed already: pass the original, or a recipe of all techniques"
+        kinds = ", ".join(kind.__name__ for kind in PACKABLE)
+        return f"none of its layers is of a kind that can be packed ({kinds})"
+
     def _check(self) -> None:
         """Raise InputError, or warn, for a recipe that did less than it says."""
         packed = [record for record in self.layers if record.name in self.specs]
         if len(self.recipe.shaping) < len(self.recipe.steps) and not packed:
-            reasons = {record.reason for record in self.layers} or {"it has no packable layer"}
+            reasons = {record.reason for record in self.layers} or {self._nothing_to_do()}
             raise InputError(
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"

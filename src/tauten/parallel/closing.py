@@ -1,15 +1,20 @@
-"""What modules on workers have in common: they end them."""
+"""What modules on workers have in common: they end them, and refuse what doesn't reach them."""
 
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.trees import tensors_of
 
 Own = TypeVar("Own", bound="ModuleOnWorkers")
+_log = logging.getLogger(__name__)
 
 
 class ModuleOnWorkers(nn.Module):
@@ -33,6 +38,22 @@ class ModuleOnWorkers(nn.Module):
                 "this model's workers were closed; call parallelize or distribute again"
             )
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            kind = type(self).__name__
+            raise AttributeError(
+                f"{kind} has no attribute {name!r}: it only calls the model, which keeps its own"
+            ) from None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        kind = type(self).__name__
+        raise InputError(
+            f"{kind} holds workers and can't be copied or saved: do that with the model, then "
+            "parallelize or distribute the copy"
+        )
+
     def __enter__(self: Own) -> Own:
         return self
 
@@ -43,6 +64,59 @@ class ModuleOnWorkers(nn.Module):
         where: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class InferenceOnWorkers(ModuleOnWorkers):
+    """One for inference: evaluation mode, no gradients, as the model was when it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False
+        self._said: set[str] = set()
+
+    @contextmanager
+    def _calling(self, args: Any, kwargs: Any) -> Iterator[None]:
+        """Refuse, or say once, what stands around a call and doesn't reach workers."""
+        self._check_open()
+        if any(_is_differentiated(tensor) for tensor in tensors_of((args, kwargs))):
+            raise InputError(
+                "derivatives and torch.func's transforms don't reach workers: call the model "
+                "itself, or parallelize(train=True)"
+            )
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            self._say_once(
+                "autocast doesn't reach workers and is left out: convert the model first"
+            )
+        with torch.autocast("cpu", enabled=False, cache_enabled=False):
+            yield
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _log.warning(text)
+
+    def _say_of_cache(self, config: Any, kwargs: Any) -> None:
+        """Language models return a cache unless told not to; here they do if told to."""
+        if getattr(config, "use_cache", False) and "use_cache" not in kwargs:
+            self._say_once(
+                "calls return no cache (past_key_values) unless use_cache=True is passed"
+            )
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> nn.Module:
+        before = torch.empty(0, dtype=torch.float32)
+        after = fn(before)
+        if (after.dtype, after.device) != (before.dtype, before.device):
+            raise InputError(
+                f"workers hold the model as it was given: convert it to {after.dtype} on "
+                f"{after.device} first, then parallelize or distribute it"
+            )
+        return self
+
+
+def _is_differentiated(tensor: torch.Tensor) -> bool:
+    """Whether a tensor carries derivatives forward, or belongs to a transform of torch.func."""
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return is_wrapped or torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _run(closers: list[Callable[[], Any]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError
 from tauten.core.rows import count_rows
 from tauten.models.source import open_source
-from tauten.models.state import check_loaded
+from tauten.models.state import check_loaded, say_if_training
 from tauten.models.structure import find_structure
 from tauten.parallel.by_value import UnsendableError
 from tauten.parallel.comparison import tolerance
@@ -43,6 +43,7 @@ class Given:
         else:
             whole = model if self._source is None else self._source.open()
             check_loaded(whole)
+            say_if_training(whole)
             self.name = type(whole).__name__ if self._source is None else self._source.name
             self._source, self.model = None, whole
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tauten.core.errors import InputError, TautenError
 from tauten.core.progress import progress_bars, track
 from tauten.data.tensors import inputs_of
-from tauten.parallel.closing import ModuleOnWorkers
+from tauten.parallel.closing import InferenceOnWorkers
 from tauten.parallel.executors import Executor
 from tauten.parallel.given import Given, example_call
 from tauten.parallel.plan import Layout, Plan
@@ -39,7 +39,7 @@ class Starter(Protocol):
         ...
 
 
-class ParallelModule(ModuleOnWorkers):
+class ParallelModule(InferenceOnWorkers):
     """A model on workers, called like the model, for inference.
 
     Nothing is started before it is known what the model is called with: the first call is what
@@ -81,7 +81,9 @@ class ParallelModule(ModuleOnWorkers):
             WorkerError: A call ended its workers three times.
             Exception: Whatever the model raised.
         """
-        return self._started((args, kwargs)).call("forward", args, kwargs)
+        self._say_of_cache(self._starter.given.config, kwargs)
+        with self._calling(args, kwargs):
+            return self._started((args, kwargs)).call("forward", args, kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one copy of the model."""
