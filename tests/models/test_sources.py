@@ -73,6 +73,19 @@ def test_tied_weights_are_one_tensor(llama_folder: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_whole_file_comes_before_a_stale_index(llama_folder: Path) -> None:
+    assert (llama_folder / "model.safetensors.index.json").is_file()
+    other = tiny_llama()
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    save_file(
+        {k: v.clone() for k, v in other.state_dict().items() if k != "lm_head.weight"},
+        llama_folder / "model.safetensors",
+    )
+    expected = type(other).from_pretrained(llama_folder, dtype=torch.float32)
+    assert torch.equal(run(open_source(llama_folder).open()), run(expected.eval()))
+
+
 def test_a_folder_says_how_its_model_generates(llama_folder: Path, tmp_path: Path) -> None:
     free = tauten.quantize(llama_folder).generate(TOKENS, max_new_tokens=8, do_sample=False)
     stop, file = int(free[0, 22]), llama_folder / "generation_config.json"

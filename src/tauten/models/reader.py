@@ -86,14 +86,16 @@ class SafetensorsReader:
 def open_folder(folder: Path) -> SafetensorsReader:
     """Read the safetensors of a Hugging Face folder, sharded or not.
 
+    Beside a whole file an index is stale: transformers reads the file, too.
+
     Raises:
         InputError: There are none; a pickle checkpoint is never loaded.
         CorruptError: The index is damaged or names a file outside the folder.
     """
-    if (folder / INDEX).is_file():
-        return SafetensorsReader(_indexed_files(folder))
     if (folder / SINGLE).is_file():
         return SafetensorsReader([folder / SINGLE])
+    if (folder / INDEX).is_file():
+        return SafetensorsReader(_indexed_files(folder))
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickles:
         raise InputError(
