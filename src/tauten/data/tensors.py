@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tauten.core.errors import InputError
+from tauten.core.rows import count_rows
 
 ROWS_PER_BATCH = 64
 _MOST_OF_A_PAIR = 3  # inputs, targets and weights
@@ -163,9 +164,8 @@ def _can_be_taken_apart(leaves: list[list[Tensor]], specs: list[Any]) -> bool:
 
 
 def rows_of(batch: Any) -> int:
-    """How many examples a batch has: the length of a list of items, else of its first tensor."""
-    inputs = inputs_of(batch)
-    if is_item_list(inputs):
-        return len(inputs)
-    leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim()]
-    return len(leaves[0]) if leaves else 1
+    """How many examples a batch has; see `core.rows`."""
+    try:
+        return count_rows(inputs_of(batch))
+    except InputError:  # it holds no tensor with a first dimension
+        return 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, first_line
 from tauten.data.splits import Splits, split
 from tauten.data.tensors import call_model, listed, load_rows, main_output
 from tauten.data.texts import load_texts
@@ -79,7 +79,7 @@ def make_task(
     data, is_text = listed(data)
     if is_text:
         return _text_task(source, model, data, metric, seed, max_tokens)
-    return _tensor_task(source, data, metric, seed)
+    return _tensor_task(source, model, data, metric, seed)
 
 
 def _text_task(
@@ -109,7 +109,7 @@ def _text_task(
     return Task(chosen, Splits(**batches), name, counts, tokens, True)
 
 
-def _tensor_task(source: Source, data: Any, metric: Any, seed: int) -> Task:
+def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed: int) -> Task:
     rows = load_rows(data)
     own = metric if metric is None or isinstance(metric, str) else as_metric(metric)
     groups = own.groups if isinstance(own, Metric) else None
@@ -120,7 +120,7 @@ def _tensor_task(source: Source, data: Any, metric: Any, seed: int) -> Task:
     splits = Splits(*(tuple(rows.take([*chain(*part)])) for part in vars(parts).values()))
     counts = {key: len(value) for key, value in vars(parts).items()}
     first = splits.development[0]
-    serving = [] if isinstance(own, Metric) else _fitting(source, first, own is not None)
+    serving = [] if isinstance(own, Metric) else _fitting(source, model, first, own is not None)
     return Task(_metric(own, *serving), splits, "tensors", counts, {}, False)
 
 
@@ -132,15 +132,15 @@ def _grouped(ids: Sequence[Tensor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _fitting(source: Source, batch: Any, is_named: bool) -> list[type[Mean]]:
+def _fitting(source: Source, skeleton: nn.Module, batch: Any, is_named: bool) -> list[type[Mean]]:
     """Metrics that fit what the model returns for a batch."""
-    blocks = find_structure(source.skeleton()).blocks if source.reader else ()
+    blocks = find_structure(skeleton).blocks if source.reader else ()
     model = source.open(blocks, stream=bool(blocks))
     try:
         with torch.inference_mode():
             output = main_output(call_model(model, batch))
     except MODEL_ERRORS as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"the model can't be called on this data: {reason}") from error
     return fitting(batch, output, is_named)
 

@@ -84,7 +84,8 @@ def trials_ahead(
     if workers is None:
         yield None
         return
-    known = [entry for entry in workspace.journal.entries if entry["event"] == "scores"]
+    found = "scores", "trusted"  # by the run: workers needn't measure the original again
+    known = [entry for entry in workspace.journal.entries if entry["event"] in found]
     settings = {"task": plain_task(task), "stream": stream, "known": known}
     settings["metric"] = portable_metric(task)
     with engine_for(model_of(workspace.source), workers) as (reference, engine):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, first_line
 from tauten.core.journal import Journal
 from tauten.core.measurement import Measurement, Quality
 from tauten.evaluation.divergence import Divergence, batches_within
@@ -139,7 +139,7 @@ class Evaluator:
             metric.prepare(self.original(), batches)
             self._original = self._scores("development original", metric, self.original, batches)
         except MODEL_ERRORS as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"{metric.name} can't be measured on the original with this data: {reason}"
             ) from error
