@@ -18,7 +18,6 @@ from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import Technique
 from tauten.evaluation.user_metric import Metric
 from tauten.models import artifact
-from tauten.models.packing import prepacked
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
@@ -242,7 +241,10 @@ def optimize(
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
     with _in_float32():
-        return run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
+        result = run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
+    if result.model is None:
+        return result
+    return replace(result, model=source.delivered(result.model))
 
 
 def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Module:
@@ -257,7 +259,8 @@ def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Mod
         InputError: It is no such folder, or `model` is needed.
         CorruptError: A file changed since it was written.
     """
-    return prepacked(artifact.source(Path(path), model).open())
+    source = artifact.source(Path(path), model)
+    return source.delivered(source.open())
 
 
 def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
@@ -281,7 +284,7 @@ def _apply(
     with _in_float32():
         result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
-    return prepacked(result.model)
+    return source.delivered(result.model)
 
 
 def _in_float32() -> torch.autocast:

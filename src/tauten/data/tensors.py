@@ -45,7 +45,10 @@ class Rows:
 
 
 def plain(batch: Any) -> Any:
-    """A batch with mappings of any kind, such as a tokenizer's, as dicts and arrays as tensors."""
+    """A batch on the CPU, with mappings of any kind, such as a tokenizer's, as dicts and arrays as
+    tensors."""
+    if isinstance(batch, Tensor):
+        return batch.cpu()
     if isinstance(batch, Mapping):
         return {key: plain(value) for key, value in batch.items()}
     if isinstance(batch, np.ndarray):
@@ -83,7 +86,7 @@ def load_rows(data: Iterable[Any]) -> Rows:
     """
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise InputError(f"data is a {type(data).__name__}; expected an iterable of tensor batches")
-    batches = [data] if isinstance(data, Tensor) else [plain(batch) for batch in data]
+    batches = [plain(data)] if isinstance(data, Tensor) else [plain(batch) for batch in data]
     if not batches:
         raise InputError("data is empty; pass at least a dozen examples")
     flat = [tree_flatten(batch) for batch in batches]

@@ -18,6 +18,7 @@ from tauten.evaluation.tensor_metrics import Accuracy
 from tauten.parallel.closing import InferenceOnWorkers
 from tauten.parallel.module import arguments
 from tauten.parallel.row_cuts import RowCuts, call_in_parts
+from tauten.parallel.rows import place_of, to_device
 
 
 class Workers:
@@ -95,7 +96,8 @@ class DistributedModule(InferenceOnWorkers):
             def compute(calls: Any, lend: bool) -> list[Any]:
                 return list(cluster.run(job, [("forward", *call) for call in calls], len(calls)))
 
-            return call_in_parts(workers.cuts, compute, (args, kwargs), len(cluster.workers))
+            made = call_in_parts(workers.cuts, compute, (args, kwargs), len(cluster.workers))
+            return to_device(made, place_of((args, kwargs)))
 
     def wait_for(self, workers: int) -> None:
         """Wait until so many workers hold the model; calls begin with those that are ready."""
@@ -106,7 +108,8 @@ class DistributedModule(InferenceOnWorkers):
         """As the model's, by one worker."""
         with self._turn:
             workers = self._started()
-            return next(workers.cluster.run(workers.job, [("generate", args, kwargs)], 1))
+            made = next(workers.cluster.run(workers.job, [("generate", args, kwargs)], 1))
+            return to_device(made, place_of((args, kwargs)))
 
     def map(self, inputs: Iterable[Any], folder: str | Path | None = None) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order, each computed whole by one worker.

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.models.devices import Home, to_cpu
 from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
-from tauten.models.packing import write_out
+from tauten.models.packing import prepacked, write_out
 from tauten.models.reader import SafetensorsReader, check_finite
 from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
 from tauten.models.state import check_loaded, say_if_training, written_buffers
@@ -46,6 +47,7 @@ class Source:
         structure: Surgeries between what a file or the user's module says of its shape and what
             the skeleton is; see `models.surgery`.
         written_out: Packed layers that are made dense when all is loaded: packed they are slower.
+        home: Where the module lies, unless that is the CPU; what is made of it goes back there.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Source:
     structure: tuple[dict[str, Any], ...] = ()
     outline: Callable[[], nn.Module] | None = None
     written_out: tuple[str, ...] = ()
+    home: Home | None = None
 
     def open(self, blocks: tuple[str, ...] = (), stream: bool = False) -> nn.Module:
         """The model, ready to be called, in float32 where it came from disk.
@@ -79,6 +82,10 @@ class Source:
                 loader.load_all()
                 write_out(model, self.written_out)
         return model.eval()
+
+    def delivered(self, model: nn.Module) -> nn.Module:
+        """A model made of this one, ready for its user: where this one lies, laid out for calls."""
+        return prepacked(model if self.home is None else self.home.take_back(model))
 
     def loader(self, model: nn.Module, blocks: tuple[str, ...]) -> Loader:
         """A loader of a skeleton of this source."""
@@ -149,6 +156,7 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
     model = unwrapped(model)
     check_replaceable(model)
     check_loaded(model)
+    model, home = to_cpu(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
         check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
@@ -159,6 +167,7 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
         fingerprint=fingerprint_tensors(tensors),
         size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         tokenizer=_tokenizer_of(model),
+        home=home,
     )
 
 

@@ -18,7 +18,7 @@ from tauten.parallel.plan import Layout
 from tauten.parallel.pool import Pool
 from tauten.parallel.profile import with_threads
 from tauten.parallel.row_cuts import RowCuts, call_in_parts
-from tauten.parallel.rows import to_device
+from tauten.parallel.rows import place_of, to_device
 from tauten.parallel.share import Share
 from tauten.parallel.worker import Part, Place, Runner
 
@@ -98,7 +98,7 @@ class PoolExecutor:
 
         call, is_whole = (args, kwargs), self._layout.microbatches == 1
         made = call_in_parts(self.cuts, compute, call, self._layout.data, is_whole)
-        return to_device(made, _device(call))
+        return to_device(made, place_of(call))
 
     def map(self, calls: Calls) -> Iterator[Any]:
         """Each call by one copy of the model."""
@@ -213,7 +213,3 @@ def _filled(leaf: Any) -> Any:
         return leaf
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.empty(leaf.shape, dtype=leaf.dtype, device=device)
-
-
-def _device(inputs: Any) -> torch.device:
-    return next((tensor.device for tensor in tensors_of(inputs)), torch.device("cpu"))

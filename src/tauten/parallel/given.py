@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.rows import count_rows
+from tauten.models.devices import to_cpu
 from tauten.models.source import open_source
 from tauten.models.state import check_loaded, say_if_training
 from tauten.models.structure import find_structure
@@ -32,11 +33,12 @@ class Given:
 
     Attributes:
         name: Of the model.
-        model: In memory; or with empty tensors, where it is on disk.
+        model: In memory, that of the CPU; or with empty tensors, where it is on disk.
     """
 
     def __init__(self, model: Any):
         self._source = None if isinstance(model, nn.Module) else open_source(model)
+        self._own: nn.Module | None = None
         on_disk = isinstance(model, str | os.PathLike) and self._source is not None
         if self._source is not None and on_disk and self._source.reader is not None:
             self.name, self.model = self._source.name, self._source.skeleton()
@@ -45,7 +47,8 @@ class Given:
             check_loaded(whole)
             say_if_training(whole)
             self.name = type(whole).__name__ if self._source is None else self._source.name
-            self._source, self.model = None, whole
+            self._source, (self.model, home) = None, to_cpu(whole)
+            self._own = whole if home is not None else None
 
     @property
     def config(self) -> Any:
@@ -72,9 +75,9 @@ class Given:
         """The model for calls in this process; streamed from disk it needs a block's memory."""
         if self._source is None:
             try:
-                model = twin(self.model).eval()
+                model = twin(self._own or self.model).eval()
             except UnsendableError:
-                return Uncopied(self.model)
+                return Uncopied(self._own or self.model)
         else:
             blocks = find_structure(self.model).blocks if stream else ()
             model = self._source.open(blocks, stream)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.core.rows import map_rows
-from tauten.core.trees import children, map_tensors, same_values, unflatten
+from tauten.core.trees import children, map_tensors, same_values, tensors_of, unflatten
 
 _LISTS = (list, tuple)
 Path = tuple[int, ...]  # where something stands in a tree: numbers of children
@@ -125,6 +125,11 @@ def is_floating(leaf: Any) -> bool:
 def to_device(tree: Any, device: str | torch.device) -> Any:
     """A tree with its tensors on a device."""
     return map_tensors(lambda tensor: tensor.to(device), tree)
+
+
+def place_of(call: Any) -> torch.device:
+    """The device of a call's first tensor, where its outputs are wanted."""
+    return next((tensor.device for tensor in tensors_of(call)), torch.device("cpu"))
 
 
 def describe_call(inputs: tuple[Any, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import TautenError
 from tauten.core.figures import format_bytes
-from tauten.core.trees import tensors_of
+from tauten.core.trees import map_tensors, tensors_of
 from tauten.parallel.by_value import dump_call, loads
 
 _ALIGNMENT_BYTES = 64
@@ -63,12 +63,14 @@ class SharedFile:
         self._map: mmap.mmap | None = None
 
     def write(self, tree: Any) -> Tree:
-        """Copy the tensors of a tree into the file.
+        """Copy the tensors of a tree into the file, from whatever device.
 
         Raises:
             TautenError: The file system is full.
             UnsendableError: Something in the tree can't be pickled.
         """
+        if not all(tensor.device.type in ("cpu", "meta") for tensor in tensors_of(tree)):
+            tree = map_tensors(Tensor.cpu, tree)
         tensors = [tensor for tensor in tensors_of(tree) if _is_plain(tensor)]
         placed, end = _layout(tensors)
         form = dump_call(tree, {id(tensor): place for tensor, place in placed})

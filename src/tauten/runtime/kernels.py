@@ -175,6 +175,22 @@ def prepare(weight: PackedWeight) -> bool:
     return True
 
 
+def serves_on(device: torch.device, weight: PackedWeight, dtype: torch.dtype) -> bool:
+    """Whether a device has a kernel for products of a weight with activations of a dtype.
+
+    Args:
+        device: Where the weight would be.
+        weight: (out, in, ...), anywhere.
+        dtype: Of the activations.
+    """
+    if isinstance(weight, SumWeight):
+        parts = (weight.first, weight.second)
+        return all(serves_on(device, part, dtype) for part in parts)
+    if device.type == "cuda":
+        return gpu_ops.TRITON and gpu_ops.takes(weight, dtype)
+    return device.type == "cpu" and _fits(weight) and library.load() is not None
+
+
 # A compiler runs it while it traces, on the real weight, and takes the answer for a constant. This
 # is all that torch.compiler.assume_constant_result does, but that imports the compiler: a second.
 prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -27,17 +27,24 @@ def serves(x: Tensor, weight: PackedWeight) -> bool:
     """Whether the ops take a product of x with this weight, which lies on its GPU by rows."""
     if not isinstance(weight, IntegerWeight | CodebookWeight) or weight.interleaved:
         return False
-    if isinstance(weight, TernaryWeight):  # five trits a byte, which these kernels do not unpack
+    if x.device.type != "cuda" or weight.codes.device != x.device:
         return False
-    if x.device.type != "cuda" or weight.codes.device != x.device or x.dtype not in DTYPES:
+    if not takes(weight, x.dtype):
+        return False
+    if not TRITON:
+        _give_notice()
+    return TRITON
+
+
+def takes(weight: PackedWeight, dtype: torch.dtype) -> bool:
+    """Whether a GPU that has Triton multiplies activations of a dtype by a weight, once there."""
+    if isinstance(weight, TernaryWeight):  # five trits a byte, which these kernels do not unpack
         return False
     if isinstance(weight, IntegerWeight):
         fits = takes_group(weight.group_size) and weight.scale.dtype in GRID_DTYPES
     else:
-        fits = weight.codebook.dtype in GRID_DTYPES
-    if fits and not TRITON:
-        _give_notice()
-    return fits and TRITON
+        fits = isinstance(weight, CodebookWeight) and weight.codebook.dtype in GRID_DTYPES
+    return fits and dtype in DTYPES
 
 
 def takes_group(size: int) -> bool:
