@@ -18,6 +18,7 @@ from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.task import is_language_model, make_task
+from tauten.evaluation.unigram import say_if_no_better
 from tauten.faces_inspect import open_model
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
@@ -159,6 +160,8 @@ def evaluate_facts(
         before_model = original.open() if reference else model
         metric.prepare(before_model, batches)
         before = metric.scores(before_model, batches)
+        if task.is_text:
+            say_if_no_better(metric.value(before), task.splits.calibration, batches)
         after = metric.scores(model, batches) if reference else before
         facts: dict[str, Any] = {
             "model": name,

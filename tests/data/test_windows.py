@@ -6,7 +6,23 @@ from tiny_models import byte_tokenizer
 
 from tauten.core.errors import InputError
 from tauten.data.documents import Document
-from tauten.data.windows import SHORTEST, TokenBatch, count_tokens, token_batches
+from tauten.data.windows import (
+    SHORTEST,
+    TokenBatch,
+    count_tokens,
+    judged_window,
+    token_batches,
+    used,
+)
+
+
+class BeginsTexts:
+    """A tokenizer that puts 255 before a text, as Gemma's its `<bos>`, and 254 behind it."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True):  # type: ignore[no-untyped-def]
+        ids = byte_tokenizer()(text)["input_ids"]
+        return {"input_ids": [255, *ids, 254] if add_special_tokens else ids}
+
 
 LENGTHS = (5, 16, 40, 100, 131, 64, 15, 200)
 
@@ -66,6 +82,44 @@ def test_every_document_gives_a_window_before_any_gives_another(
     assert max_tokens - window < count_tokens(batches) <= max(window, max_tokens)
     assert all(batch.ids.shape[1] == window for batch in batches)
     assert [sum(d == i for d, _ in windows_of(batches)) for i in range(4)] == counts
+
+
+def test_each_window_begins_as_the_tokenizer_begins_a_text() -> None:
+    documents = documents_of((100, 40, 20))
+    found = windows_of(token_batches(documents, BeginsTexts(), window=64))
+    plain = byte_tokenizer()
+    for number, ids in found:
+        assert ids[0] == 255 and 255 not in ids[1:] and 254 not in ids and len(ids) <= 64
+        assert "".join(plain.decode(ids[1:])) == documents[number].text[: len(ids) - 1]
+    assert sorted(len(ids) for _, ids in found) == [21, 38, 41, 64]
+
+
+def test_windows_keep_their_length_however_many_documents_there_are() -> None:
+    for count in (10, 100, 1000):
+        documents = [Document(str(i), "abcdefgh" * 20) for i in range(count)]
+        batches = token_batches(documents, byte_tokenizer(), window=64, max_tokens=1024)
+        lengths = torch.cat([batch.lengths for batch in batches])
+        assert (len(lengths), set(lengths.tolist())) == (16, {64})
+        assert judged_window(count, 1024, 512) == max(256, min(512, 1024 // count))
+
+
+def test_documents_beyond_the_budget_are_not_even_tokenized() -> None:
+    seen: list[str] = []
+
+    class Watched(BeginsTexts):
+        def __call__(self, text: str, *args, **options):  # type: ignore[no-untyped-def]
+            seen.append(text)
+            return super().__call__(text, *args, **options)
+
+    token_batches(documents_of((64,) * 100), Watched(), window=64, max_tokens=640)
+    assert len(seen) < 15
+
+
+def test_what_was_used_is_said() -> None:
+    batches = token_batches(documents_of((64,) * 100), byte_tokenizer(), 64, max_tokens=640)
+    assert (
+        used(batches, 100) == "10 windows of up to 64 tokens from 10 of 100 documents, 640 tokens"
+    )
 
 
 def test_text_without_a_long_enough_document_is_refused() -> None:

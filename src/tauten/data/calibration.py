@@ -1,6 +1,7 @@
 """Calibration batches from whatever the user has."""
 
 import inspect
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,18 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.figures import plural
+from tauten.data.splits import shuffled
 from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows
 from tauten.data.texts import load_texts
-from tauten.data.windows import (
-    ENCODER_TOKENS,
-    TokenBatch,
-    encoder_batches,
-    positions,
-    token_batches,
-)
+from tauten.data.windows import TokenBatch, encoder_batches, positions, token_batches, used
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
 
+_log = logging.getLogger(__name__)
 CALIBRATION_TOKENS = 32768
 WINDOW = 512
 BATCH_TOKENS = 2048
@@ -59,14 +57,18 @@ def load_calibration(
             "or the folder that holds model and tokenizer"
         )
     documents, tokenizer = load_texts(data), source.tokenizer()
+    documents = [documents[i] for i in shuffled([document.name for document in documents])]
     if hasattr(model, "generate"):
         window = min(WINDOW, positions(model))
         batch_tokens = TRAINING_TOKENS if max_tokens is None else BATCH_TOKENS
         limits = (window, max_tokens or sys.maxsize, batch_tokens)
-        return calibration_batches(token_batches(documents, tokenizer, *limits), model)
-    if max_tokens is not None:
-        documents = documents[: max(1, max_tokens // ENCODER_TOKENS)]
-    return calibration_batches(encoder_batches(documents, tokenizer, model), model)
+        batches = token_batches(documents, tokenizer, *limits)
+        _log.info("calibration: %s", used(batches, len(documents)))
+        return calibration_batches(batches, model)
+    starts = encoder_batches(documents, tokenizer, model, max_tokens or sys.maxsize)
+    heard, given = sum(len(row["input_ids"]) for row in starts), plural(len(documents), "document")
+    _log.info("calibration: the starts of %d of %s", heard, given)
+    return calibration_batches(starts, model)
 
 
 class Passes:

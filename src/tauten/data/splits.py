@@ -28,6 +28,12 @@ class Splits(Generic[T]):
     test: tuple[T, ...]
 
 
+def shuffled(names: Sequence[str], seed: int = 0) -> list[int]:
+    """Indices of names in an order by a hash of each: the same whatever order they come in."""
+    digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
+    return sorted(range(len(names)), key=digests.__getitem__)
+
+
 def split(examples: Sequence[T], names: Sequence[str], seed: int = 0) -> Splits[T]:
     """Deal examples out by a hash of name and seed, so that the order given doesn't matter.
 
@@ -42,10 +48,7 @@ def split(examples: Sequence[T], names: Sequence[str], seed: int = 0) -> Splits[
             f"the data is {plural(len(examples), 'document')}, too few to tune and certify on: "
             f"pass at least {FEWEST * 3}, better 100 (a file, a line of JSONL or a row is one)"
         )
-    order = sorted(
-        range(len(examples)),
-        key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest(),
-    )
+    order = shuffled(names, seed)
     first = max(FEWEST, round(SHARES[0] * len(order)))
     second = min(first + max(FEWEST, round(SHARES[1] * len(order))), len(order) - FEWEST)
     parts = order[:first], order[first:second], order[second:]

@@ -1,5 +1,6 @@
 """Token windows of documents, batched for a language model."""
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.figures import plural
 from tauten.data.documents import Document
 
-ENCODER_TOKENS = 128  # an encoder's text is cut here
+_log = logging.getLogger(__name__)
+ENCODER_TOKENS = 256  # an encoder's text is cut here
 ENCODER_ROWS = 16
 SHORTEST = 16  # tokens; a shorter piece says little and costs a forward pass
+JUDGED = 256  # tokens of a window at least, where documents have so many: a model is to use them
+FEWEST = 4  # documents that are heard, whatever the budget
 
 
 @dataclass(frozen=True)
@@ -40,27 +45,37 @@ def token_batches(
 ) -> list[TokenBatch]:
     """Cut documents into windows, as evenly over documents as `max_tokens` allows.
 
-    Windows get shorter where that lets every document give one.
+    What the tokenizer puts before a text, such as a token that says it begins, stands at the head
+    of each window. Documents are tokenized as they are needed.
 
     Args:
         documents: Each is cut on its own; no window spans two.
         tokenizer: As transformers makes them.
-        window: Longest window in tokens.
+        window: Longest window in tokens; less where else fewer than `FEWEST` documents were used.
         max_tokens: Stop adding windows here; every document gives its first before any gives a
             second.
         batch_tokens: Most tokens in a batch, padding included; at least one window.
     Raises:
         InputError: Fewer than two documents have 16 tokens (one, where only one is given).
     """
-    share = max(SHORTEST, max_tokens // len(documents))
-    window = min(window, share)  # every document is heard: they, not tokens, make it certain
-    pieces = [_windows(_encode(tokenizer, document.text), window) for document in documents]
-    chosen = list(_round_robin(pieces, max_tokens))
-    if sum(map(bool, pieces)) < min(2, len(documents)):
+    head = _head(tokenizer)
+    window = min(window, max(SHORTEST, max_tokens // min(len(documents), FEWEST)))
+    seen: list[list[Tensor]] = []
+
+    def pieces() -> Iterator[list[Tensor]]:
+        for document in documents:
+            seen.append(_windows(_encode(tokenizer, document.text), head, window))
+            yield seen[-1]
+
+    chosen = list(_in_turns(pieces(), max_tokens))
+    short = sum(1 for found in seen if not found)
+    if len(seen) == len(documents) and len(seen) - short < min(2, len(documents)):
         raise InputError(
             f"the text is too short: fewer than two documents have {SHORTEST} tokens; "
             "pass longer documents"
         )
+    if short:
+        _log.info("%s shorter than %d tokens left out", plural(short, "document"), SHORTEST)
     chosen.sort(key=lambda item: -item[1].numel())  # similar lengths together: little padding
     batches, batch = [], [chosen[0]]
     for item in chosen[1:]:
@@ -71,8 +86,25 @@ def token_batches(
     return [*batches, _stack(batch)]
 
 
+def judged_window(documents: int, max_tokens: int, longest: int) -> int:
+    """Tokens of a window to be judged by: every document is heard, they make a bound tight, unless
+    windows got shorter than `JUDGED`."""
+    return min(longest, max(JUDGED, max_tokens // documents))
+
+
+def used(batches: Sequence[TokenBatch], given: int) -> str:
+    """Says what batches hold of so many documents."""
+    lengths = torch.cat([batch.lengths for batch in batches])
+    heard = len(torch.cat([batch.documents for batch in batches]).unique())
+    windows = f"{plural(len(lengths), 'window')} of up to {int(lengths.max()):,} tokens"
+    return f"{windows} from {heard:,} of {plural(given, 'document')}, {int(lengths.sum()):,} tokens"
+
+
 def encoder_batches(
-    documents: Sequence[Document], tokenizer: Any, model: nn.Module
+    documents: Sequence[Document],
+    tokenizer: Any,
+    model: nn.Module,
+    max_tokens: int = sys.maxsize,
 ) -> list[dict[str, Tensor]]:
     """The starts of documents as an encoder takes them, padded, with their attention mask.
 
@@ -82,13 +114,21 @@ def encoder_batches(
         documents: Each gives a row.
         tokenizer: As transformers makes them.
         model: Its configuration says how many tokens it takes.
+        max_tokens: Stop adding rows here.
     """
     texts = [document.text for document in documents]
     rows = ENCODER_ROWS if _pads(tokenizer, model) else 1
-    chunks = [texts[i : i + rows] for i in range(0, len(texts), rows)]
-    longest = min(ENCODER_TOKENS, positions(model))
+    longest, tokens = min(ENCODER_TOKENS, positions(model)), 0
     options = {"padding": rows > 1, "truncation": True, "max_length": longest}
-    return [dict(tokenizer(chunk, return_tensors="pt", **options)) for chunk in chunks]
+    batches: list[dict[str, Tensor]] = []
+    for start in range(0, len(texts), rows):
+        chunk = texts[start : start + rows]
+        batch = dict(tokenizer(chunk, return_tensors="pt", **options))
+        tokens += batch["input_ids"].numel()
+        if batches and tokens > max_tokens:
+            break
+        batches.append(batch)
+    return batches
 
 
 def positions(model: nn.Module, default: int = sys.maxsize) -> int:
@@ -121,19 +161,33 @@ def _encode(tokenizer: Any, text: str) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _windows(ids: Tensor, window: int) -> list[Tensor]:
-    return [piece for piece in ids.split(window) if piece.numel() >= SHORTEST]
+def _head(tokenizer: Any) -> Tensor:
+    """What a tokenizer puts before a text by itself, (tokens,)."""
+    whole, bare = (tokenizer("a", **o)["input_ids"] for o in ({}, {"add_special_tokens": False}))
+    starts = [i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare]
+    return torch.tensor(whole[: starts[0]] if starts else [], dtype=torch.int64)
 
 
-def _round_robin(pieces: list[list[Tensor]], max_tokens: int) -> Iterator[tuple[int, Tensor]]:
-    total = 0
-    for turn in range(max((len(p) for p in pieces), default=0)):
-        for document, windows in enumerate(pieces):
-            if turn < len(windows):
-                if total and total + windows[turn].numel() > max_tokens:
+def _windows(ids: Tensor, head: Tensor, window: int) -> list[Tensor]:
+    pieces = ids.split(max(SHORTEST, window - head.numel()))
+    return [torch.cat([head, piece]) for piece in pieces if piece.numel() >= SHORTEST]
+
+
+def _in_turns(documents: Iterable[list[Tensor]], max_tokens: int) -> Iterator[tuple[int, Tensor]]:
+    """Windows with the index of their document: all first ones, all second ones, ..."""
+    total, waiting = 0, list[tuple[int, list[Tensor]]]()
+    turn: Iterable[tuple[int, list[Tensor]]] = enumerate(documents)
+    while True:
+        for document, windows in turn:
+            if windows:
+                if total and total + windows[0].numel() > max_tokens:
                     return
-                total += windows[turn].numel()
-                yield document, windows[turn]
+                total += windows[0].numel()
+                waiting.append((document, windows[1:]))
+                yield document, windows[0]
+        if not any(windows for _, windows in waiting):
+            return
+        turn, waiting = waiting, []
 
 
 def _stack(items: list[tuple[int, Tensor]]) -> TokenBatch:

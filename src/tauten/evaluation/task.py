@@ -1,5 +1,6 @@
 """Turn a user's data into examples, splits and a metric."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,12 +14,21 @@ from tauten.core.errors import InputError, first_line
 from tauten.data.splits import Splits, split
 from tauten.data.tensors import call_model, listed, load_rows, main_output
 from tauten.data.texts import load_texts
-from tauten.data.windows import count_tokens, encoder_batches, positions, token_batches
+from tauten.data.windows import (
+    count_tokens,
+    encoder_batches,
+    judged_window,
+    positions,
+    token_batches,
+    used,
+)
 from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Perplexity
 from tauten.evaluation.tensor_metrics import Similarity, fitting
 from tauten.evaluation.user_metric import Metric, group_ids
 from tauten.models.source import Source
 from tauten.models.structure import find_structure
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Task:
         metric: Makes a metric; each split has one of its own, which may remember the original.
         splits: Batches by purpose.
         name: Of the data.
-        documents: Independent examples by split.
+        documents: Independent examples by split, those that were used.
         tokens: Real tokens by split; empty for data that isn't text.
         is_text: Batches are `TokenBatch`.
     """
@@ -100,11 +110,13 @@ def _text_task(
             *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
         )
         return Task(chosen, splits, name, counts, {}, False)
-    window = min(512, positions(model))
-    batches = {
-        key: tuple(token_batches(part, tokenizer, window, max_tokens))
-        for key, part in vars(parts).items()
-    }
+    longest, batches = min(512, positions(model)), {}
+    for key, part in vars(parts).items():
+        judges = key != "calibration"
+        window = judged_window(len(part), max_tokens, longest) if judges else longest
+        batches[key] = tuple(token_batches(part, tokenizer, window, max_tokens))
+        _log.info("%s: %s", key, used(batches[key], len(part)))
+        counts[key] = len(torch.cat([batch.documents for batch in batches[key]]).unique())
     tokens = {key: count_tokens(value) for key, value in batches.items()}
     return Task(chosen, Splits(**batches), name, counts, tokens, True)
 

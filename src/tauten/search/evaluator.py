@@ -18,6 +18,7 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity, Scores
 from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
 from tauten.evaluation.task import Task
+from tauten.evaluation.unigram import say_if_no_better
 from tauten.models.loader import Loader
 from tauten.models.packing import packed_modules, write_out
 from tauten.models.source import shared_copy
@@ -149,9 +150,12 @@ class Evaluator:
         """Refuse a metric that can't tell a good model from a bad one, once a run."""
         metric, journal = self._metric, self._workspace.journal
         assert self._original is not None
-        if isinstance(metric, Perplexity) or journal.find("trusted", of=metric.identity):
+        splits, batches = self._task.splits, self._task.splits.development
+        if isinstance(metric, Perplexity):
+            say_if_no_better(metric.value(self._original), splits.calibration, batches)
             return
-        batches = self._task.splits.development
+        if journal.find("trusted", of=metric.identity):
+            return
         check_metric(metric, self._original, lambda: self._workspace.source.open(), batches)
         journal.add("trusted", of=metric.identity)
 
