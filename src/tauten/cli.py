@@ -87,7 +87,11 @@ def command(function: Callable[..., None], **settings: Any) -> Callable[..., Non
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        handler = RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+        handler: logging.Handler = logging.StreamHandler()  # a line each, however long
+        if errors.is_terminal:
+            handler = RichHandler(
+                console=errors, show_time=False, show_path=False, show_level=False
+            )
         logging.getLogger("tauten").addHandler(handler)
         logging.getLogger("tauten").setLevel(logging.INFO)
         try:
