@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tauten.data.texts import BUILT_IN
+from tauten.report.facts import DEFAULT_TEXT
 from tauten.report.terminal import print_inspect, print_result
 
 Facts = dict[str, Any]
@@ -77,6 +79,13 @@ def test_result_without_a_fitting_trial_names_the_limit_that_would_accept_one(
     text = _words(_result(manifest, timing))
     assert "Not certified" in text
     assert "--max-drop 4.9% would accept trial 1: 80.4 MB" in text
+
+
+def test_a_certificate_on_the_default_text_says_so_in_the_first_line(manifest: Facts) -> None:
+    assert DEFAULT_TEXT == BUILT_IN
+    manifest["data"] = {"name": BUILT_IN}
+    first = _result(manifest, {}).splitlines()[0]
+    assert "Certified within 2% on the default text" in first
 
 
 def test_uncertified_result_asks_for_more_data(uncertified: Facts) -> None:

@@ -26,6 +26,7 @@ _EVIDENCE = {
     "test": "that no choice was made on",
     "development": "that the trials were compared on",
 }
+DEFAULT_TEXT = "python-docs"
 SENSIBLE = 3.0  # a looser limit is worth naming up to so many times the goal's
 _TITLES = {"test": "Sealed test split", "development": "Development split"}
 
@@ -68,6 +69,8 @@ def badge(manifest: Facts) -> Badge:
     reason = reason[:1].upper() + reason[1:]
     if manifest.get("certified"):
         text = "Certified" if limit is None else f"Certified within {format_limit(limit)}"
+        if (manifest.get("data") or {}).get("name") == DEFAULT_TEXT:
+            text += " on the default text"  # which may be unlike that of the user
         return Badge(text, "good", reason)
     if not measured(manifest):
         detail = "Nothing was measured on data, so no drop is claimed."

@@ -45,7 +45,8 @@ def print_result(
         body.append(f"\n{verdict.detail}", "dim")
     # The end of a path says which model it is; the badge after it must not be cut off.
     name = manifest["source"]["name"]
-    name = name if len(name) <= 40 else f"...{name[-37:]}"
+    room = 72 - len(verdict.text)
+    name = name if len(name) <= room else f"...{name[3 - room :]}"
     title = Text.assemble(f"{name}: ", (verdict.text, f"bold {style}"))
     console.print(Panel(body, title=title, title_align="left", border_style=style))
     console.print(_tile_table(manifest, timing))
