@@ -1,8 +1,9 @@
 """The calls that users make. They check arguments and hand over; nothing is decided here."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,7 @@ def optimize(
     check_out(path)  # before minutes are spent on loading
     source = open_source(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
-    with _in_float32():
+    with _by_itself():
         result = run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
     if result.model is None:
         return result
@@ -281,19 +282,26 @@ def _apply(
     workers: int | str | None = None,
 ) -> nn.Module:
     options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
-    with _in_float32():
+    with _by_itself():
         result = run_recipe(source, recipe, render_html, out, **options)
     assert result.model is not None, "it was asked for"
     return source.delivered(result.model)
 
 
-def _in_float32() -> torch.autocast:
-    """Without the autocast of whoever calls: solvers would compute in 16 bits.
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """Whatever whoever calls has switched on in torch.
 
-    Nor with its cache, which is emptied where the outermost autocast ends, this one: training
-    below would go on with its first weights.
+    Without autocast, in which solvers would compute in 16 bits, nor its cache, which is emptied
+    where the outermost autocast ends, this one: training below would go on with its first weights.
+    Without inference mode, in which nothing can be trained, nor a default device.
     """
-    return torch.autocast("cpu", enabled=False, cache_enabled=False)
+    with (
+        torch.autocast("cpu", enabled=False, cache_enabled=False),
+        torch.inference_mode(False),
+        torch.device("cpu"),
+    ):
+        yield
 
 
 def _checked_out(out: str | os.PathLike[str] | None, entropy_coding: bool) -> Path | None:

@@ -48,7 +48,7 @@ def plain(batch: Any) -> Any:
     """A batch on the CPU, with mappings of any kind, such as a tokenizer's, as dicts and arrays as
     tensors."""
     if isinstance(batch, Tensor):
-        return batch.cpu()
+        return batch.cpu().clone() if batch.is_inference() else batch.cpu()
     if isinstance(batch, Mapping):
         return {key: plain(value) for key, value in batch.items()}
     if isinstance(batch, np.ndarray):

@@ -214,7 +214,10 @@ def shared_copy(model: nn.Module) -> nn.Module:
     written = {id(buffer) for _, _, buffer in written_buffers(model)}
     memo: dict[int, Any] = {id(b): b for b in model.buffers() if id(b) not in written}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        tensor = parameter.detach()
+        if tensor.is_inference():  # nothing could be trained on it
+            tensor = tensor.clone()
+        memo[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
     for value in (value for module in model.modules() for value in vars(module).values()):
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:
             memo[id(value)] = value.detach()

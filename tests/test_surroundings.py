@@ -1,0 +1,83 @@
+"""What a user has switched on in torch around a call changes nothing in what comes back."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tauten
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+AROUND: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "another device by default": lambda: torch.device("meta"),
+    "deterministic algorithms": deterministic,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)
+    return nn.Sequential(*layers).float().eval()
+
+
+def rows(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 64, generator=generator, dtype=torch.float32)
+
+
+with torch.no_grad():
+    LABELLED = [(x, net()(x).argmax(-1)) for x in rows(600).split(50)]
+DATA = [rows(256)]
+CALLS: dict[str, Callable[[nn.Module], nn.Module | None]] = {
+    "autoround": lambda model: tauten.quantize(model, technique="autoround", data=DATA),
+    "distill": lambda model: tauten.compress(model, technique="distill", data=DATA),
+    "optimize": lambda model: (
+        tauten.optimize(model, LABELLED, tauten.Goal(max_drop=0.2), effort="quick").model
+    ),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("call", CALLS)
+def test_the_same_comes_back(around: str, call: str) -> None:
+    model, x, make = net(), rows(32), CALLS[call]
+    wanted = make(model)
+    with AROUND[around]():
+        made = make(model)
+    assert made is not None and wanted is not None
+    with torch.no_grad():
+        assert torch.equal(made(x), wanted(x))
+
+
+def test_what_was_made_in_inference_mode_can_be_trained_on() -> None:
+    wanted = tauten.compress(net(), technique="distill", data=[rows(256)])
+    with torch.inference_mode():
+        made = tauten.compress(net(), technique="distill", data=[rows(256)])
+    with torch.no_grad():
+        assert torch.equal(made(rows(32)), wanted(rows(32)))
