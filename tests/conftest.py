@@ -19,10 +19,21 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers side by side would fight for cores
 
 
-def pytest_collection() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Nothing of torch's defaults may reach a result."""
+    dtypes = ("float64", "bfloat16", "float16")
+    parser.addoption("--default-dtype", choices=dtypes, help="run under torch's other default")
+
+
+def pytest_collection(session: pytest.Session) -> None:
     """Where there is no GPU its kernels run on the CPU; Triton reads that when it is imported."""
     import torch
 
+    if dtype := session.config.getoption("--default-dtype"):
+        from default_dtype import InputsInFloat32
+
+        torch.set_default_dtype(getattr(torch, dtype))
+        InputsInFloat32().__enter__()
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
 

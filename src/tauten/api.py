@@ -13,6 +13,7 @@ from torch import nn
 
 from tauten.core.effort import effort_named
 from tauten.core.errors import InputError
+from tauten.core.files import given_path
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
 from tauten.core.recipe import Recipe, Step
@@ -233,9 +234,9 @@ def optimize(
     """
     if goal is not None and not isinstance(goal, Goal):
         raise InputError(f"goal is {goal!r}: expected such as tauten.Goal(max_drop=0.01)")
-    unknown = set(pillars) - {"quantize", "compress"}
-    if unknown or not pillars:
-        raise InputError(f"pillars={pillars}: expected some of quantize, compress")
+    known = ({"quantize"}, {"compress"}, {"quantize", "compress"})
+    if not isinstance(pillars, tuple | list | set) or set(pillars) not in known:
+        raise InputError(f"pillars={pillars!r}: expected a tuple of quantize, compress, or both")
     wanted = effort_named(effort)
     path = _checked_out(out, entropy_coding)
     check_out(path)  # before minutes are spent on loading
@@ -260,7 +261,7 @@ def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Mod
         InputError: It is no such folder, or `model` is needed.
         CorruptError: A file changed since it was written.
     """
-    source = artifact.source(Path(path), model)
+    source = artifact.source(given_path("path", path), model)
     return source.delivered(source.open())
 
 
@@ -307,4 +308,4 @@ def _by_itself() -> Iterator[None]:
 def _checked_out(out: str | os.PathLike[str] | None, entropy_coding: bool) -> Path | None:
     if out is None and entropy_coding:
         raise InputError("entropy_coding makes the file smaller, not the model: pass out=FOLDER")
-    return None if out is None else Path(out)
+    return None if out is None else given_path("out", out)

@@ -50,7 +50,7 @@ def distribute(
         InputError: There is no such cluster, or the model can't travel.
         WorkerError: No worker is left.
     """
-    name = None if cluster is None else os.fspath(cluster)
+    name: Any = os.fspath(cluster) if isinstance(cluster, os.PathLike) else cluster
     reached = (name, workers, access or Access.from_environment())
     if mode != "data":
         return start_laid_out(model, *reached, (example_inputs, mode, goal))

@@ -136,3 +136,14 @@ def test_training_goes_on_from_its_checkpoint_when_torchrun_restarts_it(
         (place / "model.safetensors").read_bytes() for place in (out, tmp_path / "whole")
     )
     assert ours == whole
+
+
+@pytest.mark.parametrize("cluster", ["none.txt", 3])
+def test_a_cluster_that_is_none_is_refused_before_the_model_is(cluster: object) -> None:
+    calls = [
+        lambda: tauten.distribute(torch.nn.Linear(8, 8), cluster=cluster),
+        lambda: tauten.distribute(torch.nn.Linear(8, 8), cluster=cluster, mode="auto"),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=f"cluster={cluster!r}.*pass a hosts file"):
+            call()

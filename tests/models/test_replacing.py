@@ -219,3 +219,18 @@ def test_threads_on_a_fresh_language_model_get_what_one_gets() -> None:
         thread.join()
     assert len(found) == 8
     assert all(torch.equal(t, tokens) and torch.equal(y, logits) for t, y in found)
+
+
+class Locked(nn.Module):
+    """Can't be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.guard = nn.Linear(8, 8), threading.Lock()
+
+
+@pytest.mark.parametrize("call", ["quantize", "compress"])
+def test_what_cant_be_copied_is_named(call: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Locked())
+    with pytest.raises(InputError, match=r"Sequential can't be copied: 1\.guard .*lock.*take it"):
+        getattr(tauten, call)(model)

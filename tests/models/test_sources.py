@@ -262,7 +262,7 @@ def test_artifact_of_a_module_asks_for_it(tmp_path: Path) -> None:
     tauten.quantize(tiny_mlp(), out=tmp_path / "out")
     with pytest.raises(InputError, match="pass it too"):
         tauten.load(tmp_path / "out")
-    with pytest.raises(CorruptError, match="doesn't fit this model"):
+    with pytest.raises(InputError, match=r"isn't what .* was made from .*: pass a module of"):
         tauten.load(tmp_path / "out", model=nn.Linear(10, 10))
 
 
@@ -294,3 +294,17 @@ def test_a_header_is_read_once_however_many_tensors_follow(tmp_path, monkeypatch
         tensors = [t for t in (*packed.buffers(), *packed.parameters()) if t.numel()]
         found.append((len(headers), len(opened) - len(tensors)))
     assert found[0] == found[1]
+
+
+CALLS = {
+    "out": lambda: tauten.quantize(tiny_mlp(), out=3),  # type: ignore[arg-type]
+    "path": lambda: tauten.load(3),  # type: ignore[arg-type]
+    "pillars": lambda: tauten.optimize(tiny_mlp(), pillars=3),  # type: ignore[arg-type]
+    "goal": lambda: tauten.optimize(tiny_mlp(), goal="small"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_argument_of_another_kind_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}.*(3|'small').*: expected"):
+        CALLS[name]()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import tiny_llama
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import tauten
 import tauten.methods
@@ -38,6 +39,83 @@ DERIVATIVES: dict[str, Any] = {
 def test_derivatives_are_refused(start: Any, kind: str) -> None:
     with start(plain(), workers=1) as made, pytest.raises(InputError, match="train=True"):
         DERIVATIVES[kind](made)
+
+
+TRACERS: dict[str, Any] = {
+    "compile": lambda made: torch.compile(made, backend="eager")(X),
+    "compile around it": lambda made: torch.compile(nn.Sequential(made), backend="eager")(X),
+    "export": lambda made: torch.export.export(made, (X,)),
+    "fx": lambda made: torch.fx.symbolic_trace(nn.Sequential(made)),
+    "make_fx": lambda made: make_fx(made)(X),
+    "trace": lambda made: torch.jit.trace(made, (X,)),
+    "script": lambda made: torch.jit.script(made),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_tracing_is_refused_before_anything_starts(start: Any, tracer: str) -> None:
+    torch.compiler.reset()
+    with start(plain(), workers=2) as made:
+        with pytest.raises(InputError, match="hands calls to workers, which no graph can hold"):
+            TRACERS[tracer](made)
+        assert not made._closers or not made.cluster.workers
+
+
+@pytest.mark.parametrize("way", ["map", "generate", "plan"])
+def test_other_calls_say_the_same_as_forward(
+    start: Any, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = plain() if way != "generate" else tiny_llama()
+    ids = torch.arange(8).view(2, 4)
+    with start(model, workers=1) as made, torch.autocast("cpu", torch.bfloat16):
+        if way == "map":
+            assert [y.dtype for y in made.map([X, X])] == [torch.float32] * 2
+        elif way == "generate":
+            made.generate(input_ids=ids, max_new_tokens=2)
+        elif start is tauten.parallelize:
+            assert made.plan(X).layout.workers == 1
+        else:
+            return
+    assert caplog.text.count("autocast doesn't reach workers") == 1
+
+
+class Counting(nn.Module):
+    """Its outputs tell how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(x) + self.calls
+
+
+class Replacing(Counting):
+    """Puts a new tensor in the buffer's place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return self.layer(x) + self.calls
+
+
+@pytest.mark.parametrize("kind", [Counting, Replacing])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_model_counts_its_users_calls_alone(
+    start: Any, kind: Any, planned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, alone = kind().eval(), kind().eval()
+    alone.load_state_dict(model.state_dict())
+    with start(model, workers=2, mode="data") as made, torch.no_grad():
+        if start is tauten.distribute:
+            made.wait_for(2)
+        elif planned:
+            made.plan(X)
+        for _ in range(3):
+            torch.testing.assert_close(made(X), alone(X))
+    assert "can't be cut by rows" in caplog.text
 
 
 def test_autocast_is_left_out_and_said(start: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,7 +174,9 @@ def test_what_is_packed_already_is_named() -> None:
     with pytest.raises(InputError, match="packed already: pass the original"):
         model.quantize().quantize()
     lstm: Any = nn.LSTM(4, 4)
-    with pytest.raises(InputError, match="LSTM: kept: no layer of a kind"):
+    with pytest.raises(
+        InputError, match=r"weights are held by LSTM; none.*pass a model with such layers"
+    ):
         lstm.quantize()
 
 

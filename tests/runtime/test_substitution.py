@@ -9,6 +9,7 @@ import pytest
 import torch
 from replaced_layers import KINDS, close, encoded, made
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError
@@ -88,6 +89,10 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "init": lambda layer: nn.init.normal_(layer.weight),
     "out": lambda layer: torch.zeros(48, 64, out=layer.weight),
     "reset": lambda layer: layer.reset_parameters(),
+    "registered": lambda layer: layer.register_parameter("weight", None),
+    "parametrized": lambda layer: parametrize.register_parametrization(layer, "weight", nn.ReLU()),
+    "normed": lambda layer: nn.utils.parametrizations.spectral_norm(layer),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
 }
 
 
@@ -99,6 +104,14 @@ def test_a_weight_can_be_read_and_not_written(write: str) -> None:
         with pytest.raises(InputError, match=r"is a copy.*dense layer"):
             WRITES[write](packed)
         assert torch.equal(packed(x), expected)
+
+
+@torch.no_grad()
+def test_a_bias_can_be_parametrized() -> None:
+    layer, packed, x = made("linear")
+    for module in (layer, packed):
+        parametrize.register_parametrization(module, "bias", nn.ReLU())
+    assert parametrize.is_parametrized(packed) and close(packed(x), layer(x))
 
 
 @torch.no_grad()

@@ -16,7 +16,9 @@ from tauten.runtime import kernels, library
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="the native library isn't built")
 
-PAIRS = [(kind, "4 bits") for kind in KINDS] + [("linear", form) for form in FORMATS]
+PAIRS = [(kind, "4 bits") for kind in KINDS] + [
+    (kind, form) for kind in ("linear", "groups", "derived embedding") for form in FORMATS
+]
 ERRORS = {"two-level": 1e-3}  # kernels read its scales in float16
 every_pair = pytest.mark.parametrize(("kind", "form"), dict.fromkeys(PAIRS))
 

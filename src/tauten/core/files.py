@@ -10,13 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tauten.core.errors import BusyError, TautenError
+from tauten.core.errors import BusyError, InputError, TautenError
 from tauten.core.figures import format_bytes
 
 try:
     import fcntl
 except ImportError:  # not on Windows; there an exclusive open serves
     fcntl = None  # type: ignore[assignment]
+
+
+def given_path(name: str, value: Any) -> Path:
+    """A path that a user passed.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+    Raises:
+        InputError: It is no path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{name}={value!r}: expected a path, such as 'folder/name'")
+    return Path(value)
 
 
 @contextlib.contextmanager

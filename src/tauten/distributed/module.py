@@ -1,5 +1,6 @@
 """What `distribute` returns: a module that is called like the model."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -16,6 +17,7 @@ from tauten.distributed.record import Record
 from tauten.evaluation.metrics import Perplexity, Scores
 from tauten.evaluation.tensor_metrics import Accuracy
 from tauten.parallel.closing import InferenceOnWorkers
+from tauten.parallel.data_parallel import TRIAL
 from tauten.parallel.module import arguments
 from tauten.parallel.row_cuts import RowCuts, call_in_parts
 from tauten.parallel.rows import place_of, to_device
@@ -93,11 +95,13 @@ class DistributedModule(InferenceOnWorkers):
             cluster, job = workers.cluster, workers.job
             cluster.load(job)
 
-            def compute(calls: Any, lend: bool) -> list[Any]:
-                return list(cluster.run(job, [("forward", *call) for call in calls], len(calls)))
+            def compute(calls: Any, lend: bool, method: str = "forward") -> list[Any]:
+                return list(cluster.run(job, [(method, *call) for call in calls], len(calls)))
 
-            made = call_in_parts(workers.cuts, compute, (args, kwargs), len(cluster.workers))
-            return to_device(made, place_of((args, kwargs)))
+            trial, copies = functools.partial(compute, method=TRIAL), len(cluster.workers)
+            call = (args, kwargs)
+            made = call_in_parts(workers.cuts, compute, call, copies, trial=trial)
+            return to_device(made, place_of(call))
 
     def wait_for(self, workers: int) -> None:
         """Wait until so many workers hold the model; calls begin with those that are ready."""
@@ -106,7 +110,7 @@ class DistributedModule(InferenceOnWorkers):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one worker."""
-        with self._turn:
+        with self._calling(args, kwargs), self._turn:
             workers = self._started()
             made = next(workers.cluster.run(workers.job, [("generate", args, kwargs)], 1))
             return to_device(made, place_of((args, kwargs)))
@@ -126,7 +130,7 @@ class DistributedModule(InferenceOnWorkers):
         """
         total = len(inputs) if isinstance(inputs, Sized) else None
         record = None if folder is None else Record(Path(folder), self._run_id())
-        calls = (("forward", *arguments(item)) for item in inputs)
+        calls = (("forward", *self._checked(arguments(item))) for item in inputs)
         workers = self._started()
         with progress_bars():
             results = workers.cluster.run(workers.job, calls, total, record)

@@ -80,8 +80,8 @@ def start(
     def fingerprint() -> str:
         return open_source(model).fingerprint
 
+    check_cluster(cluster, workers)
     if cluster is None:
-        check_cluster(cluster, workers)
         given = Given(model)
         starter = functools.partial(_start_here, given, workers)
         return DistributedModule(starter, given.name, fingerprint, given.config)
@@ -194,15 +194,15 @@ def open_engine(cluster: str | None, workers: int | None, access: Access) -> Eng
     return HostEngine(hosts, token, access.interface, access.shell, access.python)
 
 
-def check_cluster(cluster: str | None, workers: Any) -> None:
+def check_cluster(cluster: Any, workers: Any) -> None:
     """Refuse what names no cluster, and what is no number of workers."""
     if workers is not None and (
         isinstance(workers, bool) or not isinstance(workers, int) or workers < 1
     ):
         raise InputError(f"workers={workers!r}: expected a number from 1 on")
-    if cluster is None or cluster == "auto" or cluster.startswith("ray://"):
+    if cluster is None or cluster == "auto" or str(cluster).startswith("ray://"):
         return
-    if not Path(cluster).is_file():
+    if not isinstance(cluster, str) or not Path(cluster).is_file():
         raise InputError(
             f"cluster={cluster!r}: no such file; pass a hosts file, ray://host:port, or auto"
         )
@@ -234,6 +234,7 @@ def engine_for(model: Any, workers: int | str) -> Iterator[tuple[Any, Engine]]:
     """
     count, name = (workers, None) if isinstance(workers, int) else (None, workers)
     access = Access.from_environment()
+    check_cluster(name, count)
     reference, _, _, release = for_workers(model, name, access)
     with contextlib.ExitStack() as stack:
         stack.callback(release)

@@ -161,6 +161,8 @@ class SparseWeight(Interleavable, PackedWeight):
         rows = torch.arange(self.out_features, device=self.mask.device)
         counts = torch.cat([self.kept(part).sum(1) for part in rows.split(_STEP_ROWS)])
         starts = _starts(counts, 1 if self.grid is None else 8)
+        if torch.compiler.is_compiling():  # it sees no values
+            return starts
         pairs = self.pattern == "2:4" and not bool((2 * counts == self.in_features).all())
         if pairs or int(starts[-1]) != self.slots:
             raise CorruptError(
@@ -174,16 +176,16 @@ class SparseWeight(Interleavable, PackedWeight):
         if self.grid is not None:
             values = unpack(values, self.grid.bits, self.slots).float()
         index = take_rows(torch.arange(self.out_features, device=starts.device), rows)
-        dense = torch.zeros(len(index), self.in_features, dtype=dtype, device=starts.device)
-        for part, target in zip(index.split(_STEP_ROWS), dense.split(_STEP_ROWS), strict=True):
+        dense = index.new_zeros(index.shape[0], self.in_features, dtype=dtype)
+        if not self.slots:
+            return dense
+        for part, target in zip(_steps(index), _steps(dense), strict=True):
             mask = self.kept(part)
-            positions = (starts[part, None] + mask.cumsum(1) - 1)[mask]
-            if self.grid is None:
-                target[mask] = values[positions].to(dtype)
-            else:
-                codes = torch.zeros(mask.shape, device=starts.device, dtype=torch.float32)
-                codes[mask] = values[positions]
-                target[mask] = self._levels(codes, part)[mask].to(dtype)
+            positions = (starts[part, None] + mask.cumsum(1) - 1).clamp_(min=0)
+            levels = values[positions]  # where nothing is kept, a neighbour's
+            if self.grid is not None:
+                levels = self._levels(levels, part)
+            target.copy_(torch.where(mask, levels, 0))
         return dense
 
     def _levels(self, codes: Tensor, rows: Tensor) -> Tensor:
@@ -271,6 +273,11 @@ class SparseWeight(Interleavable, PackedWeight):
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _steps(rows: Tensor) -> tuple[Tensor, ...]:
+    """A few rows at a time; a compiled program takes all, since they may be of any number."""
+    return (rows,) if torch.compiler.is_compiling() else rows.split(_STEP_ROWS)
 
 
 def _starts(counts: Tensor, multiple: int) -> Tensor:

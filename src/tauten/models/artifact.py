@@ -105,7 +105,15 @@ def packed_source(
     """The source of a packed model: an original's structure with packed layers and new tensors."""
 
     def skeleton() -> nn.Module:
-        empty = install_empty(original.skeleton(), specs).eval()
+        try:
+            empty = install_empty(original.skeleton(), specs).eval()
+        except CorruptError as error:
+            if original.kind == "artifact":
+                raise
+            raise InputError(  # of a module that was passed
+                f"the model isn't what {name} was made from ({error}): pass a module of the same "
+                "class and sizes"
+            ) from error
         return refuse_saving(use_native_decoder(empty))
 
     packed = dataclasses.replace(

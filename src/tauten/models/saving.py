@@ -1,22 +1,23 @@
-"""`save_pretrained` of packed models, of which transformers would write what it can't read."""
+"""What packed models refuse of transformers' methods, which know dense weights alone."""
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import nn
 
 from tauten.core.errors import InputError
 from tauten.models.packing import packed_modules
+from tauten.runtime.modules import PackedModule
 
 
-class Unsaved:
-    """Stands for `save_pretrained`: a folder of its would load with random weights.
+class Refused:
+    """Stands for a method.
 
     Args:
-        name: Of the model.
+        message: Why it is refused, and what to call.
     """
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, message: str):
+        self._message = message
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse.
@@ -24,15 +25,31 @@ class Unsaved:
         Raises:
             InputError: Always.
         """
-        raise InputError(
-            f"save_pretrained: {self._name} holds packed weights, which from_pretrained can't "
-            "read; pass out=FOLDER where you pack it, and read that by tauten.load(FOLDER)"
-        )
+        raise InputError(self._message)
 
 
 def refuse_saving(model: nn.Module) -> nn.Module:
-    """Have a packed transformers model refuse `save_pretrained`, and so `push_to_hub`."""
+    """Have a packed transformers model refuse `save_pretrained`, and so `push_to_hub`.
+
+    A folder of its would load with random weights. Nor can a packed table get more rows.
+    """
+    name, made = type(model).__name__, cast(Any, model)
     if hasattr(model, "save_pretrained") and any(True for _ in packed_modules(model)):
-        refusal: Any = Unsaved(type(model).__name__)
-        model.save_pretrained = refusal
+        made.save_pretrained = Refused(
+            f"save_pretrained: {name} holds packed weights, which from_pretrained can't "
+            "read; pass out=FOLDER where you pack it, and read that by tauten.load(FOLDER)"
+        )
+    if hasattr(model, "resize_token_embeddings") and any(map(_is_packed, _tables(model))):
+        made.resize_token_embeddings = Refused(
+            f"resize_token_embeddings: the table of {name} is packed, and its rows are what was "
+            "packed; resize the model before it is packed"
+        )
     return model
+
+
+def _tables(model: Any) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _is_packed(module: Any) -> bool:
+    return isinstance(module, PackedModule)

@@ -18,6 +18,7 @@ from tauten.core.errors import InputError
 from tauten.models.devices import Home, to_cpu
 from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
+from tauten.models.obstacles import uncopied
 from tauten.models.packing import prepacked, write_out
 from tauten.models.reader import SafetensorsReader, check_finite
 from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
@@ -224,7 +225,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
     try:
         return unfuse_experts(fold_reparametrized(copy.deepcopy(model, memo)))
     except (TypeError, RuntimeError) as error:
-        raise InputError(f"{type(model).__name__} can't be copied ({error})") from error
+        raise uncopied(model, error, memo) from error
 
 
 def fingerprint_tensors(tensors: dict[str, torch.Tensor]) -> str:

@@ -45,11 +45,16 @@ def written_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]
 @contextlib.contextmanager
 def state_kept(model: nn.Module) -> Iterator[None]:
     """Put back what calls in this context write into buffers, or put in their place."""
-    before = [(*place, place[2]._version, place[2].clone()) for place in written_buffers(model)]
+    before = [(*slot, _version(slot[2]), slot[2].clone()) for slot in written_buffers(model)]
     try:
         yield
     finally:
         for module, key, buffer, version, value in before:
-            if buffer._version != version:
+            if version is None or buffer._version != version:
                 buffer.copy_(value)
             module._buffers[key] = buffer
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Grows with each writing; None where that isn't told, of what inference mode made."""
+    return None if tensor.is_inference() else tensor._version

@@ -124,13 +124,18 @@ class Walk:
         if any(True for _ in packing.packed_modules(self.model)):
             return "it is packed already: pass the original, or a recipe of all techniques"
         kinds = ", ".join(kind.__name__ for kind in PACKABLE)
-        return f"none of its layers is of a kind that can be packed ({kinds})"
+        holders = sorted({record.held_by for record in self.layers if record.held_by})
+        held = f"its weights are held by {', '.join(holders)}; " if holders else ""
+        held += f"none of its layers is of a kind that can be packed ({kinds})"
+        return f"{held}: pass a model with such layers"
 
     def _check(self) -> None:
         """Raise InputError, or warn, for a recipe that did less than it says."""
         packed = [record for record in self.layers if record.name in self.specs]
         if len(self.recipe.shaping) < len(self.recipe.steps) and not packed:
-            reasons = {record.reason for record in self.layers} or {self._nothing_to_do()}
+            has_layers = any(True for _ in packable_modules(self.model))
+            reasons = {record.reason for record in self.layers if has_layers}
+            reasons = reasons or {self._nothing_to_do()}
             raise InputError(
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"

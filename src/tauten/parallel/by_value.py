@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tauten.core.errors import InputError
+from tauten.models.obstacles import obstacles
 
 _registering = threading.Lock()  # cloudpickle has one list of modules for the process
 
@@ -114,23 +115,9 @@ def unsendable(
         error: That it failed by.
         attempt: What was tried, to be tried on its parts.
     """
-    culprit = next(_obstacles(model, attempt), None)
+    culprit = next(obstacles(model, attempt), None)
     what = f"{type(error).__name__}: {error}" if culprit is None else culprit
     return UnsendableError(f"{type(model).__name__} can't be sent to workers: {what}")
-
-
-def _obstacles(model: nn.Module, attempt: Callable[[Any], Any]) -> Iterator[str]:
-    """Classes and attributes that fail by themselves, and why."""
-    for name, module in model.named_modules():
-        parts = {f"{name}.{key}".lstrip("."): value for key, value in vars(module).items()}
-        for own in ("_modules", "_parameters", "_buffers"):
-            del parts[f"{name}.{own}".lstrip(".")]
-        code = f"what the code of class {type(module).__name__} uses"
-        for part, value in {code: type(module), **parts}.items():
-            try:
-                attempt(value)
-            except Exception as error:  # as above
-                yield f"{part} ({error})"
 
 
 class _Pickler(cloudpickle.Pickler):

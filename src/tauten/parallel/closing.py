@@ -8,10 +8,12 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch._C._dynamo import eval_frame
 
 from tauten.core.errors import InputError
-from tauten.core.trees import tensors_of
+from tauten.core.trees import leaves_of, tensors_of
+from tauten.parallel.row_cuts import Call
 
 Own = TypeVar("Own", bound="ModuleOnWorkers")
 _log = logging.getLogger(__name__)
@@ -78,7 +80,14 @@ class InferenceOnWorkers(ModuleOnWorkers):
     def _calling(self, args: Any, kwargs: Any) -> Iterator[None]:
         """Refuse, or say once, what stands around a call and doesn't reach workers."""
         self._check_open()
-        if any(_is_differentiated(tensor) for tensor in tensors_of((args, kwargs))):
+        self._checked((args, kwargs))
+        with without_autocast():
+            yield
+
+    def _checked(self, call: Call) -> Call:
+        if _is_traced(call):
+            self._refuse_tracing()
+        if any(_is_differentiated(tensor) for tensor in tensors_of(call)):
             raise InputError(
                 "derivatives and torch.func's transforms don't reach workers: call the model "
                 "itself, or parallelize(train=True)"
@@ -87,8 +96,16 @@ class InferenceOnWorkers(ModuleOnWorkers):
             self._say_once(
                 "autocast doesn't reach workers and is left out: convert the model first"
             )
-        with torch.autocast("cpu", enabled=False, cache_enabled=False):
-            yield
+        return call
+
+    def _refuse_tracing(self) -> NoReturn:
+        raise InputError(
+            f"{type(self).__name__} hands calls to workers, which no graph can hold: trace, "
+            "export, script or compile the model itself"
+        )
+
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks for it first
+        self._refuse_tracing()
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
@@ -111,6 +128,21 @@ class InferenceOnWorkers(ModuleOnWorkers):
                 f"{after.device} first, then parallelize or distribute it"
             )
         return self
+
+
+def without_autocast() -> torch.autocast:
+    """Around what is computed in this process as workers would; nor is its cache emptied."""
+    return torch.autocast("cpu", enabled=False, cache_enabled=False)
+
+
+def _is_traced(tree: Any) -> bool:
+    """Whether a call is made to write a graph: by torch.compile, fx, jit or export."""
+    if torch.compiler.is_dynamo_compiling() or eval_frame.get_eval_frame_callback():
+        return True  # what it doesn't trace runs as it is, and what that calls is traced
+    if torch._C._is_tracing() or any(isinstance(leaf, fx.Proxy) for leaf in leaves_of(tree)):
+        return True
+    modes = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
 
 
 def _is_differentiated(tensor: torch.Tensor) -> bool:

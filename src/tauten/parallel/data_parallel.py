@@ -1,5 +1,6 @@
 """Data parallel inference: every worker holds the model, a batch is cut by rows."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,12 @@ from torch import nn
 from tauten.core.errors import InputError
 from tauten.core.trees import Watched
 from tauten.models.packing import write_out
+from tauten.models.state import state_kept
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.rows import to_device
 from tauten.parallel.worker import Place
+
+TRIAL = "trial"  # a call that the model's user doesn't know of: what it counts isn't counted
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,17 @@ class WholeModel:
 def call_method(model: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Outputs of a call whose arguments are copies of the caller's.
 
+    Args:
+        model: To call.
+        method: `forward`; `TRIAL`; or the name of one that the model has.
+        args, kwargs: Of the call.
     Raises:
         InputError: It changed what it was given, and not that of the caller.
     """
     watched = Watched(args, kwargs)
-    made = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
+    function = model if method in ("forward", TRIAL) else getattr(model, method)
+    with state_kept(model) if method == TRIAL else contextlib.nullcontext():
+        made = function(*args, **kwargs)
     if changed := watched.changed():
         raise InputError(
             f"{type(model).__name__} changes {', '.join(changed)} in place, and workers have "

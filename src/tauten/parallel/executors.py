@@ -1,5 +1,6 @@
 """Who computes a call: this process alone, a pool of workers, or the processes of torchrun."""
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.trees import map_leaves, map_tensors, tensors_of
-from tauten.parallel.data_parallel import Replica
+from tauten.parallel.closing import without_autocast
+from tauten.parallel.data_parallel import TRIAL, Replica
 from tauten.parallel.group import Assignment
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.pipeline_parallel import ChainShape
@@ -55,7 +57,7 @@ class LocalExecutor:
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model."""
         function = self._model if method == "forward" else getattr(self._model, method)
-        with with_threads(self._threads), torch.no_grad():
+        with with_threads(self._threads), without_autocast(), torch.no_grad():
             return function(*args, **kwargs)
 
     def map(self, calls: Calls) -> Iterator[Any]:
@@ -93,11 +95,12 @@ class PoolExecutor:
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Cut the batch among the copies of the model; outputs lie where the inputs did."""
 
-        def compute(calls: Any, lend: bool) -> list[Any]:
+        def compute(calls: Any, lend: bool, method: str = method) -> list[Any]:
             return list(self.pool.run(((method, *call) for call in calls), lend))
 
         call, is_whole = (args, kwargs), self._layout.microbatches == 1
-        made = call_in_parts(self.cuts, compute, call, self._layout.data, is_whole)
+        trial = functools.partial(compute, method=TRIAL)
+        made = call_in_parts(self.cuts, compute, call, self._layout.data, is_whole, trial)
         return to_device(made, place_of(call))
 
     def map(self, calls: Calls) -> Iterator[Any]:
@@ -134,11 +137,12 @@ class SpmdExecutor:
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute this process' rows, and hand outputs around."""
 
-        def compute(calls: Any, lend: bool) -> list[Any]:
+        def compute(calls: Any, lend: bool, method: str = method) -> list[Any]:
             return self._side_by_side(method, calls)
 
-        is_whole = self._layout.microbatches == 1
-        return call_in_parts(self.cuts, compute, (args, kwargs), self._layout.data, is_whole)
+        call, is_whole = (args, kwargs), self._layout.microbatches == 1
+        trial = functools.partial(compute, method=TRIAL)
+        return call_in_parts(self.cuts, compute, call, self._layout.data, is_whole, trial)
 
     def _side_by_side(self, method: str, calls: Sequence[Any]) -> list[Any]:
         """Outputs of a call for each copy of the model; all processes come to know them all."""

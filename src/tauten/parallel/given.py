@@ -96,6 +96,10 @@ class Uncopied:
         with _evaluating(self._model):
             return self._model(*args, **kwargs)
 
+    def modules(self) -> Iterator[nn.Module]:
+        """As the model's."""
+        return self._model.modules()
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's."""
         model: Any = self._model

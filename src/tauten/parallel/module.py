@@ -87,13 +87,14 @@ class ParallelModule(InferenceOnWorkers):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, by one copy of the model."""
-        (made,) = self._started(None).map([("generate", args, kwargs)])
-        return made
+        with self._calling(args, kwargs):
+            (made,) = self._started(None).map([("generate", args, kwargs)])
+            return made
 
     def map(self, inputs: Iterable[Any]) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order; see `tauten.map`."""
         total = len(inputs) if isinstance(inputs, Sized) else 0
-        calls = (("forward", *arguments(item)) for item in inputs)
+        calls = (("forward", *self._checked(arguments(item))) for item in inputs)
         first = next(calls, None)
         if first is None:
             return
@@ -122,7 +123,7 @@ class ParallelModule(InferenceOnWorkers):
     def _replan(self, example: Any) -> Plan:
         self._check_open()
         call = example_call(self._starter.given, example)
-        with self._lock:
+        with self._calling(*call), self._lock:
             self._take_down()
             try:
                 self._take_up(*self._starter(call, example=True))

@@ -112,7 +112,12 @@ class RowCuts:
 
 
 def call_in_parts(
-    cuts: RowCuts, compute: Compute, call: Call, copies: int, is_whole: bool = True
+    cuts: RowCuts,
+    compute: Compute,
+    call: Call,
+    copies: int,
+    is_whole: bool = True,
+    trial: Compute | None = None,
 ) -> Any:
     """Outputs of a call, cut among copies of a model where that is proved to change nothing.
 
@@ -122,6 +127,7 @@ def call_in_parts(
         call: To compute.
         copies: Of the model.
         is_whole: A copy doesn't cut its calls itself, into micro-batches.
+        trial: As `compute`, for a proof, whose calls change no state of the model.
     Raises:
         InputError: A copy cuts its calls, which was proved to change outputs.
     """
@@ -135,7 +141,7 @@ def call_in_parts(
             _log.warning("%s: %s; the call runs whole on one worker", cuts.name, error)
     (whole,) = compute([call], False)
     if known is None:
-        cuts.settle(call, cuts.verdict(call, whole, compute))
+        cuts.settle(call, cuts.verdict(call, whole, trial or compute))
     if not is_whole and _rows(call) > 1 and not cuts.serves_microbatches(call):
         why = cuts.refusal or f"outputs of {cuts.name} aren't all tensors of rows"
         raise InputError(f"{why}; make another plan: parallel.plan(example)")

@@ -1,5 +1,6 @@
 """A worker's share of a model that is cut by layers' parts, by blocks, or by both."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 from tauten.core.errors import InputError
-from tauten.parallel.data_parallel import call_method
+from tauten.models.state import state_kept
+from tauten.parallel.data_parallel import TRIAL, call_method
 from tauten.parallel.parcel import Parcel
 from tauten.parallel.pipeline_parallel import ChainShape, Pipeline, Stage
 from tauten.parallel.rows import to_device
@@ -69,9 +71,10 @@ class SharedModel:
         if self._pipeline is None:
             made = call_method(self.model, method, args, kwargs)
             return made if self._answers else NotImplemented
-        if method != "forward":
+        if method not in ("forward", TRIAL):
             raise InputError(f"{method}: a pipeline computes forward alone; use another mode")
-        made = self._pipeline(args, kwargs)
+        with state_kept(self.model) if method == TRIAL else contextlib.nullcontext():
+            made = self._pipeline(args, kwargs)
         return made if self._answers else NotImplemented
 
 

@@ -15,6 +15,7 @@ from tauten.core.figures import format_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.rows import count_rows
 from tauten.core.trees import copied
+from tauten.models.state import state_kept
 from tauten.parallel.benches import LOCAL_LINK, PoolBench, SpmdBench
 from tauten.parallel.by_value import UnsendableError
 from tauten.parallel.executors import (
@@ -86,13 +87,16 @@ class LocalStarter:
         except InputError as error:
             return self._alone(str(error), expected=True)
         call = copied(call)  # planning calls the model many times, and it may work in its inputs
-        with progress_bars():
-            return self._planned(call, example)
+        fits = fits_one_worker(self.given.model)
+        runnable = self.given.runnable(stream=not fits)
+        with progress_bars(), state_kept(runnable):
+            return self._planned(runnable, fits, call, example)
 
-    def _planned(self, call: Call, example: bool) -> tuple[Executor, Plan]:
+    def _planned(
+        self, runnable: Any, fits: bool, call: Call, example: bool
+    ) -> tuple[Executor, Plan]:
         given, limit = self.given, worker_limit_bytes()
-        fits, threads = fits_one_worker(given.model), max(cores(), torch.get_num_threads())
-        runnable = given.runnable(stream=not fits)
+        threads = max(cores(), torch.get_num_threads())
         if fits and not example and not under_torchrun() and self.goal != "memory":
             spent_s = _call_s(runnable, call)
             if spent_s < _WORTH_SPLITTING_S:

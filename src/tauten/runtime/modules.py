@@ -70,6 +70,18 @@ class PackedModule(nn.Module):
             raise InputError(WRITTEN)
         super().__setattr__(name, value)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in torch, but nothing may stand for the weight, as pruning masks would have it."""
+        if name.startswith("weight"):
+            raise InputError(WRITTEN)
+        super().register_parameter(name, param)
+
+    @property
+    def parametrizations(self) -> nn.ModuleDict:
+        """Where torch asks, before it parametrizes a tensor, whether that has been done."""
+        found = self._modules.get("parametrizations")
+        return found if isinstance(found, nn.ModuleDict) else _Unparametrized()
+
     def prepare(self) -> None:
         """Lay the weight out for the kernels that serve it; a weight still to be loaded stays."""
         kernels.prepare(self.packed)
@@ -188,6 +200,15 @@ class PackedEmbedding(PackedModule):
     def multiply(self, x: Tensor) -> Tensor:
         """(...) integer -> (..., features)."""
         return kernels.rows(x, self.packed, self.dtype_like.dtype)
+
+
+class _Unparametrized(nn.ModuleDict):
+    """None yet; InputError for the weight, which can have none."""
+
+    def __contains__(self, key: str) -> bool:
+        if key == "weight":
+            raise InputError(WRITTEN)
+        return False
 
 
 def autocast(y: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""torch's default dtype is the user's: nothing that is computed depends on it.
+
+`pytest --default-dtype bfloat16` runs any tests so. Those of `torch.compile` can't: it doesn't trace
+what gives tests their inputs.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# A few of each kind of work, which take seconds: formats, kernels, solvers, techniques.
+FILES = (
+    "formats/test_integer.py",
+    "formats/test_codebook.py",
+    "formats/test_sparse.py",
+    "formats/test_ternary.py",
+    "runtime/test_sparse_kernels.py",
+    "solvers/test_grid.py",
+    "solvers/test_second_order.py",
+    "quantization/test_gptq.py",
+    "compression/test_prune.py",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_results_are_the_same_under_another_default(dtype: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--default-dtype", dtype]
+    files = [str(HERE / file) for file in FILES]
+    done = subprocess.run([*command, *files], cwd=HERE.parent, capture_output=True, text=True)
+    assert not done.returncode, done.stdout[-4000:] + done.stderr[-2000:]
