@@ -1,7 +1,7 @@
 """torch's default dtype is the user's: nothing that is computed depends on it.
 
-`pytest --default-dtype bfloat16` runs any tests so. Those of `torch.compile` can't: it doesn't trace
-what gives tests their inputs.
+`pytest --default-dtype bfloat16` runs any tests so. Those of `torch.compile` can't: it doesn't
+trace what gives tests their inputs.
 """
 
 import subprocess

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.models.obstacles import uncopied
 from tauten.models.packing import packed_modules
 from tauten.runtime import kernels
 from tauten.runtime.buffers import CPU
@@ -86,7 +87,7 @@ def to_cpu(model: nn.Module) -> tuple[nn.Module, Home | None]:
     try:
         copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError) as error:
-        raise InputError(f"{type(model).__name__} can't be copied ({error})") from error
+        raise uncopied(model, error, memo) from error
     settings = dict(_settings(model, device))
     for (name, key), value in settings.items():
         if not isinstance(value, Tensor):
