@@ -20,6 +20,7 @@ _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 _IN_TORCH = {
     *(Tensor.__getitem__, Tensor.__setitem__, Tensor.__float__, Tensor.__int__, Tensor.__bool__),
     *(Tensor.item, Tensor.tolist, torch.where, nn.functional.scaled_dot_product_attention),
+    Tensor._version.__get__,  # type: ignore[attr-defined]
 }
 _MOVES = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
 
