@@ -1,6 +1,6 @@
 """torch's default dtype is the user's: nothing that is computed depends on it.
 
-`pytest --default-dtype bfloat16` runs any tests so. Those of `torch.compile` can't: it doesn't
+`pytest --default-dtype bfloat16` runs any tests so, but for those of `torch.compile`, which doesn't
 trace what gives tests their inputs.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# A few of each kind of work, which take seconds: formats, kernels, solvers, techniques.
+# A few of each kind of work, which take seconds: formats, kernels, solvers.
 FILES = (
     "formats/test_integer.py",
     "formats/test_codebook.py",
@@ -19,9 +19,6 @@ FILES = (
     "formats/test_ternary.py",
     "runtime/test_sparse_kernels.py",
     "solvers/test_grid.py",
-    "solvers/test_second_order.py",
-    "quantization/test_gptq.py",
-    "compression/test_prune.py",
 )
 
 

@@ -176,3 +176,13 @@ def test_native_code_gets_no_buffer_of_another_kind() -> None:
     for wrong in (right.double(), right[:3], right.t().contiguous().t(), right.to("meta")):
         with pytest.raises(InputError, match="x is"):
             address("x", wrong, (4, 3))
+
+
+@torch.no_grad()
+def test_a_state_dict_holds_the_packed_weight_and_nothing_that_says_a_dtype() -> None:
+    """Files would get a tensor without elements a layer; and older ones lack it."""
+    _, packed, x = made("linear")
+    state, twin = packed.state_dict(), made("linear")[1].to(torch.bfloat16)
+    assert not [name for name in state if "dtype_like" in name]
+    assert twin.load_state_dict(state, strict=True).missing_keys == []
+    assert twin(x.to(torch.bfloat16)).dtype == torch.bfloat16
