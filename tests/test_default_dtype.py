@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# A few of each kind of work, which take seconds: formats, kernels, solvers.
+# A few of each kind of work, which take seconds: formats and kernels.
 FILES = (
     "formats/test_integer.py",
     "formats/test_sparse.py",
     "runtime/test_sparse_kernels.py",
-    "solvers/test_grid.py",
 )
 
 
