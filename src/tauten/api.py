@@ -16,16 +16,17 @@ from tauten.core.errors import InputError
 from tauten.core.files import given_path
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
-from tauten.core.recipe import Recipe, Step
+from tauten.core.recipe import Recipe
 from tauten.core.technique import Technique
+from tauten.data.reading import UserData
 from tauten.evaluation.user_metric import Metric
 from tauten.models import artifact
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.search.choice import choose_recipe
 from tauten.search.folder import check_out
+from tauten.search.named import compression_recipe, quantization_technique, recipe_of
 from tauten.search.run import run_recipe, run_search
-from tauten.search.techniques import TECHNIQUES
 
 _log = logging.getLogger(__name__)
 ModelLike = str | os.PathLike[str] | nn.Module | Source
@@ -43,6 +44,8 @@ def quantize(
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
     workers: int | str | None = None,
+    tokenizer: Any = None,
+    text_column: str | None = None,
 ) -> nn.Module:
     """Hold a model's weights in fewer bits.
 
@@ -61,6 +64,10 @@ def quantize(
         workers: Processes of this machine, or a cluster as for `distribute`, that share the work:
             blocks where each is packed by itself, else the calibration data. The packed weights
             are the same to the bit.
+        tokenizer: Reads texts, where the model has none of its own: an object of transformers,
+            tokenizers or tiktoken, a function from text to token ids, or a folder.
+        text_column: Of texts in rows (JSON, tables, parquet), the column to read; by default
+            `text`, or the only one that is text.
     Returns:
         A module that is called like the model. The model itself isn't changed; what stays
         unpacked is shared with it.
@@ -70,28 +77,16 @@ def quantize(
     if not isinstance(technique, str | None) and (bits is not None or group_size is not None):
         raise InputError("give bits and group_size inside the technique instance, not beside it")
     path = _checked_out(out, entropy_coding)
-    source = open_source(model)
+    source, data = UserData(data, tokenizer, text_column).opened(model)
     if technique is None:
         has_data = data is not None
         recipe = choose_recipe(source, bits, group_size, where, has_data, max_time_s)
     else:
         if isinstance(technique, str):
             technique = quantization_technique(technique, bits, group_size)
-        recipe = _recipe_of(technique, where)
+        recipe = recipe_of(technique, where)
     recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
     return _apply(source, recipe, path, data, None, workers)
-
-
-def quantization_technique(name: str, bits: int | None, group_size: int | None) -> Technique:
-    """A quantization technique by name, with bits and group size where they are given."""
-    knobs = {"bits": bits, "group_size": group_size}
-    kind = TECHNIQUES.get(name)
-    if bits is not None and kind is not None and kind.own_bits is not None:
-        if bits != kind.own_bits:
-            raise InputError(f"{name} has {kind.own_bits:g} bits a weight: leave bits={bits} out")
-        knobs["bits"] = None
-    given = {knob: value for knob, value in knobs.items() if value is not None}
-    return make_technique(name, "quantize", given)
 
 
 def compress(
@@ -105,6 +100,8 @@ def compress(
     out: str | os.PathLike[str] | None = None,
     entropy_coding: bool = False,
     workers: int | str | None = None,
+    tokenizer: Any = None,
+    text_column: str | None = None,
     **knobs: Any,
 ) -> nn.Module:
     """Make a model smaller; by default fewer distinct weights, within a 1% error of every tensor.
@@ -125,6 +122,8 @@ def compress(
         entropy_coding: As for `quantize`.
         workers: As for `quantize`; for `distill` they run the teacher. With a goal as for
             `optimize`.
+        tokenizer: As for `quantize`; by default also the teacher's.
+        text_column: As for `quantize`.
         **knobs: Of the technique named.
     Returns:
         A module that is called like the model. Pruned layers that this machine computes slower
@@ -138,12 +137,14 @@ def compress(
             raise InputError("a goal chooses techniques: give either, and no knobs beside a goal")
         if data is None:
             raise InputError("a goal is measured on data: pass data=...")
-        return _compressed_to(model, data, goal, out, entropy_coding, workers)
+        reading = {"tokenizer": tokenizer, "text_column": text_column}
+        return _compressed_to(model, data, goal, out, entropy_coding, workers, reading)
     path = _checked_out(out, entropy_coding)
     recipe = compression_recipe(technique or "share_kmeans", where, knobs)
     recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
     original = None if teacher is None else open_source(teacher)
-    return _apply(open_source(model), recipe, path, data, original, workers)
+    source, data = UserData(data, tokenizer, text_column).opened(model, original)
+    return _apply(source, recipe, path, data, original, workers)
 
 
 def _compressed_to(
@@ -153,8 +154,9 @@ def _compressed_to(
     out: str | os.PathLike[str] | None,
     entropy_coding: bool,
     workers: int | str | None,
+    reading: dict[str, Any],
 ) -> nn.Module:
-    options: dict[str, Any] = {"entropy_coding": entropy_coding, "workers": workers}
+    options: dict[str, Any] = {"entropy_coding": entropy_coding, "workers": workers, **reading}
     result = optimize(model, data, goal, pillars=("compress",), out=out, **options)
     _log.info("compressed by %s: %s", result.recipe, result.reason)
     if result.model is not None:
@@ -162,30 +164,6 @@ def _compressed_to(
     if out is None:
         raise InputError("the model doesn't fit memory whole: pass out=FOLDER")
     return load(out)
-
-
-def compression_recipe(
-    technique: str | Technique | Recipe, where: str, knobs: dict[str, Any]
-) -> Recipe:
-    """The recipe that `compress` is asked for; `knobs` are those of a technique that is named."""
-    if isinstance(technique, str):
-        return Recipe((Step(make_technique(technique, "compress", knobs), where),))
-    if knobs:
-        raise InputError("give knobs inside the technique instance, not beside it")
-    return _recipe_of(technique, where)
-
-
-def _recipe_of(technique: Any, where: str) -> Recipe:
-    """The recipe of one technique, or the recipe that was given."""
-    if isinstance(technique, Recipe):
-        if where != "*":
-            raise InputError("give `where` inside the recipe's steps, not beside it")
-        return technique
-    if not isinstance(technique, Technique):
-        got = f"the class {technique.__name__}" if isinstance(technique, type) else repr(technique)
-        expected = "a name, an instance such as tauten.RTN(4), or a tauten.Recipe"
-        raise InputError(f"technique is {got}: expected {expected}")
-    return Recipe((Step(technique, where),))
 
 
 def optimize(
@@ -202,13 +180,17 @@ def optimize(
     max_time_s: float | None = None,
     workers: int | str | None = None,
     effort: str = "normal",
+    tokenizer: Any = None,
+    text_column: str | None = None,
 ) -> Result:
     """Find the best model that meets a goal, and prove it on data it wasn't chosen on.
 
     Args:
         model: As for `quantize`.
-        data: Text (a file, a folder, JSONL, a name of the datasets library, or strings) for
-            models with a tokenizer, else an iterable of tensor batches such as a DataLoader.
+        data: Text for models with a tokenizer: a file or folder (.txt, .md, .json, .jsonl, .csv,
+            .tsv, .parquet, also compressed), a name of the datasets library, or a list of strings,
+            rows or chats. Else an iterable of tensor batches or rows, such as a DataLoader: inputs,
+            (inputs, targets), or a dict of keywords; inputs are as many as the model requires.
         goal: Limits and what to minimize; by default the smallest size within a 1% drop.
         metric: A function (model, batch) -> number or one number an example, higher is better; a
             `tauten.Metric` says more of it, such as that it is a loss. By default perplexity of
@@ -226,6 +208,8 @@ def optimize(
             by side; the result is the same. Unused with a limit on time or a goal of latency.
         effort: `quick`, `normal` or `thorough`: how much a further trial must promise for the work
             that it takes. The result says what a thorough search would probably bring.
+        tokenizer: As for `quantize`.
+        text_column: As for `quantize`.
     Returns:
         The model and what is known of it. If nothing meets the goal, the nearest miss and why.
     Raises:
@@ -240,7 +224,7 @@ def optimize(
     wanted = effort_named(effort)
     path = _checked_out(out, entropy_coding)
     check_out(path)  # before minutes are spent on loading
-    source = open_source(model)
+    source, data = UserData(data, tokenizer, text_column).opened(model)
     chosen = (goal or Goal(), pillars, render_html, metric, path, seed, max_tokens)
     with _by_itself():
         result = run_search(source, data, *chosen, entropy_coding, max_time_s, workers, wanted)
@@ -263,15 +247,6 @@ def load(path: str | os.PathLike[str], model: ModelLike | None = None) -> nn.Mod
     """
     source = artifact.source(given_path("path", path), model)
     return source.delivered(source.open())
-
-
-def make_technique(name: str, pillar: str, knobs: dict[str, Any]) -> Technique:
-    """A technique by name with its knobs checked."""
-    known = [n for n, kind in TECHNIQUES.items() if kind.pillar == pillar]
-    if name not in known:
-        raise InputError(f"technique {name!r}: {pillar} has {', '.join(known)}")
-    recipe = Recipe.from_dict({"steps": [{"technique": name, **knobs}]}, TECHNIQUES)
-    return recipe.steps[0].technique
 
 
 def _apply(

@@ -36,12 +36,20 @@ Model = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Text to measure on: a file, a folder, .jsonl, a name of the datasets library, or "
-        "python-docs (the language reference that comes with Python)."
+        help="Text to measure on: a file or folder (.txt, .md, .json, .jsonl, .csv, .tsv or "
+        ".parquet, also compressed), a name of the datasets library, or python-docs (the language "
+        "reference that comes with Python)."
     ),
 ]
 Calibration = Annotated[
     str | None, typer.Option("--data", help="Text to calibrate on, for techniques that look at it.")
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the data's rows to read; by default text, or the only one."),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Folder of the tokenizer, where the model has none of its own.")
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist yet.")]
 Base = Annotated[
@@ -151,6 +159,8 @@ def optimize(
     max_tokens: Tokens = 8192,
     seed: Seed = 0,
     workers: Workers = None,
+    text_column: TextColumn = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Find the best model within a goal, and prove it. Killed runs go on where they stopped."""
     from tauten.api import optimize as call
@@ -174,6 +184,8 @@ def optimize(
         max_time_s=None if time is None else parse_seconds(time),
         workers=parse_workers(workers),
         effort=effort,
+        text_column=text_column,
+        tokenizer=tokenizer,
     )
     print_artifact(out, console)
 
@@ -200,13 +212,17 @@ def quantize(
     out: Out = Path("quantized"),
     entropy_coding: Coding = False,
     workers: Workers = None,
+    text_column: TextColumn = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Hold the weights in fewer bits; with data, so that little is lost on it."""
+    from tauten.data.reading import UserData
     from tauten.faces import write_quantized
     from tauten.faces_distributed import parse_workers
 
     wanted, count = (bits, group_size, technique), parse_workers(workers)
-    write_quantized(model, wanted, data, time, out, console, entropy_coding, count)
+    given = UserData(data, tokenizer, text_column)
+    write_quantized(model, wanted, given, time, out, console, entropy_coding, count)
 
 
 @command
@@ -224,13 +240,17 @@ def compress(
     out: Out = Path("compressed"),
     entropy_coding: Coding = False,
     workers: Workers = None,
+    text_column: TextColumn = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Make a model smaller; by default by fewer distinct values of its weights, without data."""
+    from tauten.data.reading import UserData
     from tauten.faces import write_compressed
     from tauten.faces_distributed import parse_workers
 
     wanted, count = (technique, knob or []), parse_workers(workers)
-    write_compressed(model, wanted, data, teacher, out, console, entropy_coding, count)
+    given = UserData(data, tokenizer, text_column)
+    write_compressed(model, wanted, given, teacher, out, console, entropy_coding, count)
 
 
 @command
@@ -240,13 +260,17 @@ def apply(
     data: Calibration = None,
     out: Out = Path("applied"),
     workers: Workers = None,
+    text_column: TextColumn = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Apply a recipe that a run wrote; the same model and data give the same bytes."""
+    from tauten.data.reading import UserData
     from tauten.faces import read_recipe, write_recipe_run
     from tauten.faces_distributed import parse_workers
 
     count = parse_workers(workers)
-    write_recipe_run(model, read_recipe(recipe), out, console, data, workers=count)
+    given = UserData(data, tokenizer, text_column)
+    write_recipe_run(model, read_recipe(recipe), out, console, given, workers=count)
 
 
 @command
@@ -259,11 +283,15 @@ def eval_(
     base: Base = None,
     max_tokens: Tokens = 8192,
     seed: Seed = 0,
+    text_column: TextColumn = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Measure quality on the test documents, and the drop against an original."""
+    from tauten.data.reading import UserData
     from tauten.faces import evaluate_facts, print_evaluation
 
-    facts = evaluate_facts(model, reference, data, base, max_tokens, seed)
+    given = UserData(data, tokenizer, text_column)
+    facts = evaluate_facts(model, reference, given, base, max_tokens, seed)
     print_evaluation(facts, console)
 
 

@@ -9,13 +9,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from tauten.api import compression_recipe, quantization_technique
 from tauten.core.errors import InputError
 from tauten.core.figures import format_percent
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
+from tauten.data.reading import UserData
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.evaluation.unigram import say_if_no_better
@@ -26,6 +26,7 @@ from tauten.report.html import render_html
 from tauten.report.terminal import print_result
 from tauten.search.choice import choose_recipe
 from tauten.search.folder import check_out
+from tauten.search.named import compression_recipe, quantization_technique
 from tauten.search.run import run_recipe
 from tauten.search.techniques import TECHNIQUES
 
@@ -66,13 +67,13 @@ def write_recipe_run(
     recipe: Recipe,
     out: Path,
     console: Console,
-    data: Any = None,
+    given: UserData,
     teacher: Source | None = None,
     workers: int | str | None = None,
 ) -> None:
     """Apply a recipe to a model on disk and print what came of it."""
     check_out(out)
-    source = open_source(model)
+    source, data = given.opened(model, teacher)
     options: dict[str, Any] = {"data": data, "teacher": teacher, "workers": workers}
     run_recipe(source, recipe, render_html, out, load=False, **options)
     print_artifact(out, console)
@@ -81,7 +82,7 @@ def write_recipe_run(
 def write_quantized(
     model: str,
     wanted: tuple[int | None, int | None, str | None],
-    data: str | None,
+    given: UserData,
     time: str | None,
     out: Path,
     console: Console,
@@ -92,19 +93,19 @@ def write_quantized(
     bits, group_size, name = wanted
     check_out(out)
     limit_s = None if time is None else parse_seconds(time)
-    source = open_source(model)
+    source, data = given.opened(model)
     if name is None:
         recipe = choose_recipe(source, bits, group_size, "*", data is not None, limit_s)
     else:
         recipe = Recipe.of(quantization_technique(name, bits, group_size))
     recipe = replace(recipe, entropy_coding=entropy_coding)
-    write_recipe_run(source, recipe, out, console, data, workers=workers)
+    write_recipe_run(source, recipe, out, console, UserData(data), workers=workers)
 
 
 def write_compressed(
     model: str,
     wanted: tuple[str, list[str]],
-    data: str | None,
+    given: UserData,
     teacher: str | None,
     out: Path,
     console: Console,
@@ -116,7 +117,7 @@ def write_compressed(
     recipe = compression_recipe(name, "*", dict(map(_knob, settings)))
     original = None if teacher is None else open_source(teacher)
     recipe = replace(recipe, entropy_coding=entropy_coding)
-    write_recipe_run(model, recipe, out, console, data, original, workers)
+    write_recipe_run(model, recipe, out, console, given, original, workers)
 
 
 def _knob(text: str) -> tuple[str, Any]:
@@ -148,11 +149,11 @@ def write_report(folder: Path) -> Path:
 
 
 def evaluate_facts(
-    name: str, reference: str | None, data: str, base: str | None, max_tokens: int, seed: int
+    name: str, reference: str | None, given: UserData, base: str | None, max_tokens: int, seed: int
 ) -> dict[str, Any]:
     """Quality on the test documents, and against a reference if there is one."""
     source = open_model(name, base)
-    original = open_model(reference, base) if reference else source
+    original, data = given.opened(open_model(reference, base) if reference else source)
     model = source.open()
     task = make_task(original, model, data, None, seed, max_tokens)
     metric, batches = task.metric(), task.splits.test

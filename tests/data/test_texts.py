@@ -5,10 +5,14 @@ import csv
 import gzip
 import io
 import json
+import logging
 import lzma
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_models import byte_tokenizer
 
 from tauten.core.errors import InputError
 from tauten.data.documents import Document
@@ -30,7 +34,7 @@ def test_strings_in_memory() -> None:
 
 @pytest.mark.parametrize("wrong", [b"bytes", 5, None, ["nested"]])
 def test_what_is_no_string_is_refused_by_number(wrong: object) -> None:
-    with pytest.raises(InputError, match=f"text 2 is a {type(wrong).__name__}"):
+    with pytest.raises(InputError, match=f"text 2: is a {type(wrong).__name__}"):
         load_texts(["a", wrong])  # type: ignore[list-item]
 
 
@@ -157,14 +161,14 @@ def test_a_text_without_blank_lines_is_cut_at_sentence_ends(tmp_path: Path) -> N
 
 def test_what_stands_there_twice_counts_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [d.text for d in load_texts(["a", "b", "a ", "b", "c"])] == ["a", "b", "c"]
-    assert "2 documents left out, the same as others" in caplog.text
+    assert "left out: 2 documents, the same as others" in caplog.text
 
 
 def test_files_of_other_kinds_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.png").write_bytes(b"x")
     assert len(load_texts(tmp_path)) == 1
-    assert "1 file left out (.png)" in caplog.text
+    assert "left out: 1 file (.png)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
@@ -198,3 +202,114 @@ def test_text_in_place_of_a_name_is_refused_in_short() -> None:
     with pytest.raises(InputError, match="pass texts as a list") as caught:
         load_texts("some words " * 500)
     assert len(str(caught.value)) < 120
+
+
+CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+RENDERED = "<user>Hello?<assistant>Yes."
+
+
+def chatty(template: str | None = TEMPLATE) -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "data", [[CHAT], [{"messages": CHAT}], [{"conversations": CHAT, "id": "x"}], [{"text": CHAT}]]
+)
+def test_chats_go_through_the_template(data: Any, tmp_path: Path) -> None:
+    assert [d.text for d in load_texts(data, load_tokenizer=chatty)] == [RENDERED]
+    (tmp_path / "x.jsonl").write_text(json.dumps(data[0]))
+    assert [d.text for d in load_texts(tmp_path / "x.jsonl", load_tokenizer=chatty)] == [RENDERED]
+
+
+def test_chats_without_a_template_or_against_it_are_refused() -> None:
+    for load in (None, lambda: chatty(None)):
+        with pytest.raises(InputError, match=r"text 1: is a chat, .* no chat template"):
+            load_texts([CHAT], load_tokenizer=load)
+    with pytest.raises(InputError, match=r"text 1: the chat template refuses it \(no user first"):
+        load_texts([CHAT], load_tokenizer=lambda: chatty("{{ raise_exception('no user first') }}"))
+
+
+def test_a_column_is_read_by_its_name(tmp_path: Path) -> None:
+    rows = [{"title": f"t{i}", "body": f"b{i}", "text": f"x{i}"} for i in range(3)]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    for data in (rows, file, tmp_path):
+        assert [d.text for d in load_texts(data, "body")] == ["b0", "b1", "b2"]
+        assert [d.text for d in load_texts(data)] == ["x0", "x1", "x2"]
+        with pytest.raises(InputError, match="expected a field `bodies`; the row has title, body"):
+            load_texts(data, "bodies")
+
+
+def test_the_only_column_of_words_is_found_once_for_all_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,review,stars\n1,good,5\n2,7,1\n")
+    assert [d.text for d in load_texts(tmp_path / "a.csv")] == ["good", "7"]
+    with pytest.raises(InputError, match="text 2: expected a field `a`; the row has b: pass text_"):
+        load_texts([{"a": "x"}, {"b": "y"}])
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_tables_of_spreadsheets_have_their_own_delimiters(tmp_path: Path, delimiter: str) -> None:
+    (tmp_path / "a.csv").write_text(as_table(delimiter))
+    assert [d.text for d in load_texts(tmp_path / "a.csv")] == ROWS
+
+
+@pytest.mark.parametrize("row", ["2,b, and more", "2"])
+def test_rows_of_other_columns_than_the_header_are_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\n1,a\n{row}\n")
+    with pytest.raises(InputError, match=r"a\.csv:3: the row has other columns than.* id, text"):
+        load_texts(tmp_path / "a.csv")
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"id": [1, 2, 3], "title": ["t", "u", "v"], "text": ROWS})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    assert [d.text for d in load_texts(tmp_path / "a.parquet")] == ROWS
+    assert [d.text for d in load_texts(tmp_path, "title")] == ["t", "u", "v"]
+    (tmp_path / "b.parquet").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"b\.parquet: can't be read as parquet"):
+        load_texts(tmp_path / "b.parquet")
+
+
+def test_parquet_without_its_library_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"a\.parquet: .*pip install 'tauten\[parquet\]'"):
+        load_texts(tmp_path / "a.parquet")
+
+
+def test_a_binary_file_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"abc\0\1\2")
+    with pytest.raises(InputError, match=r"model\.bin: isn't text \(byte 3 is 0\)"):
+        load_texts(tmp_path / "model.bin")
+
+
+def test_a_text_without_sentences_is_cut_at_words_and_one_without_words_anyhow() -> None:
+    words = "".join(f"word{i} " for i in range(9000))
+    for text in (words, words.replace(" ", ""), words.replace(" ", "\u3002")):
+        documents = load_texts([text])
+        assert len(documents) > 4 and "".join(d.text for d in documents).strip() == text.strip()
+        assert all(len(d.text) <= 2 * PIECE_CHARACTERS for d in documents)
+    assert all(d.text.endswith(" ") for d in load_texts([words])[:-1])
+    assert all(d.text.strip()[-1] == "\u3002" for d in load_texts([words.replace(" ", "\u3002")]))
+
+
+def test_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "a.jsonl").write_text('{"text": "four"}\n{"text": "five"}\n{"text": "four"}\n')
+    load_texts(tmp_path / "a.jsonl")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.md").write_text("six")
+    (tmp_path / "d.png").write_text("six")
+    load_texts(tmp_path)
+    again = "left out: 1 document, the same as others"
+    assert caplog.messages == [
+        f"data: {tmp_path / 'a.jsonl'}: 2 documents of 8 characters, from `text`; {again}",
+        f"data: {tmp_path}: 3 documents of 11 characters in 3 files, from `text`; {again}; "
+        "1 document without text; 1 file (.png)",
+    ]

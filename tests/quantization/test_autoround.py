@@ -13,6 +13,7 @@ from tauten.core.errors import InputError
 from tauten.core.recipe import Recipe, Step
 from tauten.data.calibration import calibration_batches
 from tauten.formats.integer import ZERO_KINDS
+from tauten.models.batch import CalibrationBatch
 from tauten.models.calibration import Calibration
 from tauten.models.source import shared_copy
 from tauten.models.structure import find_structure
@@ -28,7 +29,7 @@ from tauten.solvers.sign_rounding import LearnedRounding, sign_step
 def tokens(seed: int, count: int = 8) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 256, (count, 4, 24), generator=generator)
-    return calibration_batches([{"input_ids": batch} for batch in ids], nn.Identity())
+    return [CalibrationBatch((), {"input_ids": batch}) for batch in ids]
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])

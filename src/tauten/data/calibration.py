@@ -3,18 +3,23 @@
 import inspect
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
+from tauten.data.calls import as_call
+from tauten.data.items import ItemReader
+from tauten.data.plain_models import is_plain, plain_batches
 from tauten.data.splits import shuffled
-from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows
-from tauten.data.texts import load_texts
+from tauten.data.tensors import ROWS_PER_BATCH, Rows, listed, load_rows
+from tauten.data.texts import Texts, load_texts
 from tauten.data.windows import TokenBatch, encoder_batches, positions, token_batches, used
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
@@ -31,7 +36,7 @@ def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[Calibr
     # A cache is of no use for whole texts, and takes memory.
     known = inspect.signature(model.forward).parameters
     options = {"use_cache": False} if "use_cache" in known else {}
-    return [_call(batch, options) for batch in batches]
+    return [_call(model, batch, options) for batch in batches]
 
 
 def load_calibration(
@@ -49,14 +54,16 @@ def load_calibration(
     """
     data, is_text = listed(data)
     if not is_text:
-        rows = load_rows(data)
+        rows = load_rows(data, model)
         return calibration_batches(rows.take(range(len(rows)), _rows_per_batch(rows)), model)
     if source.tokenizer is None:
         raise InputError(
-            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, "
-            "or the folder that holds model and tokenizer"
+            f"{source.name} has no tokenizer, so it can't read text: pass tokenizer= (an object or "
+            "a folder), the folder that holds model and tokenizer, or tensor batches as data"
         )
-    documents, tokenizer = load_texts(data), source.tokenizer()
+    documents, tokenizer = load_texts(data, None, source.tokenizer), source.tokenizer()
+    if is_plain(model):
+        return calibration_batches(plain_batches(documents, tokenizer, model), model)
     documents = [documents[i] for i in shuffled([document.name for document in documents])]
     if hasattr(model, "generate"):
         window = min(WINDOW, positions(model))
@@ -83,10 +90,19 @@ class Passes:
 
     def __init__(self, data: Iterable[Any], model: nn.Module):
         self._data, self._model = data, model
+        self._reader: ItemReader | None = None
 
     def __iter__(self) -> Iterator[CalibrationBatch]:
-        for batch in self._data:
-            yield from calibration_batches([batch], self._model)
+        is_empty = True
+        for item in self._data:
+            self._reader = self._reader or ItemReader.of(item, self._model)
+            is_empty = False
+            yield from calibration_batches(self._reader.read(item), self._model)
+        if is_empty:
+            raise InputError(
+                "data gave no batches when it was read again: pass a list, or an iterable that "
+                "begins anew, such as a DataLoader"
+            )
 
 
 def load_training(source: Source, model: nn.Module, data: Any) -> Iterable[CalibrationBatch]:
@@ -95,8 +111,7 @@ def load_training(source: Source, model: nn.Module, data: Any) -> Iterable[Calib
     Returns:
         A list; `Passes` where the data is an iterable of batches other than a list.
     """
-    known = isinstance(data, str | Path | dict | Tensor | Sequence)
-    if known or not isinstance(data, Iterable) or isinstance(next(iter(data), ""), str):
+    if isinstance(data, str | Path | Texts | Mapping | Tensor | np.ndarray | Sequence | Dataset):
         return load_calibration(source, model, data, max_tokens=None)
     return Passes(data, model)
 
@@ -109,12 +124,12 @@ def _rows_per_batch(rows: Rows) -> int:
     return min(ROWS_PER_BATCH, max(1, BATCH_TOKENS // max(1, length)))
 
 
-def _call(batch: Any, options: dict[str, Any]) -> CalibrationBatch:
+def _call(model: nn.Module, batch: Any, options: dict[str, Any]) -> CalibrationBatch:
     if isinstance(batch, TokenBatch):
         real = batch.lengths[:, None] > torch.arange(batch.ids.shape[1])
         return CalibrationBatch((), {"input_ids": batch.ids, **options}, real)
-    inputs = inputs_of(batch)
-    if not isinstance(inputs, dict):
-        return CalibrationBatch((inputs,), options)
-    mask = inputs.get("attention_mask")
-    return CalibrationBatch((), {**inputs, **options}, None if mask is None else mask.bool())
+    call = as_call(model, batch)
+    features = call.args[0] if call.args and isinstance(call.args[0], dict) else call.kwargs
+    mask = features.get("attention_mask")
+    kwargs = {**call.kwargs, **options}
+    return CalibrationBatch(call.args, kwargs, None if mask is None else mask.bool())

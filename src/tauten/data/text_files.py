@@ -1,4 +1,4 @@
-"""Documents from files: plain text, JSON, lines of JSON, and tables; also compressed."""
+"""Documents from files: text, JSON, lines of JSON, tables and parquet; also compressed."""
 
 import bz2
 import csv
@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, first_line
 from tauten.data.documents import Document
+from tauten.data.text_rows import RowTexts
 
 PIECE_CHARACTERS = 4000  # a lone file is cut into documents of about this length
+# A sentence to its end, or what is as long as a piece to the end of a word, or as it is.
+_SENTENCE = re.compile(
+    rf".{{1,{PIECE_CHARACTERS}}}?(?:[.!?]\s+|[\u3002\uff01\uff1f]|\n|$)"
+    rf"|.{{1,{PIECE_CHARACTERS}}}\s|.{{1,{PIECE_CHARACTERS}}}",
+    re.DOTALL,
+)
 _OPENERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".bz2": bz2.decompress,
@@ -23,8 +30,10 @@ _OPENERS: dict[str, Callable[[bytes], bytes]] = {
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _TEXTS = (".txt", ".md", ".rst")
 _LINES = (".jsonl", ".ndjson")
-_TABLES = {".csv": ",", ".tsv": "\t"}
-KINDS = (*_TEXTS, *_LINES, ".json", *_TABLES)
+_TABLES = (".csv", ".tsv")
+_PARQUET = (".parquet", ".pq")
+_DELIMITERS = ",;\t|"  # of .csv files, which are those of spreadsheets too
+KINDS = (*_TEXTS, *_LINES, ".json", *_TABLES, *_PARQUET)
 
 
 def kind_of(file: Path) -> str:
@@ -33,27 +42,35 @@ def kind_of(file: Path) -> str:
     return next((ending for ending in reversed(endings) if ending not in _OPENERS), "")
 
 
-def read_file(file: Path, name: str, cut: bool) -> list[Document]:
+def read_file(file: Path, name: str, cut: bool, rows: RowTexts) -> list[Document]:
     """Documents of a file: a row of JSON or of a table is one.
 
     Args:
         file: Its ending says what it holds; anything unknown is text.
         name: Of the file, in the names of documents.
         cut: Cut text into several documents; else it is one.
+        rows: Takes the text out of its rows.
     Raises:
         InputError: It can't be read as what it is named.
     """
-    kind, text = kind_of(file), _text_of(file)
-    if kind in _LINES or kind == ".json":
-        rows = _json_rows(file, text, by_lines=kind in _LINES)
+    kind = kind_of(file)
+    if kind in _PARQUET:
+        found = _parquet_rows(file)
+    elif kind in _LINES or kind == ".json":
+        found = _json_rows(file, _text_of(file), by_lines=kind in _LINES)
     elif kind in _TABLES:
-        rows = _table_rows(file, text, _TABLES[kind])
+        found = _table_rows(file, _text_of(file), kind)
     else:
-        pieces = list(_pieces(text)) if cut else [text]
-        return [
-            Document(f"{name}#{i}" if cut else name, piece) for i, piece in enumerate(pieces, 1)
-        ]
-    return [Document(f"{name}:{number}", _column(file, number, row)) for number, row in rows]
+        text = _text_of(file)
+        return cut_text(name, text) if cut else [Document(name, text)]
+    return [
+        Document(f"{name}:{number}", rows.text(f"{file}:{number}", row)) for number, row in found
+    ]
+
+
+def cut_text(name: str, text: str) -> list[Document]:
+    """Documents of about PIECE_CHARACTERS, of a text that is alone."""
+    return [Document(f"{name}#{i}", piece) for i, piece in enumerate(_pieces(text), 1)]
 
 
 def _text_of(file: Path) -> str:
@@ -64,11 +81,17 @@ def _text_of(file: Path) -> str:
             raw = opener(raw)
         except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
             raise InputError(f"{file}: can't be decompressed ({error})") from None
+    coding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8-sig")
+    if coding == "utf-8-sig" and b"\0" in raw:
+        raise InputError(
+            f"{file}: isn't text (byte {raw.index(0)} is 0); expected {', '.join(KINDS)}"
+        )
     try:  # -sig: without the mark some editors put first
-        return raw.decode(_MARKS.get(raw[:2], "utf-8-sig"))
+        return raw.decode(coding)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{file}: not UTF-8 (byte {error.start}); convert it, e.g. with iconv -t UTF-8"
+            f"{file}: not {coding.removesuffix('-sig').upper()} (byte {error.start}); convert it, "
+            "e.g. with iconv -t UTF-8"
         ) from None
 
 
@@ -93,33 +116,34 @@ def _json_rows(file: Path, text: str, by_lines: bool) -> Iterator[tuple[int, Any
                 raise InputError(f"{file}:{number}: not a line of JSON") from None
 
 
-def _table_rows(file: Path, text: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+def _table_rows(file: Path, text: str, kind: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(2**31 - 1)  # of characters: a document may be long
+    header = text.lstrip().partition("\n")[0]
+    delimiter = "\t" if kind == ".tsv" else max(_DELIMITERS, key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        yield from ((reader.line_num, row) for row in reader)
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(
+                    f"{file}:{reader.line_num}: the row has other columns than the header, "
+                    f"{', '.join(reader.fieldnames or ())}: quote texts that hold {delimiter!r}"
+                )
+            yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: not a table ({error})") from None
 
 
-def _column(file: Path, number: int, row: Any) -> str:
-    """A row's text: the row itself, its field `text`, or the only one that is a string."""
-    if isinstance(row, str):
-        return row
-    if not isinstance(row, dict):
-        raise InputError(f"{file}:{number}: is a {type(row).__name__}; expected a row or a string")
-    texts = {key: value for key, value in row.items() if isinstance(value, str)}
-    chosen = "text" if "text" in row else next(iter(texts)) if len(texts) == 1 else None
-    if chosen is None:
-        names = ", ".join(map(str, row)) or "none"
-        raise InputError(
-            f"{file}:{number}: expected a field `text`, or a single one that is text; the row has "
-            f"{names}: name the one to read `text`, or pass texts as a list"
-        )
-    if not isinstance(row[chosen], str):
-        kind = type(row[chosen]).__name__
-        raise InputError(f"{file}:{number}: `{chosen}` is a {kind}; expected a string")
-    return str(row[chosen])
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{file}: reading it needs: pip install 'tauten[parquet]'") from None
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file}: can't be read as parquet ({first_line(error)})") from None
+    yield from enumerate(rows, 1)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -136,7 +160,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _short_pieces(piece: str) -> Iterator[str]:
     short = ""
-    for sentence in re.findall(r".+?(?:[.!?]\s+|\n|$)", piece, re.DOTALL):
+    for sentence in _SENTENCE.findall(piece):
         if short and len(short) + len(sentence) > 2 * PIECE_CHARACTERS:
             yield short
             short = ""

@@ -4,16 +4,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, first_line
+from tauten.data.plain_models import is_plain, plain_batches
 from tauten.data.splits import Splits, split
-from tauten.data.tensors import call_model, listed, load_rows, main_output
-from tauten.data.texts import load_texts
+from tauten.data.tensors import call_model, listed, load_rows, main_output, rows_of
+from tauten.data.texts import read_texts
 from tauten.data.windows import (
     count_tokens,
     encoder_batches,
@@ -97,14 +97,19 @@ def _text_task(
 ) -> Task:
     if source.tokenizer is None:
         raise InputError(
-            f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, "
-            "or the folder that holds model and tokenizer"
+            f"{source.name} has no tokenizer, so it can't read text: pass tokenizer= (an object or "
+            "a folder), the folder that holds model and tokenizer, or tensor batches as data"
         )
-    chosen = _metric(metric, Perplexity if is_language_model(model) else Similarity)
-    documents = load_texts(data)
+    read, tokenizer = read_texts(data, None, source.tokenizer), source.tokenizer()
+    documents, name = read.documents, read.name
     parts = split(documents, [document.name for document in documents], seed)
-    tokenizer, name = source.tokenizer(), str(data) if isinstance(data, str | Path) else "texts"
     counts = {key: len(value) for key, value in vars(parts).items()}
+    if is_plain(model):
+        plain = Splits(*(tuple(plain_batches(p, tokenizer, model)) for p in vars(parts).values()))
+        counts = {key: sum(map(rows_of, value)) for key, value in vars(plain).items()}
+        serving = _fitting(source, model, plain.development[0], isinstance(metric, str))
+        return Task(_metric(metric, *serving), plain, name, counts, {}, False)
+    chosen = _metric(metric, Perplexity if is_language_model(model) else Similarity)
     if not is_language_model(model):
         splits = Splits(
             *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
@@ -122,8 +127,8 @@ def _text_task(
 
 
 def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed: int) -> Task:
-    rows = load_rows(data)
     own = metric if metric is None or isinstance(metric, str) else as_metric(metric)
+    rows = load_rows(data, model, as_given=isinstance(own, Metric))
     groups = own.groups if isinstance(own, Metric) else None
     units = [[row] for row in range(len(rows))]
     if groups is not None:
