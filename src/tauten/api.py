@@ -214,7 +214,8 @@ def optimize(
             `agreement` with the original where there are none. Before the search it must find a
             ruined copy of the model worse than the model.
         pillars: Whose techniques to try.
-        out: Folder to write. A killed run goes on when the same call is made again.
+        out: Folder to write. A killed run goes on when the same call is made again; where metric,
+            data, goal or versions have changed, what they touch is measured anew.
         seed: Deals data out to calibration, development and test.
         max_tokens: Most tokens a split of text.
         entropy_coding: As for `quantize`; sizes are those of the coded files.

@@ -154,10 +154,10 @@ class Evaluator:
         if isinstance(metric, Perplexity):
             say_if_no_better(metric.value(self._original), splits.calibration, batches)
             return
-        if journal.find("trusted", of=metric.identity):
+        if journal.find("trusted"):
             return
         check_metric(metric, self._original, lambda: self._workspace.source.open(), batches)
-        journal.add("trusted", of=metric.identity)
+        journal.add("trusted")
 
     def _reference_divergence(self) -> Divergence | None:
         if not self._task.is_text:
