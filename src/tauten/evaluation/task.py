@@ -42,6 +42,7 @@ class Task:
         documents: Independent examples by split, those that were used.
         tokens: Real tokens by split; empty for data that isn't text.
         is_text: Batches are `TokenBatch`.
+        noun: What an independent example is.
     """
 
     metric: Callable[[], Measure]
@@ -50,6 +51,13 @@ class Task:
     documents: dict[str, int]
     tokens: dict[str, int]
     is_text: bool
+    noun: str = "example"
+
+    def counted(self, split: str, units: int) -> str:
+        """What so many scores of a split are one each of: `noun`, or batches."""
+        batches = len(getattr(self.splits, split))
+        by_batch = units == batches < self.documents.get(split, 0)
+        return "batch" if by_batch else self.noun
 
     def facts(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -109,7 +117,7 @@ def _text_task(
         splits = Splits(
             *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
         )
-        return Task(chosen, splits, name, counts, {}, False)
+        return Task(chosen, splits, name, counts, {}, False, "document")
     longest, batches = min(512, positions(model)), {}
     for key, part in vars(parts).items():
         judges = key != "calibration"
@@ -118,7 +126,7 @@ def _text_task(
         _log.info("%s: %s", key, used(batches[key], len(part)))
         counts[key] = len(torch.cat([batch.documents for batch in batches[key]]).unique())
     tokens = {key: count_tokens(value) for key, value in batches.items()}
-    return Task(chosen, Splits(**batches), name, counts, tokens, True)
+    return Task(chosen, Splits(**batches), name, counts, tokens, True, "document")
 
 
 def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed: int) -> Task:
@@ -133,7 +141,8 @@ def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed:
     counts = {key: len(value) for key, value in vars(parts).items()}
     first = splits.development[0]
     serving = [] if isinstance(own, Metric) else _fitting(source, model, first, own is not None)
-    return Task(_metric(own, *serving), splits, "tensors", counts, {}, False)
+    noun = "example" if groups is None else "group"
+    return Task(_metric(own, *serving), splits, "tensors", counts, {}, False, noun)
 
 
 def _grouped(ids: Sequence[Tensor]) -> list[list[int]]:

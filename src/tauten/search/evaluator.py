@@ -37,12 +37,14 @@ class Evaluator:
         task: What quality means and where it is measured.
         stream: Load blocks one at a time.
         timed: Also measure latency.
+        unit: Of drops, as `Goal.drop_unit`.
     Attributes:
         looks: Candidates that may be measured; the bounds of all of them hold together.
     """
 
-    def __init__(self, workspace: Workspace, task: Task, stream: bool, timed: bool):
+    def __init__(self, workspace: Workspace, task: Task, stream: bool, timed: bool, unit: str = ""):
         self._workspace, self._task, self._stream, self._timed = workspace, task, stream, timed
+        self.unit = unit
         self.looks = 1
         self._metric = task.metric()
         self._divergence: Divergence | None = None
@@ -56,7 +58,7 @@ class Evaluator:
         before = self._scores("test original", metric, self.original, batches)
         name = f"test {recipe_id(candidate.recipe)}"
         after = self._scores(name, metric, self.open(candidate), batches)
-        return _quality(metric, before, after, "test", CONFIDENCE)
+        return self._quality(before, after, "test", CONFIDENCE)
 
     def measure(self, candidate: Candidate) -> Measurement:
         """Measure a candidate on the development split."""
@@ -68,7 +70,7 @@ class Evaluator:
         name = f"development {recipe_id(candidate.recipe)}"
         scores = self._scores(name, self._metric, model, batches)
         confidence = shared_confidence(self.looks)
-        quality = _quality(self._metric, self._original, scores, "development", confidence)
+        quality = self._quality(self._original, scores, "development", confidence)
         divergence = self._reference_divergence()
         latency = original_latency = None
         if self._timed:
@@ -180,6 +182,13 @@ class Evaluator:
         """A candidate, ready to be called."""
         return candidate.source.open(candidate.blocks, self._stream)
 
+    def _quality(self, before: Scores, after: Scores, split: str, confidence: float) -> Quality:
+        metric = self._metric
+        drop = metric.drop(before, after, confidence, self.unit)
+        values = metric.value(after), metric.value(before)
+        counted = self._task.counted(split, drop.examples)
+        return Quality(metric.name, *values, drop, split, metric.higher_is_better, counted)
+
     def _scores(self, name: str, metric: Measure, model: Any, batches: Sequence[Any]) -> Scores:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
 
@@ -237,10 +246,3 @@ def journaled_scores(
         return scores
     recorded = torch.tensor(known["total"], dtype=torch.float64)
     return Scores(recorded, torch.tensor(known["weight"], dtype=torch.float64))
-
-
-def _quality(
-    metric: Measure, before: Scores, after: Scores, split: str, confidence: float
-) -> Quality:
-    drop = metric.drop(before, after, confidence)
-    return Quality(metric.name, metric.value(after), metric.value(before), drop, split)

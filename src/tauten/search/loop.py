@@ -59,7 +59,8 @@ class Search:
 
     def __post_init__(self) -> None:
         timed = self.goal.is_about_latency
-        self.evaluator = Evaluator(self.workspace, self.task, self.stream, timed)
+        unit = self.goal.drop_unit
+        self.evaluator = Evaluator(self.workspace, self.task, self.stream, timed, unit)
         self.guard: FormatGuard | None = None
         self.table: LevelTable | None = None
         has_scale = self.goal.max_drop is not None or self.goal.is_budget

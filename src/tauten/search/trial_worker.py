@@ -32,6 +32,7 @@ class TrialWorker:
         task: Of the run, as `plain_task` describes it.
         metric: Its name, or a user's own, which only this machine knows.
         stream: As for `Evaluator`.
+        unit: As for `Evaluator`.
         known: Journal entries of the run that needn't be found out again.
     """
 
@@ -41,6 +42,7 @@ class TrialWorker:
         task: dict[str, Any],
         metric: str | Measure,
         stream: bool,
+        unit: str,
         known: list[dict[str, Any]],
     ):
         source = source_of(model)
@@ -53,7 +55,7 @@ class TrialWorker:
         self._workspace = Workspace(folder, source, structure, {}, calibration)
         for entry in known:
             self._workspace.journal.add(**entry)
-        self._evaluator = Evaluator(self._workspace, own_task, stream, timed=False)
+        self._evaluator = Evaluator(self._workspace, own_task, stream, False, unit)
         self._evaluator.start()
 
     def __call__(self, payload: Any) -> Any:
@@ -83,7 +85,12 @@ def plain_task(task: Task) -> dict[str, Any]:
         name: [vars(batch) if task.is_text else batch for batch in getattr(task.splits, name)]
         for name in ("calibration", "development")
     }
-    return {"splits": splits, "is_text": task.is_text}
+    return {
+        "splits": splits,
+        "is_text": task.is_text,
+        "documents": task.documents,
+        "noun": task.noun,
+    }
 
 
 def portable_metric(task: Task) -> str | Measure:
@@ -101,4 +108,5 @@ def _task(plain: dict[str, Any], metric: str | Measure) -> Task:
     def make() -> Measure:
         return _METRICS[metric]() if isinstance(metric, str) else metric
 
-    return Task(make, Splits(**splits, test=()), "", {}, {}, plain["is_text"])
+    parts, documents = Splits(**splits, test=()), plain["documents"]
+    return Task(make, parts, "", documents, {}, plain["is_text"], plain["noun"])
