@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, first_line
+from tauten.core.figures import plural
 from tauten.data.splits import Splits, split
-from tauten.data.tensors import call_model, listed, load_rows, main_output
+from tauten.data.tensors import Rows, call_model, listed, load_rows
 from tauten.data.texts import load_texts
 from tauten.data.windows import (
     count_tokens,
@@ -22,9 +24,14 @@ from tauten.data.windows import (
     token_batches,
     used,
 )
-from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Perplexity
-from tauten.evaluation.tensor_metrics import Similarity, fitting
-from tauten.evaluation.user_metric import Metric, group_ids
+from tauten.evaluation.fitting import Kind, fitting, of_speech
+from tauten.evaluation.identity import identity
+from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity
+from tauten.evaluation.ranking import RankCorrelation
+from tauten.evaluation.targets import group_ids
+from tauten.evaluation.tensor_metrics import Similarity
+from tauten.evaluation.transcripts import WordErrors
+from tauten.evaluation.user_metric import Metric, grouped
 from tauten.models.source import Source
 from tauten.models.structure import find_structure
 
@@ -86,9 +93,8 @@ def make_task(
         model: Tells a language model from others; its tensors may be empty.
         data: Text as `load_texts` takes it, or an iterable of tensor batches as `load_rows` does.
         metric: A name, a `Metric`, or a function (model, batch) -> number or one number an
-            example, higher is better. By default perplexity for language models on text; for
-            tensors `accuracy` or `r2` where there are targets, else `similarity` to the
-            original's outputs (`agreement` where they are single numbers).
+            example, higher is better. By default perplexity for language models on text, else
+            what `fitting` finds.
         seed: Deals examples out to splits.
         max_tokens: Most tokens a split of text.
     Raises:
@@ -108,7 +114,11 @@ def _text_task(
             f"{source.name} has no tokenizer, so it can't read text; pass tensor batches as data, "
             "or the folder that holds model and tokenizer"
         )
-    chosen = _metric(metric, Perplexity if is_language_model(model) else Similarity)
+    own = None if metric is None or isinstance(metric, str) else as_metric(metric)
+    if own is not None and own.named:
+        raise InputError(f"groups of {own.named} are those of rows; documents are units of text")
+    kind: type[Measure] = Perplexity if is_language_model(model) else Similarity
+    chosen = _named(metric, {kind.name: kind}, None) if own is None else lambda: own
     documents = load_texts(data)
     parts = split(documents, [document.name for document in documents], seed)
     tokenizer, name = source.tokenizer(), str(data) if isinstance(data, str | Path) else "texts"
@@ -133,37 +143,60 @@ def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed:
     rows = load_rows(data)
     own = metric if metric is None or isinstance(metric, str) else as_metric(metric)
     groups = own.groups if isinstance(own, Metric) else None
-    units = [[row] for row in range(len(rows))]
+    kept = _distinct(rows)
+    units = [[row] for row in kept]
     if groups is not None:
-        units = _grouped([group_ids(groups, batch) for batch in rows.take(range(len(rows)))])
-    parts = split(units, [str(i) for i in range(len(units))], seed)
+        units = _grouped(kept, [group_ids(groups, batch) for batch in rows.take(kept)])
+    parts = split(units, [str(unit[0]) for unit in units], seed)
     splits = Splits(*(tuple(rows.take([*chain(*part)])) for part in vars(parts).values()))
     counts = {key: len(value) for key, value in vars(parts).items()}
-    first = splits.development[0]
-    serving = [] if isinstance(own, Metric) else _fitting(source, model, first, own is not None)
     noun = "example" if groups is None else "group"
-    return Task(_metric(own, *serving), splits, "tensors", counts, {}, False, noun)
+    if isinstance(own, Metric) and not own.named:
+        return Task(lambda: own, splits, "tensors", counts, {}, False, noun)
+    kinds = _fitting(source, model, splits.development[0], own is not None)
+    name = own.named if isinstance(own, Metric) else own
+    kind = _named(name, kinds, groups)
+    if groups is not None and name != RankCorrelation.name:
+        kind = partial(grouped, kind, groups)
+    return Task(kind, splits, "tensors", counts, {}, False, noun)
 
 
-def _grouped(ids: Sequence[Tensor]) -> list[list[int]]:
+def _distinct(rows: Rows) -> list[int]:
+    """Rows without those that repeat an earlier one in all values: they would count twice."""
+    if rows.leaves is None:
+        contents = [identity(batch).encode() for batch in rows.batches]
+    else:
+        flat = [leaf.reshape(len(rows), -1).contiguous().numpy() for leaf in rows.leaves]
+        contents = [b"".join(leaf[row].tobytes() for leaf in flat) for row in range(len(rows))]
+    first = {content: row for row, content in reversed([*enumerate(contents)])}
+    kept = sorted(first.values())
+    if len(kept) < len(contents):
+        again = plural(len(contents) - len(kept), "example")
+        _log.warning("data: %s left out, the same as others", again)
+    return kept
+
+
+def _grouped(rows: Sequence[int], ids: Sequence[Tensor]) -> list[list[int]]:
     """Rows of each group."""
     groups: dict[int, list[int]] = {}
-    for row, group in enumerate(torch.cat(list(ids)).tolist()):
+    for row, group in zip(rows, torch.cat(list(ids)).tolist(), strict=True):
         groups.setdefault(group, []).append(row)
     return list(groups.values())
 
 
-def _fitting(source: Source, skeleton: nn.Module, batch: Any, is_named: bool) -> list[type[Mean]]:
-    """Metrics that fit what the model returns for a batch."""
+def _fitting(source: Source, skeleton: nn.Module, batch: Any, is_named: bool) -> dict[str, Kind]:
+    """Metrics that fit what the model returns for a batch, by name."""
+    speech = of_speech(skeleton, batch, source.tokenizer)
     blocks = find_structure(skeleton).blocks if source.reader else ()
     model = source.open(blocks, stream=bool(blocks))
     try:
         with torch.inference_mode():
-            output = main_output(call_model(model, batch))
+            returned = call_model(model, batch)
+            kinds = fitting(batch, returned, is_named)
     except MODEL_ERRORS as error:
         reason = first_line(error)
         raise InputError(f"the model can't be called on this data: {reason}") from error
-    return fitting(batch, output, is_named)
+    return kinds if speech is None else {WordErrors.name: speech, **kinds}
 
 
 def as_metric(metric: Any) -> Metric:
@@ -171,17 +204,15 @@ def as_metric(metric: Any) -> Metric:
     return metric if isinstance(metric, Metric) else Metric(metric)
 
 
-def _metric(metric: Any, *serving: Callable[[], Measure]) -> Callable[[], Measure]:
-    """The metric asked for, or the first of those that serve this model and data."""
-    if metric is None:
-        return serving[0]
-    if not isinstance(metric, str):
-        own = as_metric(metric)
-        return lambda: own
-    named = {kind().name: kind for kind in serving}
-    if metric not in named:
+def _named(name: str | None, kinds: dict[str, Kind], groups: Any) -> Callable[[], Measure]:
+    """The metric of a name, or the first of those that serve this model and data."""
+    if name is None:
+        return next(iter(kinds.values()))
+    if name == RankCorrelation.name and (groups is not None or name in kinds):
+        return partial(RankCorrelation, groups)
+    if name not in kinds:
         raise InputError(
-            f"metric {metric!r} doesn't serve this model and data; "
-            f"expected {' or '.join(named)}, or a function (model, batch) -> number"
+            f"metric {name!r} doesn't serve this model and data; "
+            f"expected {' or '.join(kinds)}, or a function (model, batch) -> number"
         )
-    return named[metric]
+    return kinds[name]

@@ -24,6 +24,7 @@ def conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> R
     test = search.evaluator.certify(candidate)
     missed = search.verdict(trial.measurement)
     enough = min(q.drop.examples for q in (test, trial.measurement.quality)) >= FEWEST_UNITS
+    enough = enough and (limit is None or search.evaluator.ruined > limit)
     certified = limit is not None and not missed and enough and test.drop.high <= limit
     reason = _reason(search, trial, missed, slow)
     if certified:
@@ -38,6 +39,8 @@ def _shortfall(search: Search, development: Quality, test: Quality, limit: float
     least = min(test, development, key=lambda quality: quality.drop.examples)
     if least.drop.examples < FEWEST_UNITS:
         return f"{plural(least.drop.examples, least.counted)} in a split are too few"
+    if search.evaluator.ruined <= limit:
+        return "a model of which all weights changed places would be within the goal too"
     found = test if test.drop.high > limit else development
     split = "the sealed test split" if found is test else "the development split"
     if found.drop.high <= limit:

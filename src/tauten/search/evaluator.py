@@ -1,6 +1,7 @@
 """Candidates beside the original: quality on each split, divergence, latency."""
 
 import functools
+import math
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
@@ -11,12 +12,13 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError, first_line
+from tauten.core.figures import format_number, plural
 from tauten.core.journal import Journal
 from tauten.core.measurement import Measurement, Quality
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity, Scores
-from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
+from tauten.evaluation.statistics import CONFIDENCE, FEWEST_UNITS, shared_confidence
 from tauten.evaluation.task import Task
 from tauten.evaluation.unigram import say_if_no_better
 from tauten.models.loader import Loader
@@ -40,11 +42,13 @@ class Evaluator:
         unit: Of drops, as `Goal.drop_unit`.
     Attributes:
         looks: Candidates that may be measured; the bounds of all of them hold together.
+        ruined: What a ruined copy of the original loses, once it was tried.
     """
 
     def __init__(self, workspace: Workspace, task: Task, stream: bool, timed: bool, unit: str = ""):
         self._workspace, self._task, self._stream, self._timed = workspace, task, stream, timed
         self.unit = unit
+        self.ruined = math.inf
         self.looks = 1
         self._metric = task.metric()
         self._divergence: Divergence | None = None
@@ -156,10 +160,28 @@ class Evaluator:
         if isinstance(metric, Perplexity):
             say_if_no_better(metric.value(self._original), splits.calibration, batches)
             return
-        if journal.find("trusted"):
-            return
-        check_metric(metric, self._original, lambda: self._workspace.source.open(), batches)
-        journal.add("trusted")
+        known = journal.find("trusted", unit=self.unit)
+        if known is None:
+            open_model = self._workspace.source.open
+            self.ruined = check_metric(metric, self._original, open_model, batches, self.unit)
+            journal.add("trusted", unit=self.unit, ruined=self.ruined)
+        else:
+            self.ruined = known["ruined"]
+
+    def announcement(self) -> str:
+        """By what quality is measured, and on how much, in a line."""
+        assert self._original is not None
+        metric, scores = self._metric, self._original.total / self._original.weight
+        better = "higher" if metric.higher_is_better else "lower"
+        units = self._task.counted("development", len(scores))
+        on = f"{plural(len(scores), f'independent {units}')}, and certified on as many others"
+        said = f"quality is {metric.name} ({metric.meaning}), {better} is better"
+        said += f"; the original's is {format_number(metric.value(self._original))} on {on}"
+        if len(scores) < FEWEST_UNITS:
+            said += ": too few for a certificate"
+        elif bool((scores == scores[0]).all()):
+            said += ": the same on each of them"
+        return said
 
     def _reference_divergence(self) -> Divergence | None:
         if not self._task.is_text:

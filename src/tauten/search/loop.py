@@ -83,6 +83,7 @@ class Search:
         began, is_known = monotonic(), self.evaluator.is_known
         self.evaluator.start()
         self.work.did(self.work.evaluate, None if is_known else monotonic() - began)
+        _log.info(self.evaluator.announcement())
         if self._mixes and self.task.is_text:
             minutes = self.work.left_s(self.effort) / 60
             _log.info("forecast: about %.1f min more, by what the original took", minutes)

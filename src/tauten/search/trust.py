@@ -1,6 +1,7 @@
 """Whether a metric can tell a good model from a bad one: tried before a search goes by it."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError, TautenError
+from tauten.core.figures import format_loss
 from tauten.core.measurement import Drop
 from tauten.evaluation.metrics import Measure, Scores
 from tauten.models.packing import matrix_of, packed_layer, replace_modules
@@ -19,8 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 def check_metric(
-    metric: Measure, original: Scores, open_model: Callable[[], nn.Module], batches: Sequence[Any]
-) -> None:
+    metric: Measure,
+    original: Scores,
+    open_model: Callable[[], nn.Module],
+    batches: Sequence[Any],
+    unit: str = "",
+) -> float:
     """Score two ruined copies of a model beside it, packed as what a search measures.
 
     Args:
@@ -28,16 +34,20 @@ def check_metric(
         original: What the model itself scored.
         open_model: Opens a copy whose parameters may be replaced.
         batches: That it was scored on.
+        unit: Of drops, as `Goal.drop_unit`.
+    Returns:
+        What a wholly ruined copy loses; infinite where it can't be scored.
     Raises:
         InputError: The metric doesn't find a ruined model worse than the model itself.
     """
-    if not metric.value(original):
+    lost = math.inf
+    if not unit and not metric.value(original):
         _log.warning(
             "the original's %s is 0, of which no share can be lost: nothing can be certified by "
-            "it. If higher is better the targets may not fit; of an error rate pass what is right",
+            "it. If higher is better the targets may not fit; else allow max_drop='0.5 points'",
             metric.name,
         )
-        return
+        return lost
     for share in (WHOLLY, HARDLY):
         model = open_model()
         ruin(model, share)
@@ -45,9 +55,12 @@ def check_metric(
             scores = metric.scores(model, batches)
         except TautenError:  # not a number, or the function raised: it tells them apart
             continue
-        why = _complaint(metric.drop(original, scores), share)
+        drop = metric.drop(original, scores, unit=unit)
+        why = _complaint(drop, share)
         if why:
             raise InputError(f"the metric {metric.name} can't be trusted here: {why}")
+        lost = drop.value if share == WHOLLY else lost
+    return lost
 
 
 def ruin(model: nn.Module, share: float) -> None:
@@ -79,10 +92,11 @@ def _complaint(drop: Drop, share: float) -> str:
             "better, pass tauten.Metric(function, higher_is_better=False); else the targets don't "
             "fit the model's outputs"
         )
+    ends = [format_loss(end, drop.unit) for end in (drop.low, drop.high)]
     if share == WHOLLY and drop.low <= 0:
         return (
             f"a model of which {some} changed places scores no worse than the original (its loss "
-            f"is between {drop.low:.1%} and {drop.high:.1%}, by {drop.examples} examples). Either "
+            f"is between {ends[0]} and {ends[1]}, by {drop.examples} examples). Either "
             "it doesn't look at the model, or the original is no better than chance, or there are "
             "too few examples"
         )
