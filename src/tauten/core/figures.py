@@ -125,7 +125,12 @@ def format_change(before: float, after: float, less: str, more: str) -> str:
 
 def plural(count: int, noun: str) -> str:
     """`1 document`, `12 documents`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {many(noun)}"
+
+
+def many(noun: str) -> str:
+    """`documents`, `batches`."""
+    return f"{noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def is_number(value: float | None) -> TypeGuard[float]:

@@ -20,6 +20,7 @@ from tauten.core.figures import (
     format_seconds,
     is_number,
     loss_word,
+    many,
     plural,
 )
 from tauten.report.trials import TrialRow, trial_rows
@@ -176,7 +177,7 @@ def _split(quality: Facts, limit: float | None, low: float, high: float) -> Spli
         sentence=_sentence(quality, limit),
         tone="even" if limit is None else "good" if kept else "bad",
         bar=_bar(drop, limit, low, high),
-        counted=counted(quality),
+        counted=many(counted(quality)),
     )
 
 
