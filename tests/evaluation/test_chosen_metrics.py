@@ -1,9 +1,11 @@
 """Metrics of boxes, rankings, losses and speech, against loops by hand; which data they are for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from scipy.stats import spearmanr
 from tiny_models import byte_tokenizer
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from tauten.evaluation.detection import BoxF1, f1, overlaps
 from tauten.evaluation.fitting import fitting, of_speech
 from tauten.evaluation.own_loss import OwnLoss, own_loss
 from tauten.evaluation.ranking import RankCorrelation
+from tauten.evaluation.task import make_task
 from tauten.evaluation.tensor_metrics import Accuracy, Agreement
+from tauten.models.source import open_source
 
 GENERATOR = torch.manual_seed(0)
 
@@ -166,7 +170,7 @@ class Speaks(nn.Module):
 
     def __init__(self, ids: Tensor):
         super().__init__()
-        self.ids = ids
+        self.ids, self.config = ids, None
 
     def generate(self, input_features: Tensor, max_new_tokens: int, do_sample: bool) -> Tensor:
         return self.ids[:, :max_new_tokens]
@@ -192,6 +196,26 @@ def test_word_error_rate_is_that_of_jiwer() -> None:
     assert scores.total.tolist() == [0, 2, 2] and scores.weight.tolist() == [3, 4, 1]
     plain = [text.lower().replace(".", "") for text in said]
     assert metric.value(scores) == pytest.approx(jiwer.wer(plain, heard))
+
+
+def test_a_whisper_folder_is_measured_by_its_words(tmp_path: Path) -> None:
+    pytest.importorskip("jiwer")
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 8}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    sizes = {"vocab_size": 256, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+    limits = {"max_source_positions": 50, "max_target_positions": 40}
+    free = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    config = transformers.WhisperConfig(**sizes, **heads, **special, **limits, **free)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    labels = token_rows(tokenizer, [f"this is sentence {i}" for i in range(30)], -100)
+    batch = {"input_features": torch.randn(30, 8, 100), "labels": labels}
+    source = open_source(str(tmp_path))
+    task = make_task(source, source.skeleton(), [batch])
+    scores = task.metric().scores(source.open(), task.splits.test)
+    assert task.metric().name == "word_error_rate" and scores.weight.tolist() == [4] * 12
+    assert scores.total.min() >= 3, "it was never trained"
 
 
 def test_speech_without_a_tokenizer_is_refused_with_the_line_to_write() -> None:

@@ -1,5 +1,6 @@
 """How many words of what was said a speech model gets wrong."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from tauten.core.errors import InputError, TautenError
 from tauten.evaluation.metrics import Mean, Scores
 from tauten.evaluation.targets import LABELS, targets_of
 
+PROMPT = 8  # tokens before the first word, at most
 SPEECH = ("input_features", "input_values")  # what transformers' speech models are called with
 
 
@@ -42,7 +44,8 @@ class WordErrors(Mean):
         """(rows, 2) wrong words, and words said, of each example."""
         tokenizer, normal = self._tokenizer(), BasicTextNormalizer()
         labels, inputs = targets_of(batch), {k: v for k, v in batch.items() if k != LABELS}
-        longest = 2 * labels.shape[1] + 8  # a ruined model needn't go on for ever
+        most = getattr(model.config, "max_target_positions", None) or sys.maxsize
+        longest = min(2 * labels.shape[1], most - PROMPT)  # ruined models needn't go on for ever
         ids = model.generate(**inputs, max_new_tokens=longest, do_sample=False)  # type: ignore[operator]
         said, heard = (
             [normal(tokenizer.decode(row[row >= 0], skip_special_tokens=True)).strip() for row in x]
