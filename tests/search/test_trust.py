@@ -67,6 +67,20 @@ def test_wrong_metrics_are_refused(name: str) -> None:
         search(metric)
 
 
+def test_an_original_that_knows_only_how_often_answers_come_is_refused() -> None:
+    """Ruined copies answer otherwise, and so score worse, though the original knows nothing."""
+    torch.manual_seed(2)
+    shuffled = Y[torch.randperm(len(Y))]
+    often = torch.where(torch.rand(len(Y)) < 0.9, 1, shuffled)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    model.requires_grad_(False)[2].bias.copy_(torch.tensor([0.0, 2.0, 0, 0]))
+    model[2].weight[1].abs_()  # the second class nearly always; not so with weights displaced
+    data = list(zip(X.split(50), often.split(50), strict=True))
+    for metric in (None, right, tauten.Metric(loss, higher_is_better=False)):
+        with pytest.raises(InputError, match="no better than chance"):
+            tauten.optimize(model, data, tauten.Goal(max_drop=0.1), metric=metric)
+
+
 RIGHT: dict[str, Any] = {
     "accuracy by default": None,
     "a function": right,

@@ -27,7 +27,7 @@ from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
 from tauten.runtime.modules import PackedLinear
 from tauten.search.candidate import Candidate, packed
-from tauten.search.trust import check_metric
+from tauten.search.trust import check_chance, check_metric
 from tauten.search.workspace import Workspace, recipe_id
 
 
@@ -164,6 +164,8 @@ class Evaluator:
         if known is None:
             open_model = self._workspace.source.open
             self.ruined = check_metric(metric, self._original, open_model, batches, self.unit)
+            new = self._task.metric()
+            check_chance(new, self._original, self.original(), batches, self.unit)
             journal.add("trusted", unit=self.unit, ruined=self.ruined)
         else:
             self.ruined = known["ruined"]

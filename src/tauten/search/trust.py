@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from torch import nn
 from tauten.core.errors import InputError, TautenError
 from tauten.core.figures import format_loss
 from tauten.core.measurement import Drop
-from tauten.evaluation.metrics import Measure, Scores
+from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Scores
+from tauten.evaluation.targets import LABELS, has_targets, targets_of
 from tauten.models.packing import matrix_of, packed_layer, replace_modules
 from tauten.models.structure import packable_modules
 from tauten.quantization.rtn import RTN
 
 HARDLY, WHOLLY = 0.1, 1.0  # shares of the weights of a matrix that change places
+TRUST = 0.99  # confidence with which a metric must tell good from bad: few that can't do by luck
 _log = logging.getLogger(__name__)
 
 
@@ -55,12 +57,60 @@ def check_metric(
             scores = metric.scores(model, batches)
         except TautenError:  # not a number, or the function raised: it tells them apart
             continue
-        drop = metric.drop(original, scores, unit=unit)
+        drop = metric.drop(original, scores, TRUST, unit)
         why = _complaint(drop, share)
         if why:
             raise InputError(f"the metric {metric.name} can't be trusted here: {why}")
         lost = drop.value if share == WHOLLY else lost
     return lost
+
+
+def check_chance(
+    metric: Measure, original: Scores, model: nn.Module, batches: Sequence[Any], unit: str = ""
+) -> None:
+    """Score the original beside itself on examples that have the targets of others.
+
+    A model that has learnt only how often each answer comes scores alike on both.
+
+    Args:
+        metric: A new one, that may be prepared on other batches.
+        original: What the model scored.
+        model: The original.
+        batches: That it was scored on; without targets there is nothing to try.
+        unit: Of drops, as `Goal.drop_unit`.
+    Raises:
+        InputError: It is no better with its own targets.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if not all(map(has_targets, batches)) or not (unit or metric.value(original)):
+        return
+    mixed = [_mixed(batch, generator) for batch in batches]
+    try:
+        metric.prepare(model, mixed)
+        scores = metric.scores(model, mixed)
+    except (TautenError, *MODEL_ERRORS):  # targets that say more than what is right
+        return
+    if scores.total.shape != original.total.shape or torch.equal(scores.total, original.total):
+        return  # it doesn't look at targets
+    drop = metric.drop(original, scores, TRUST, unit)
+    if drop.low <= 0:
+        raise InputError(
+            f"the metric {metric.name} can't be trusted here: where each example has the targets "
+            f"of another the original scores no worse ({told_ends(drop)}, by {drop.examples} "
+            "examples), so that it is no better than chance, or there are too few examples"
+        )
+
+
+def _mixed(batch: Any, generator: torch.Generator) -> Any:
+    targets = targets_of(batch)
+    targets = targets[torch.randperm(len(targets), generator=generator)]
+    return {**batch, LABELS: targets} if isinstance(batch, Mapping) else (batch[0], targets)
+
+
+def told_ends(drop: Drop) -> str:
+    """Between what a loss lies, in words."""
+    low, high = (format_loss(end, drop.unit) for end in (drop.low, drop.high))
+    return f"its loss is between {low} and {high}"
 
 
 def ruin(model: nn.Module, share: float) -> None:
@@ -92,11 +142,10 @@ def _complaint(drop: Drop, share: float) -> str:
             "better, pass tauten.Metric(function, higher_is_better=False); else the targets don't "
             "fit the model's outputs"
         )
-    ends = [format_loss(end, drop.unit) for end in (drop.low, drop.high)]
     if share == WHOLLY and drop.low <= 0:
         return (
-            f"a model of which {some} changed places scores no worse than the original (its loss "
-            f"is between {ends[0]} and {ends[1]}, by {drop.examples} examples). Either "
+            f"a model of which {some} changed places scores no worse than the original "
+            f"({told_ends(drop)}, by {drop.examples} examples). Either "
             "it doesn't look at the model, or the original is no better than chance, or there are "
             "too few examples"
         )
