@@ -193,12 +193,13 @@ def optimize(
             (inputs, targets), or a dict of keywords; inputs are as many as the model requires.
         goal: Limits and what to minimize; by default the smallest size within a 1% drop.
         metric: A function (model, batch) -> number or one number an example, higher is better; a
-            `tauten.Metric` says more of it, such as that it is a loss. By default perplexity of
-            language models; else `accuracy` or `r2` where there are targets, `similarity` or
-            `agreement` with the original where there are none. Before the search it must find a
-            ruined copy of the model worse than the model.
+            `tauten.Metric` says more of it, such as that it is a loss. By default what fits the
+            outputs and targets, said in a line before the search: perplexity of language models,
+            `accuracy`, `r2`, `rank_correlation`, `box_f1`, `loss`, `word_error_rate`, `similarity`
+            or `agreement` with the original. It must find a ruined copy of the model worse.
         pillars: Whose techniques to try.
-        out: Folder to write. A killed run goes on when the same call is made again.
+        out: Folder to write. A killed run goes on when the same call is made again; where metric,
+            data, goal or versions have changed, what they touch is measured anew.
         seed: Deals data out to calibration, development and test.
         max_tokens: Most tokens a split of text.
         entropy_coding: As for `quantize`; sizes are those of the coded files.

@@ -138,7 +138,10 @@ def optimize(
     model: Model,
     data: Data = "python-docs",
     max_drop: Annotated[
-        str, typer.Option(help="Largest loss of quality, such as 2% or 0.02; 'none' for no limit.")
+        str,
+        typer.Option(
+            help="Largest loss of quality: 2%, '0.5 points' or '0.1 absolute'; 'none' for all."
+        ),
     ] = "2%",
     max_size: Annotated[
         str | None, typer.Option(help="Largest weights file: 60MB, 1.5GiB, or 4x (a quarter).")

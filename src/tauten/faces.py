@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tauten.core.errors import InputError
-from tauten.core.figures import format_percent
+from tauten.core.figures import format_percent, loss_word
 from tauten.core.files import write_text
-from tauten.core.goal import Goal, parse_bytes, parse_ratio, parse_seconds
+from tauten.core.goal import Goal, parse_bytes, parse_seconds
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.data.reading import UserData
@@ -41,7 +41,7 @@ def goal_from_text(
 ) -> Goal:
     """A goal from what was typed."""
     return Goal(
-        max_drop=None if max_drop == "none" else parse_ratio(max_drop),
+        max_drop=None if max_drop == "none" else max_drop,
         max_size_bytes=None if max_size is None else parse_bytes(max_size, original_bytes),
         max_latency_s=None if max_latency is None else parse_seconds(max_latency),
         max_memory_bytes=None if max_memory is None else parse_bytes(max_memory),
@@ -173,6 +173,7 @@ def evaluate_facts(
         }
         if reference:
             facts |= {"original": metric.value(before), "drop": metric.drop(before, after)}
+            facts["lost"] = loss_word(metric.higher_is_better)
         if reference and task.is_text:
             vocabulary = int(before_model.config.vocab_size)  # type: ignore[union-attr, arg-type]
             chosen = batches_within(batches, vocabulary)
@@ -188,7 +189,7 @@ def print_evaluation(facts: dict[str, Any], console: Console) -> None:
         drop = facts["drop"]
         interval = f"{format_percent(drop.low)} to {format_percent(drop.high)}"
         table.add_row("of the original", f"{facts['original']:.4f}")
-        table.add_row("drop", f"{format_percent(drop.value)} (90% interval {interval})")
+        table.add_row(facts["lost"], f"{format_percent(drop.value)} (90% interval {interval})")
     if "kl" in facts:
         table.add_row("KL to the original", f"{facts['kl']:.5f} nats a token")
     table.add_row("measured on", f"{facts['documents']['test']} documents of {facts['name']}")

@@ -1,6 +1,7 @@
 """Goals refuse what no model could meet, and read what people write."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ LIMITS = ("max_size_bytes", "max_latency_s", "max_memory_bytes")
 
 
 @pytest.mark.parametrize("field", ["max_drop", *LIMITS])
-@pytest.mark.parametrize("value", [-1, -0.001, math.nan, math.inf, "2%", [1], {}])
+@pytest.mark.parametrize("value", [-1, -0.001, math.nan, math.inf, "two", [1], {}])
 def test_a_limit_that_is_no_positive_number_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(GoalError, match=field):
         Goal(**{field: value})  # type: ignore[arg-type]
@@ -31,6 +32,32 @@ def test_a_drop_of_zero_asks_for_no_loss_at_all() -> None:
 def test_a_drop_in_percent_is_taken_for_a_mistake() -> None:
     with pytest.raises(GoalError, match=r"write 0\.02 for 2%"):
         Goal(max_drop=10)
+
+
+@pytest.mark.parametrize(
+    ("text", "drop", "unit"),
+    [
+        ("2%", 0.02, ""),
+        ("0.02", 0.02, ""),
+        ("0.5 points", 0.5, "points"),
+        ("1point", 1, "points"),
+        ("0.02 absolute", 0.02, "absolute"),
+        (" 15 absolute ", 15, "absolute"),
+    ],
+)
+def test_a_drop_may_have_a_unit(text: str, drop: float, unit: str) -> None:
+    goal = Goal(max_drop=text)
+    assert (goal.max_drop, goal.drop_unit) == (drop, unit)
+    assert replace(goal, minimize="latency") == Goal(drop, minimize="latency", drop_unit=unit)
+    assert goal.limits == {"max_drop": drop}
+
+
+@pytest.mark.parametrize("text", ["2 percent", "point", "-1 points", "0.5 Points", "5 points more"])
+def test_a_drop_of_another_unit_is_refused_with_those_known(text: str) -> None:
+    with pytest.raises(GoalError, match=r"max_drop=.*2% or 0\.02.*0\.5 points or 0\.02 absolute"):
+        Goal(max_drop=text)
+    with pytest.raises(GoalError, match="drop_unit"):
+        Goal(0.5, drop_unit=text)
 
 
 def test_numpy_numbers_are_numbers() -> None:

@@ -130,6 +130,56 @@ def test_log_drop_is_the_relative_rise_of_perplexity() -> None:
     assert drop.low < drop.value < drop.high
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("absolute", 1), ("points", 100)])
+def test_drops_with_a_unit_are_differences(unit: str, scale: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(10, 90, (25,), generator=generator).double()
+    original = torch.rand(25, generator=generator).double() * weight * 4
+    candidate = original + weight * 0.1 + torch.randn(25, generator=generator).double()
+    means = [float(x.sum() / weight.sum()) for x in (original, candidate)]
+    drop = log_drop(original, candidate, weight, unit=unit)
+    assert drop.value == pytest.approx(scale * (math.exp(means[1]) - math.exp(means[0])))
+    assert drop.low < drop.value < drop.high and drop.unit == unit
+    for higher in (True, False):
+        drop = linear_drop(original, candidate, weight, higher, unit=unit)
+        sign = -1 if higher else 1
+        assert drop.value == pytest.approx(scale * sign * (means[1] - means[0]))
+        assert drop.low < drop.value < drop.high
+
+
+def test_an_absolute_rise_of_perplexity_is_bounded_as_the_bootstrap_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(50, 500, (200,), generator=generator).double()
+    original = weight * (3 + 0.5 * torch.randn(200, generator=generator).double())
+    candidate = original + weight * (0.1 + 0.05 * torch.randn(200, generator=generator).double())
+    draws = torch.randint(0, 200, (4000, 200), generator=generator)
+    held = weight[draws].sum(1)
+    before, after = ((x[draws].sum(1) / held).exp() for x in (original, candidate))
+    expected = torch.quantile(after - before, torch.tensor([0.05, 0.95]).double())
+    drop = log_drop(original, candidate, weight, unit="absolute")
+    assert [drop.low, drop.high] == pytest.approx(expected.tolist(), rel=0.03)
+
+
+def test_no_error_at_all_can_rise_by_so_many_points() -> None:
+    """Of an original without errors a share can't be told, but a difference can."""
+    zero = torch.zeros(100)
+    assert linear_drop(zero, zero, torch.ones(100), False).high == math.inf
+    drop = linear_drop(zero, zero, torch.ones(100), False, unit="points")
+    assert (drop.value, drop.high) == (0, pytest.approx(100 * (1 - 0.05 ** (1 / 100))))
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.01, 0.03, 0.1])
+def test_a_bound_on_rare_losses_of_graded_scores_holds(rate: float) -> None:
+    """Scores of three grades, all at their top before; few examples lose one or two of them."""
+    generator, highs = torch.Generator().manual_seed(0), []
+    one = torch.ones(60)
+    for _ in range(SIMULATIONS):
+        loses = torch.rand(60, generator=generator) < rate
+        grades = torch.randint(1, 3, (60,), generator=generator) / 2
+        highs.append(linear_drop(one, one - loses * grades, one, True).high)
+    assert coverage(highs, 0.75 * rate) >= 0.94
+
+
 def test_pairing_removes_what_both_models_find_hard() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.full((50,), 100.0)

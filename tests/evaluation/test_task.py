@@ -101,7 +101,7 @@ def test_rows_without_targets_are_compared_with_the_original() -> None:
 
 
 def test_a_dictionary_is_one_batch() -> None:
-    task = task_of(tiny_bert(), {"input_ids": torch.zeros(20, 5, dtype=torch.int64)})
+    task = task_of(tiny_bert(), {"input_ids": torch.arange(100).view(20, 5)})
     assert task.documents == {"calibration": 4, "development": 8, "test": 8}
     assert task.splits.test[0]["input_ids"].shape == (8, 5)
 
@@ -118,8 +118,8 @@ def test_a_users_function_is_the_metric() -> None:
         (tiny_llama, TEXTS, "accuracy", "perplexity"),
         (tiny_llama, TEXTS, "similarity", "perplexity"),
         (tiny_bert, TEXTS, "perplexity", "similarity"),
-        (tiny_mlp, torch.zeros(20, 10), "perplexity", "similarity"),
-        (tiny_mlp, torch.zeros(20, 10), "accuracy", "similarity"),
+        (tiny_mlp, torch.arange(200.0).view(20, 10), "perplexity", "similarity"),
+        (tiny_mlp, torch.arange(200.0).view(20, 10), "accuracy", "similarity"),
         (tiny_llama, TEXTS, "bleu", "perplexity"),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
-from tauten.evaluation.tensor_metrics import Accuracy, Agreement, RSquared, Similarity, fitting
+from tauten.evaluation.fitting import fitting
+from tauten.evaluation.tensor_metrics import Accuracy, Agreement, RSquared, Similarity
 
 ROWS = 12
 X = torch.randn(ROWS, 4, generator=torch.manual_seed(0))
@@ -51,7 +52,7 @@ KINDS: dict[str, tuple[Tensor, Tensor | None, type[Any]]] = {
 def test_the_metric_fits_outputs_and_targets(kind: str) -> None:
     output, targets, expected = KINDS[kind]
     batch = X if targets is None else (X, targets)
-    assert fitting(batch, output)[0] is expected
+    assert next(iter(fitting(batch, output).values())) is expected
 
 
 @pytest.mark.parametrize("kind", [k for k, (*_, metric) in KINDS.items() if metric is Accuracy])
@@ -70,7 +71,9 @@ def test_accuracy_is_that_of_a_loop(kind: str) -> None:
             answers = [int(s.argmax()) for s in scores]
             right = [a == b for a, b in zip(answers, wanted.flatten().tolist(), strict=True)]
         expected.append(sum(map(bool, right)) / len(right))
-    found = Accuracy().scores(Returns(output), [(X, targets)])
+    metric, model = Accuracy(), Returns(output)
+    metric.prepare(model, [(X, targets)])
+    found = metric.scores(model, [(X, targets)])
     assert found.total.tolist() == pytest.approx(expected)
 
 
@@ -110,4 +113,4 @@ def test_what_is_constant_explains_nothing() -> None:
 def test_targets_of_no_kind_are_refused() -> None:
     with pytest.raises(InputError, match=r"\(12, 3\) with targets of shape \(12, 7\).*Metric"):
         fitting((X, noise(ROWS, 7)), noise(ROWS, 3))
-    assert fitting((X, noise(ROWS, 7)), noise(ROWS, 3), is_named=True) == [Similarity]
+    assert fitting((X, noise(ROWS, 7)), noise(ROWS, 3), is_named=True) == {"similarity": Similarity}

@@ -133,7 +133,7 @@ def test_absent_and_infinite_figures_dont_break_it(manifest: Facts, timing: Fact
     timing["chosen"].update(prefill_s=None, tokens_per_s=None, rss_bytes=None)
     page = Page(render_html(manifest, timing))
     assert "2" not in page.all("g", "data-trial")
-    assert "its drop isn't finite: trial 2" in page.text
+    assert "its rise isn't finite: trial 2" in page.text
     assert "None" not in page.text
     assert "nan" not in page.text
 

@@ -1,6 +1,7 @@
 """What a run says of its choice: what was proved, what is missing, what would be enough."""
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,7 @@ def test_the_test_split_decides_on_the_certificate(high: float, said: str) -> No
         trials=[trial],
         goal=Goal(max_drop=0.02),
         verdict=lambda measurement: "",
-        evaluator=SimpleNamespace(certify=lambda candidate: test),
+        evaluator=SimpleNamespace(certify=lambda candidate: test, ruined=math.inf),
     )
     result = conclude(search, 0, SimpleNamespace(layers=[]), False)  # type: ignore[arg-type]
     assert result.certified == (high <= 0.02)

@@ -1,10 +1,14 @@
 """A metric must find a ruined model worse; what a user's function computes with names it."""
 
+import importlib
 import math
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,6 +65,20 @@ def test_wrong_metrics_are_refused(name: str) -> None:
     metric, why = WRONG[name]
     with pytest.raises(InputError, match=why):
         search(metric)
+
+
+def test_an_original_that_knows_only_how_often_answers_come_is_refused() -> None:
+    """Ruined copies answer otherwise, and so score worse, though the original knows nothing."""
+    torch.manual_seed(2)
+    shuffled = Y[torch.randperm(len(Y))]
+    often = torch.where(torch.rand(len(Y)) < 0.9, 1, shuffled)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    model.requires_grad_(False)[2].bias.copy_(torch.tensor([0.0, 2.0, 0, 0]))
+    model[2].weight[1].abs_()  # the second class nearly always; not so with weights displaced
+    data = list(zip(X.split(50), often.split(50), strict=True))
+    for metric in (None, right, tauten.Metric(loss, higher_is_better=False)):
+        with pytest.raises(InputError, match="no better than chance"):
+            tauten.optimize(model, data, tauten.Goal(max_drop=0.1), metric=metric)
 
 
 RIGHT: dict[str, Any] = {
@@ -129,17 +147,53 @@ def test_identity_is_of_code_closure_defaults_and_globals() -> None:
     assert identity(space["used"]) != first
 
 
-def test_a_search_does_not_go_on_with_another_metric(tmp_path: Path) -> None:
-    def metric(model: nn.Module, batch: Any) -> Tensor:
-        if "Packed" in repr(model):
-            raise KeyboardInterrupt
-        return right(model, batch)
+def test_what_python_pickles_counts_by_its_content() -> None:
+    assert identity(partial(max, 1)) == identity(partial(max, 1)) != identity(partial(max, 2))
+    numbers = np.arange(4)
+    first = identity(scaled(numbers))
+    assert first == identity(scaled(np.arange(4)))
+    numbers[0] = 7
+    assert first != identity(scaled(numbers))
 
-    goal, out = tauten.Goal(max_drop=0.1), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        tauten.optimize(MODEL, DATA, goal, metric=metric, out=out)
-    with pytest.raises(tauten.BusyError, match="another metric"):
-        tauten.optimize(MODEL, DATA, goal, metric=tauten.Metric(right, name="metric"), out=out)
+    class Slotted:
+        __slots__ = ("value",)
+
+        def __init__(self, value: int):
+            self.value = value
+
+    assert identity(Slotted(1)) == identity(Slotted(1)) != identity(Slotted(2))
+
+
+def test_functions_inside_of_functions_count_with_their_globals() -> None:
+    space = {"factor": 1}
+    exec("def used(xs):\n    return sum((lambda x: factor * x)(x) for x in xs)", space)
+    first = identity(space["used"])
+    space["factor"] = 2
+    assert identity(space["used"]) != first
+
+
+def test_inherited_code_and_modules_of_ones_own_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in (1, 2):
+        (tmp_path / "my_scores.py").write_text(f"def score(): return {number}\n" * number)
+        sys.modules.pop("my_scores", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("my_scores")
+
+        class Parent:
+            def __call__(self, factor: int = number) -> int:
+                return factor
+
+        class Child(Parent):
+            pass
+
+        space = {"my_scores": module}
+        exec("def used(): return my_scores.score()", space)
+        found.append((identity(space["used"]), identity(Child()), identity(module.score)))
+    assert all(one != other for one, other in zip(*found, strict=True))
 
 
 def test_what_is_ruined_is_packed_as_what_a_search_measures() -> None:

@@ -90,6 +90,34 @@ def test_predicts_the_divergence_that_a_small_change_of_a_layer_makes() -> None:
         assert float(predicted) == pytest.approx(divergence(model, other, calls), rel=0.5), name
 
 
+class Flat(nn.Module):
+    """One number a row, without a dimension of its own; or a loss, their mean square."""
+
+    def __init__(self, returns: str):
+        super().__init__()
+        self.layer, self.returns = nn.Linear(12, 1), returns
+        self.layer.weight.data = torch.linspace(-1, 1, 12)[None]
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.layer(x)
+        if self.returns == "losses":
+            return {"near": y.square().mean(), "far": 3 * y.square().mean()}
+        return y[:, 0] if self.returns == "flat" else y
+
+
+def test_outputs_without_a_second_dimension_are_numbers_not_classes() -> None:
+    found = [found_of(Flat(kind), [X[:64]], False)["layer"] for kind in ("flat", "column")]
+    assert torch.equal(found[0].fisher, found[1].fisher) and found[0].fisher.sum() > 0
+
+
+def test_a_model_of_losses_is_as_sensitive_as_its_losses() -> None:
+    x = X[:64]
+    (found,) = found_of(Flat("losses"), [x], False).values()
+    slopes = 8 * Flat("column")(x)  # of four mean squares of 64 rows, times 64
+    expected = slopes.square().sum() / 64
+    assert float(found.fisher) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_block_by_block_is_as_in_one_piece() -> None:
     model = sharp_llama()
     whole, chained = (found_of(model, TOKENS[:1], c) for c in (False, True))

@@ -35,9 +35,23 @@ def format_percent(ratio: float | None) -> str:
     return text.lstrip("-") if float(text[:-1].replace(",", "")) == 0 else text
 
 
-def format_limit(ratio: float | None) -> str:
-    """A limit as the user wrote it: 0.02 as `2%`, not `2.00%`."""
-    return f"{100 * ratio:.4g}%" if is_number(ratio) else ABSENT
+def format_loss(loss: float | None, unit: str = "") -> str:
+    """A loss of quality in a unit of `Goal.drop_unit`: `1.23%`, `0.50 points`, or bare."""
+    if not unit or not is_number(loss):
+        return format_percent(loss)
+    return f"{loss:.2f} points" if unit == "points" else format_number(loss)
+
+
+def format_limit(limit: float | None, unit: str = "") -> str:
+    """A limit on it as the user wrote it: 0.02 as `2%`, not `2.00%`."""
+    if not is_number(limit):
+        return ABSENT
+    return f"{limit:.4g} {unit}" if unit else f"{100 * limit:.4g}%"
+
+
+def loss_word(higher_is_better: bool) -> str:
+    """What a loss of quality is called."""
+    return "drop" if higher_is_better else "rise"
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -111,7 +125,12 @@ def format_change(before: float, after: float, less: str, more: str) -> str:
 
 def plural(count: int, noun: str) -> str:
     """`1 document`, `12 documents`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {many(noun)}"
+
+
+def many(noun: str) -> str:
+    """`documents`, `batches`."""
+    return f"{noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def is_number(value: float | None) -> TypeGuard[float]:

@@ -8,6 +8,8 @@ from numbers import Real
 from tauten.core.errors import GoalError
 
 MINIMIZE = ("size", "latency", "memory")
+DROP_UNITS = ("", "points", "absolute")
+_LIMITS = ("max_drop", "max_size_bytes", "max_latency_s", "max_memory_bytes")
 _BYTE_UNITS = {
     "": 1,
     "B": 1,
@@ -21,13 +23,16 @@ _BYTE_UNITS = {
 _TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Goal:
     """Limits to keep and the cost to minimize within them.
 
     Attributes:
-        max_drop: Largest acceptable relative loss of quality, 0 to 1 (0.02 is 2%): perplexity may
-            rise, accuracy or a user's metric may fall by this share of the original's value.
+        max_drop: Largest acceptable loss of quality. A number, or text such as `2%`, is a share of
+            the original's value (0.02 is 2%) by which perplexity, losses and error rates may rise
+            and other metrics fall. `0.02 absolute` is in the metric's own unit instead, and
+            `0.5 points` in hundredths of it, as of accuracies in percent.
+        drop_unit: What `max_drop` counts: empty for shares, `absolute` or `points`; text says it.
         max_size_bytes: Largest file of weights.
         max_latency_s: Longest time of one token (language models) or one call (others).
         max_memory_bytes: Most resident memory, for the optimization itself and for its result.
@@ -37,11 +42,28 @@ class Goal:
         GoalError: A limit is negative, not a number, or no model could meet it.
     """
 
-    max_drop: float | None = 0.01
-    max_size_bytes: int | None = None
-    max_latency_s: float | None = None
-    max_memory_bytes: int | None = None
-    minimize: str = "size"
+    max_drop: float | None
+    max_size_bytes: int | None
+    max_latency_s: float | None
+    max_memory_bytes: int | None
+    minimize: str
+    drop_unit: str
+
+    def __init__(
+        self,
+        max_drop: float | str | None = 0.01,
+        max_size_bytes: int | None = None,
+        max_latency_s: float | None = None,
+        max_memory_bytes: int | None = None,
+        minimize: str = "size",
+        drop_unit: str = "",
+    ):
+        if isinstance(max_drop, str):
+            max_drop, drop_unit = parse_drop(max_drop)
+        values = (max_drop, max_size_bytes, max_latency_s, max_memory_bytes, minimize, drop_unit)
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        self._check()
 
     @property
     def is_budget(self) -> bool:
@@ -52,7 +74,7 @@ class Goal:
     @property
     def limits(self) -> dict[str, float]:
         """The limits that are set, by name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "minimize"}
+        values = {name: getattr(self, name) for name in _LIMITS}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -60,19 +82,29 @@ class Goal:
         """Whether it limits or minimizes latency: then nothing slower than the original serves."""
         return self.max_latency_s is not None or self.minimize == "latency"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.minimize not in MINIMIZE:
             raise GoalError(f"minimize={self.minimize!r}: expected one of {', '.join(MINIMIZE)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "minimize" or value is None:
-                continue
+        if self.drop_unit not in DROP_UNITS:
+            raise GoalError(f"drop_unit={self.drop_unit!r}: expected one of {DROP_UNITS}")
+        for name, value in self.limits.items():
             if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-                raise GoalError(f"{field.name}={value!r}: expected a number, zero or more")
-            if value == 0 and field.name != "max_drop":
-                raise GoalError(f"{field.name}=0: no model can meet it; give a positive limit")
-        if self.max_drop is not None and self.max_drop >= 10:
+                raise GoalError(f"{name}={value!r}: expected a number, zero or more")
+            if value == 0 and name != "max_drop":
+                raise GoalError(f"{name}=0: no model can meet it; give a positive limit")
+        if self.max_drop is not None and self.max_drop >= 10 and not self.drop_unit:
             raise GoalError(f"max_drop={self.max_drop}: is a ratio; write 0.02 for 2%")
+
+
+def parse_drop(text: str) -> tuple[float, str]:
+    """Read '2%', '0.02', '0.5 points' or '0.02 absolute' as a number and its unit."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*(points?|absolute)\s*", text)
+    if match:
+        return _number(match[1], text), "absolute" if match[2] == "absolute" else "points"
+    try:
+        return parse_ratio(text), ""
+    except GoalError as error:
+        raise GoalError(f"max_drop={error}, or with a unit 0.5 points or 0.02 absolute") from None
 
 
 def parse_ratio(text: str) -> float:

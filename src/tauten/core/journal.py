@@ -24,17 +24,9 @@ class Journal:
 
     def __init__(self, path: Path, run: dict[str, Any]):
         self._path = path
-        self.entries: list[dict[str, Any]] = []
-        whole = 0
-        if path.exists():
-            raw = path.read_bytes()
-            for line in raw.splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                self.entries.append(_entry(path, len(self.entries) + 1, line))
-                whole += len(line)
-            if whole < len(raw):
-                os.truncate(path, whole)
+        self.entries, whole = read_entries(path)
+        if path.exists() and whole < path.stat().st_size:
+            os.truncate(path, whole)
         if not self.entries:
             self.add("run", **run)
         elif self.entries[0] != json.loads(json.dumps({"event": "run", **run})):
@@ -60,6 +52,18 @@ class Journal:
             if entry["event"] == event and all(entry.get(k) == v for k, v in values.items()):
                 return entry
         return None
+
+
+def read_entries(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """What a journal holds, its run first, and how many bytes of whole lines; none of no file."""
+    entries: list[dict[str, Any]] = []
+    whole = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break
+        entries.append(_entry(path, len(entries) + 1, line))
+        whole += len(line)
+    return entries, whole
 
 
 def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -5,20 +5,22 @@ from typing import Any
 
 from torch import nn
 
+from tauten.core.figures import format_loss, loss_word
 from tauten.core.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Relative loss of quality against the original, on the same examples.
+    """Loss of quality against the original, on the same examples.
 
     Attributes:
         value: Estimate; 0.02 is 2% worse, below 0 is better than the original.
         low: Lower end of the interval: the loss is above it with `confidence`.
         high: Upper end: the loss is below it with `confidence`.
-        examples: Independent examples (documents, images) behind it.
+        examples: Independent units (documents, images, groups) behind it.
         confidence: Of each end on its own, 0.95; more while searching, so that the ends of all
             that was tried hold together with 0.95.
+        unit: As `Goal.drop_unit`; by default all three are shares of the original's value.
     """
 
     value: float
@@ -26,6 +28,7 @@ class Drop:
     high: float
     examples: int
     confidence: float = 0.95
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Quality:
         original: Of the original, on the same examples.
         drop: Paired loss.
         split: `development` or `test`.
+        higher_is_better: Else a loss is a rise.
+        counted: What an independent unit is: `example`, `document`, `group` or `batch`.
     """
 
     metric: str
@@ -45,6 +50,15 @@ class Quality:
     original: float
     drop: Drop
     split: str
+    higher_is_better: bool = True
+    counted: str = "example"
+
+    @property
+    def told(self) -> str:
+        """What was lost and what may have been, in short."""
+        word, drop = loss_word(self.higher_is_better), self.drop
+        value, high = (format_loss(v, drop.unit) for v in (drop.value, drop.high))
+        return f"{word} {value}, at most {high}"
 
 
 @dataclass(frozen=True)

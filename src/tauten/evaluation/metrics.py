@@ -32,9 +32,15 @@ class Scores:
 
 
 class Measure(ABC):
-    """A quality of a model, measured by example."""
+    """A quality of a model, measured by example.
+
+    Attributes:
+        meaning: What it measures, in a few words.
+    """
 
     name: str
+    meaning = "given by the caller"
+    higher_is_better = True
 
     @property
     def identity(self) -> str:
@@ -50,11 +56,18 @@ class Measure(ABC):
         """The figure that people quote."""
 
     @abstractmethod
-    def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
-        """Relative loss between two models on the same batches.
+    def drop(
+        self,
+        original: Scores,
+        candidate: Scores,
+        confidence: float = CONFIDENCE,
+        unit: str = "",
+    ) -> Drop:
+        """Loss between two models on the same batches.
 
         Args:
             confidence: Of each end of its interval on its own.
+            unit: As `Goal.drop_unit`.
         """
 
     def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
@@ -66,6 +79,8 @@ class Perplexity(Measure):
     """exp of the mean loss of a language model a token; lower is better."""
 
     name = "perplexity"
+    meaning = "exp of the mean loss a token"
+    higher_is_better = False
 
     def scores(self, model: nn.Module, batches: Sequence[TokenBatch]) -> Scores:
         found = [
@@ -100,14 +115,18 @@ class Perplexity(Measure):
     def value(self, scores: Scores) -> float:
         return float((scores.total.sum() / scores.weight.sum()).exp())
 
-    def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
-        return log_drop(original.total, candidate.total, original.weight, confidence)
+    def drop(
+        self,
+        original: Scores,
+        candidate: Scores,
+        confidence: float = CONFIDENCE,
+        unit: str = "",
+    ) -> Drop:
+        return log_drop(original.total, candidate.total, original.weight, confidence, unit)
 
 
 class Mean(Measure):
     """Mean of a score, higher is better: what accuracy, similarity and users' metrics share."""
-
-    higher_is_better = True
 
     @abstractmethod
     def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
@@ -126,9 +145,15 @@ class Mean(Measure):
     def value(self, scores: Scores) -> float:
         return float(scores.total.sum() / scores.weight.sum())
 
-    def drop(self, original: Scores, candidate: Scores, confidence: float = CONFIDENCE) -> Drop:
-        better = self.higher_is_better
-        return linear_drop(original.total, candidate.total, original.weight, better, confidence)
+    def drop(
+        self,
+        original: Scores,
+        candidate: Scores,
+        confidence: float = CONFIDENCE,
+        unit: str = "",
+    ) -> Drop:
+        scores = original.total, candidate.total, original.weight
+        return linear_drop(*scores, self.higher_is_better, confidence, unit)
 
 
 def next_token_losses(logits: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:

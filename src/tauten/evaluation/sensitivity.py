@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from tauten.core.inputs import LayerInputs
 from tauten.core.progress import track
 from tauten.data.tensors import main_output
+from tauten.evaluation.own_loss import own_loss
 from tauten.models.calibration import Calibration, CalibrationBatch, Filled
 from tauten.models.observer import is_observed
 
@@ -205,11 +206,17 @@ def _of_whole(
 def _surprise(output: Any, batch: CalibrationBatch, outcomes: _Outcomes) -> Tensor:
     """Minus the log-probability of outcomes drawn from the model's own predictions, summed.
 
-    Logits predict classes, those of a map stand second; what else a model makes, or one class,
+    Logits predict classes, those of a map stand second. A loss that a model returns is that of
+    outcomes that it was given. What else a model makes, or one class,
     counts as the mean of a normal distribution as wide as it varies itself.
     """
     found = main_output(output).float()
     logits = hasattr(output, "logits") or isinstance(output, Tensor | tuple | list)
+    if found.dim() == 0 and (loss := own_loss(output)) is not None:
+        outcomes.count += batch.rows
+        return loss * batch.rows
+    if found.dim() < 2:  # one number a row
+        found = found.reshape(-1, 1)
     if found.dim() > 3:
         found = found.movedim(1, -1).flatten(1, -2)
     if batch.mask is not None and found.shape[:2] == batch.mask.shape:

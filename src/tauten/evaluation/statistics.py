@@ -2,12 +2,15 @@
 
 import math
 
+import torch
 from scipy import special
 from torch import Tensor
 
 from tauten.core.measurement import Drop
 
 CONFIDENCE = 0.95
+FEWEST_UNITS = 8  # of fewer the spread is known too little for any certificate
+ALIKE = 0.5  # from this share of examples on that score alike, those that differ are few
 
 
 def ratio_interval(
@@ -59,19 +62,31 @@ def more_examples(drop: Drop, limit: float) -> int | None:
 
 
 def log_drop(
-    original: Tensor, candidate: Tensor, weight: Tensor, confidence: float = CONFIDENCE
+    original: Tensor,
+    candidate: Tensor,
+    weight: Tensor,
+    confidence: float = CONFIDENCE,
+    unit: str = "",
 ) -> Drop:
-    """Relative rise of exp(mean loss), as of perplexity.
+    """Rise of exp(mean loss), as of perplexity.
 
     Args:
         original: (n,) loss of each example, summed over its tokens.
         candidate: (n,) the same for the candidate.
         weight: (n,) tokens of each example.
         confidence: Of each end on its own.
+        unit: As `Goal.drop_unit`.
     """
-    low_mid_high = ratio_interval(candidate.double() - original.double(), weight, confidence)
-    value, low, high = (_expm1(x) for x in low_mid_high)
-    return Drop(value, low, high, original.numel(), confidence)
+    if unit:  # by linearization: exp of each mean moves by itself times what its mean moves by
+        held = weight.double()
+        means = [float(t.double().sum() / held.sum()) for t in (original, candidate)]
+        before, after = (_expm1(mean) + 1 for mean in means)
+        moved = after * (candidate - means[1] * held) - before * (original - means[0] * held)
+        interval = ratio_interval(moved + (after - before) * held, held, confidence)
+    else:
+        interval = ratio_interval(candidate.double() - original.double(), weight, confidence)
+        interval = _expm1(interval[0]), _expm1(interval[1]), _expm1(interval[2])
+    return _drop(interval, original.numel(), confidence, unit)
 
 
 def linear_drop(
@@ -80,8 +95,9 @@ def linear_drop(
     weight: Tensor,
     higher_is_better: bool,
     confidence: float = CONFIDENCE,
+    unit: str = "",
 ) -> Drop:
-    """Relative loss of a mean score: a share of the size of the original's.
+    """Loss of a mean score: a share of the size of the original's.
 
     Args:
         original: (n,) score of each example, summed over what it holds.
@@ -89,33 +105,44 @@ def linear_drop(
         weight: (n,) what each example holds; the mean is sum of scores over sum of weights.
         higher_is_better: Direction of the score.
         confidence: Of each end on its own.
+        unit: As `Goal.drop_unit`; with one it is no share.
     """
     sign = 1.0 if higher_is_better else -1.0
     lost = sign * (original.double() - candidate.double())
     total = float(original.double().sum())
-    if not total:  # of nothing no share can be lost, whatever is lost
+    if not total and not unit:  # of nothing no share can be lost, whatever is lost
         value = float(lost.sum() / weight.double().sum())
         return Drop(value, -math.inf, math.inf, original.numel(), confidence)
     # A score below 0, such as a negated loss, loses a share of its size.
-    base = original.double() * math.copysign(1.0, total)
+    base = weight.double() if unit else original.double() * math.copysign(1.0, total)
     value, low, high = ratio_interval(lost, base, confidence)
-    if _binary(original, weight) and _binary(candidate, weight):
+    if float((lost == 0).double().mean()) >= ALIKE:
         # With few disagreements the normal interval is too narrow: at zero it has no width.
-        exact = _exact_loss_bound(lost, confidence) / float(base.sum())
-        high = max(high, exact)
-    return Drop(value, low, high, original.numel(), confidence)
+        # Of scores that are all 0, as no error is made, one may become an error.
+        largest = float(torch.stack([original.abs(), candidate.abs()]).max()) or 1.0
+        high = max(high, _rare_loss_bound(lost, largest, confidence) / float(base.sum()))
+    return _drop((value, low, high), original.numel(), confidence, unit)
 
 
-def _exact_loss_bound(lost: Tensor, confidence: float) -> float:
-    """Upper bound of the examples lost, were none gained: Clopper and Pearson 1934."""
+def _rare_loss_bound(lost: Tensor, largest: float, confidence: float) -> float:
+    """Upper bound of what is lost where few examples lose.
+
+    Their share is bounded by Clopper and Pearson 1934. What one of them loses is what those that
+    were seen lose on average, with one more that loses as much as a score is large; of right and
+    wrong answers that is 1, and the bound exact.
+    """
     n, losses = lost.numel(), int((lost > 0).sum())
-    gains = int((lost < 0).sum())
     rate = 1.0 if losses >= n else float(special.betaincinv(losses + 1, n - losses, confidence))
-    return n * rate - gains
+    size = (float(lost.clamp(min=0).sum()) + largest) / (losses + 1)
+    return n * rate * size + float(lost.clamp(max=0).sum())
 
 
-def _binary(score: Tensor, weight: Tensor) -> bool:
-    return bool((weight == 1).all()) and bool(((score == 0) | (score == 1)).all())
+def _drop(
+    interval: tuple[float, float, float], examples: int, confidence: float, unit: str
+) -> Drop:
+    scale = 100.0 if unit == "points" else 1.0
+    value, low, high = (scale * end for end in interval)
+    return Drop(value, low, high, examples, confidence, unit)
 
 
 def _expm1(x: float) -> float:

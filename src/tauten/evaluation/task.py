@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, first_line
+from tauten.core.figures import plural
 from tauten.data.plain_models import is_plain, plain_batches
 from tauten.data.splits import Splits, split
-from tauten.data.tensors import call_model, listed, load_rows, main_output, rows_of
+from tauten.data.tensors import Rows, call_model, listed, load_rows, rows_of
 from tauten.data.texts import read_texts
 from tauten.data.windows import (
     count_tokens,
@@ -22,9 +24,14 @@ from tauten.data.windows import (
     token_batches,
     used,
 )
-from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Perplexity
-from tauten.evaluation.tensor_metrics import Similarity, fitting
-from tauten.evaluation.user_metric import Metric, group_ids
+from tauten.evaluation.fitting import Kind, fitting, of_speech
+from tauten.evaluation.identity import identity
+from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity
+from tauten.evaluation.ranking import RankCorrelation
+from tauten.evaluation.targets import group_ids
+from tauten.evaluation.tensor_metrics import Similarity
+from tauten.evaluation.transcripts import WordErrors
+from tauten.evaluation.user_metric import Metric, grouped
 from tauten.models.source import Source
 from tauten.models.structure import find_structure
 
@@ -42,6 +49,7 @@ class Task:
         documents: Independent examples by split, those that were used.
         tokens: Real tokens by split; empty for data that isn't text.
         is_text: Batches are `TokenBatch`.
+        noun: What an independent example is.
     """
 
     metric: Callable[[], Measure]
@@ -50,6 +58,13 @@ class Task:
     documents: dict[str, int]
     tokens: dict[str, int]
     is_text: bool
+    noun: str = "example"
+
+    def counted(self, split: str, units: int) -> str:
+        """What so many scores of a split are one each of: `noun`, or batches."""
+        batches = len(getattr(self.splits, split))
+        by_batch = units == batches < self.documents.get(split, 0)
+        return "batch" if by_batch else self.noun
 
     def facts(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -78,9 +93,8 @@ def make_task(
         model: Tells a language model from others; its tensors may be empty.
         data: Text as `load_texts` takes it, or an iterable of tensor batches as `load_rows` does.
         metric: A name, a `Metric`, or a function (model, batch) -> number or one number an
-            example, higher is better. By default perplexity for language models on text; for
-            tensors `accuracy` or `r2` where there are targets, else `similarity` to the
-            original's outputs (`agreement` where they are single numbers).
+            example, higher is better. By default perplexity for language models on text, else
+            what `fitting` finds.
         seed: Deals examples out to splits.
         max_tokens: Most tokens a split of text.
     Raises:
@@ -100,6 +114,9 @@ def _text_task(
             f"{source.name} has no tokenizer, so it can't read text: pass tokenizer= (an object or "
             "a folder), the folder that holds model and tokenizer, or tensor batches as data"
         )
+    own = None if metric is None or isinstance(metric, str) else as_metric(metric)
+    if own is not None and own.named:
+        raise InputError(f"groups of {own.named} are those of rows; documents are units of text")
     read, tokenizer = read_texts(data, None, source.tokenizer), source.tokenizer()
     documents, name = read.documents, read.name
     parts = split(documents, [document.name for document in documents], seed)
@@ -107,14 +124,16 @@ def _text_task(
     if is_plain(model):
         plain = Splits(*(tuple(plain_batches(p, tokenizer, model)) for p in vars(parts).values()))
         counts = {key: sum(map(rows_of, value)) for key, value in vars(plain).items()}
-        serving = _fitting(source, model, plain.development[0], isinstance(metric, str))
-        return Task(_metric(metric, *serving), plain, name, counts, {}, False)
-    chosen = _metric(metric, Perplexity if is_language_model(model) else Similarity)
+        kinds = _fitting(source, model, plain.development[0], isinstance(metric, str))
+        chosen = _named(metric, kinds, None) if own is None else lambda: own
+        return Task(chosen, plain, name, counts, {}, False, "window")
+    kind: type[Measure] = Perplexity if is_language_model(model) else Similarity
+    chosen = _named(metric, {kind.name: kind}, None) if own is None else lambda: own
     if not is_language_model(model):
         splits = Splits(
             *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
         )
-        return Task(chosen, splits, name, counts, {}, False)
+        return Task(chosen, splits, name, counts, {}, False, "document")
     longest, batches = min(512, positions(model)), {}
     for key, part in vars(parts).items():
         judges = key != "calibration"
@@ -123,43 +142,67 @@ def _text_task(
         _log.info("%s: %s", key, used(batches[key], len(part)))
         counts[key] = len(torch.cat([batch.documents for batch in batches[key]]).unique())
     tokens = {key: count_tokens(value) for key, value in batches.items()}
-    return Task(chosen, Splits(**batches), name, counts, tokens, True)
+    return Task(chosen, Splits(**batches), name, counts, tokens, True, "document")
 
 
 def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed: int) -> Task:
     own = metric if metric is None or isinstance(metric, str) else as_metric(metric)
     rows = load_rows(data, model, as_given=isinstance(own, Metric))
     groups = own.groups if isinstance(own, Metric) else None
-    units = [[row] for row in range(len(rows))]
+    kept = _distinct(rows)
+    units = [[row] for row in kept]
     if groups is not None:
-        units = _grouped([group_ids(groups, batch) for batch in rows.take(range(len(rows)))])
-    parts = split(units, [str(i) for i in range(len(units))], seed)
+        units = _grouped(kept, [group_ids(groups, batch) for batch in rows.take(kept)])
+    parts = split(units, [str(unit[0]) for unit in units], seed)
     splits = Splits(*(tuple(rows.take([*chain(*part)])) for part in vars(parts).values()))
     counts = {key: len(value) for key, value in vars(parts).items()}
-    first = splits.development[0]
-    serving = [] if isinstance(own, Metric) else _fitting(source, model, first, own is not None)
-    return Task(_metric(own, *serving), splits, "tensors", counts, {}, False)
+    noun = "example" if groups is None else "group"
+    if isinstance(own, Metric) and not own.named:
+        return Task(lambda: own, splits, "tensors", counts, {}, False, noun)
+    kinds = _fitting(source, model, splits.development[0], own is not None)
+    name = own.named if isinstance(own, Metric) else own
+    kind = _named(name, kinds, groups)
+    if groups is not None and name != RankCorrelation.name:
+        kind = partial(grouped, kind, groups)
+    return Task(kind, splits, "tensors", counts, {}, False, noun)
 
 
-def _grouped(ids: Sequence[Tensor]) -> list[list[int]]:
+def _distinct(rows: Rows) -> list[int]:
+    """Rows without those that repeat an earlier one in all values: they would count twice."""
+    if rows.leaves is None:
+        contents = [identity(batch).encode() for batch in rows.batches]
+    else:
+        flat = [leaf.reshape(len(rows), -1).contiguous().numpy() for leaf in rows.leaves]
+        contents = [b"".join(leaf[row].tobytes() for leaf in flat) for row in range(len(rows))]
+    first = {content: row for row, content in reversed([*enumerate(contents)])}
+    kept = sorted(first.values())
+    if len(kept) < len(contents):
+        again = plural(len(contents) - len(kept), "example")
+        _log.warning("data: %s left out, the same as others", again)
+    return kept
+
+
+def _grouped(rows: Sequence[int], ids: Sequence[Tensor]) -> list[list[int]]:
     """Rows of each group."""
     groups: dict[int, list[int]] = {}
-    for row, group in enumerate(torch.cat(list(ids)).tolist()):
+    for row, group in zip(rows, torch.cat(list(ids)).tolist(), strict=True):
         groups.setdefault(group, []).append(row)
     return list(groups.values())
 
 
-def _fitting(source: Source, skeleton: nn.Module, batch: Any, is_named: bool) -> list[type[Mean]]:
-    """Metrics that fit what the model returns for a batch."""
+def _fitting(source: Source, skeleton: nn.Module, batch: Any, is_named: bool) -> dict[str, Kind]:
+    """Metrics that fit what the model returns for a batch, by name."""
+    speech = of_speech(skeleton, batch, source.tokenizer)
     blocks = find_structure(skeleton).blocks if source.reader else ()
     model = source.open(blocks, stream=bool(blocks))
     try:
         with torch.inference_mode():
-            output = main_output(call_model(model, batch))
+            returned = call_model(model, batch)
+            kinds = fitting(batch, returned, is_named)
     except MODEL_ERRORS as error:
         reason = first_line(error)
         raise InputError(f"the model can't be called on this data: {reason}") from error
-    return fitting(batch, output, is_named)
+    return kinds if speech is None else {WordErrors.name: speech, **kinds}
 
 
 def as_metric(metric: Any) -> Metric:
@@ -167,17 +210,15 @@ def as_metric(metric: Any) -> Metric:
     return metric if isinstance(metric, Metric) else Metric(metric)
 
 
-def _metric(metric: Any, *serving: Callable[[], Measure]) -> Callable[[], Measure]:
-    """The metric asked for, or the first of those that serve this model and data."""
-    if metric is None:
-        return serving[0]
-    if not isinstance(metric, str):
-        own = as_metric(metric)
-        return lambda: own
-    named = {kind().name: kind for kind in serving}
-    if metric not in named:
+def _named(name: str | None, kinds: dict[str, Kind], groups: Any) -> Callable[[], Measure]:
+    """The metric of a name, or the first of those that serve this model and data."""
+    if name is None:
+        return next(iter(kinds.values()))
+    if name == RankCorrelation.name and (groups is not None or name in kinds):
+        return partial(RankCorrelation, groups)
+    if name not in kinds:
         raise InputError(
-            f"metric {metric!r} doesn't serve this model and data; "
-            f"expected {' or '.join(named)}, or a function (model, batch) -> number"
+            f"metric {name!r} doesn't serve this model and data; "
+            f"expected {' or '.join(kinds)}, or a function (model, batch) -> number"
         )
-    return named[metric]
+    return kinds[name]

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError, TautenError
+from tauten.core.measurement import Drop
 from tauten.data.tensors import rows_of
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.identity import identity
-from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Scores
+from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Scores
+from tauten.evaluation.statistics import CONFIDENCE
+from tauten.evaluation.targets import group_ids
 
 
 class Metric(Mean):
@@ -19,7 +22,8 @@ class Metric(Mean):
 
     Args:
         function: Numbers of more dimensions than one, such as of tokens, are averaged over each
-            example. Those of windows of text are joined by document.
+            example. Those of windows of text are joined by document. Or the name of a metric that
+            serves the model and its data, such as `accuracy` or `rank_correlation`, for `groups`.
         higher_is_better: False for losses, error rates and distances. By default what the function
             says by an attribute of this name, else True.
         name: In reports; by default the function's.
@@ -32,12 +36,19 @@ class Metric(Mean):
 
     def __init__(
         self,
-        function: Callable[[nn.Module, Any], Any],
+        function: Callable[[nn.Module, Any], Any] | str,
         *,
         higher_is_better: bool | None = None,
         name: str | None = None,
         groups: Callable[[Any], Any] | None = None,
     ):
+        self.groups = groups
+        self.named = function if isinstance(function, str) else ""
+        if isinstance(function, str):
+            if higher_is_better is not None or name is not None:
+                raise InputError(f"metric {function!r} has a direction and a name of its own")
+            self.name = function
+            return
         try:
             inspect.signature(function).bind(None, None)
         except TypeError as error:
@@ -45,7 +56,7 @@ class Metric(Mean):
         own = bool(getattr(function, "higher_is_better", True))
         self.higher_is_better = own if higher_is_better is None else higher_is_better
         self.name = str(name or getattr(function, "__name__", type(function).__name__))
-        self.groups, self._function = groups, function
+        self._function = function
 
     @property
     def identity(self) -> str:
@@ -80,18 +91,6 @@ class Metric(Mean):
         )
 
 
-def group_ids(groups: Callable[[Any], Any] | None, batch: Any) -> Tensor:
-    """(rows,) int64, the group of each example of a batch."""
-    assert groups is not None, "only grouped examples have ids"
-    found, rows = torch.as_tensor(groups(batch)), rows_of(batch)
-    if found.shape != (rows,) or found.is_floating_point():
-        raise InputError(
-            f"groups gave {found.dtype} of shape {tuple(found.shape)} for a batch of {rows} "
-            f"examples: expected ({rows},) whole numbers"
-        )
-    return found.long()
-
-
 def joined(scores: Scores, units: Tensor) -> Scores:
     """Scores of units that hold several examples each.
 
@@ -106,3 +105,43 @@ def joined(scores: Scores, units: Tensor) -> Scores:
     total.index_add_(0, index, scores.total)
     weight.index_add_(0, index, scores.weight)
     return Scores(total, weight)
+
+
+def grouped(kind: Callable[[], Measure], groups: Callable[[Any], Any]) -> Measure:
+    """A metric of Tauten's own, its scores joined by groups.
+
+    Args:
+        kind: Makes the metric.
+        groups: As of `Metric`.
+    """
+    return _Grouped(kind(), groups)
+
+
+class _Grouped(Measure):
+    def __init__(self, inner: Measure, groups: Callable[[Any], Any]):
+        self.name, self.meaning = inner.name, inner.meaning
+        self.higher_is_better = inner.higher_is_better
+        self._inner, self._groups = inner, groups
+
+    @property
+    def identity(self) -> str:
+        return f"{self._inner.identity} {identity(self._groups)[:16]}"
+
+    def prepare(self, original: nn.Module, batches: Sequence[Any]) -> None:
+        self._inner.prepare(original, batches)
+
+    def scores(self, model: nn.Module, batches: Sequence[Any]) -> Scores:
+        units = torch.cat([group_ids(self._groups, batch) for batch in batches])
+        return joined(self._inner.scores(model, batches), units)
+
+    def value(self, scores: Scores) -> float:
+        return self._inner.value(scores)
+
+    def drop(
+        self,
+        original: Scores,
+        candidate: Scores,
+        confidence: float = CONFIDENCE,
+        unit: str = "",
+    ) -> Drop:
+        return self._inner.drop(original, candidate, confidence, unit)

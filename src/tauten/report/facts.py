@@ -5,18 +5,22 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tauten.core.coverage import changed_sentence
 from tauten.core.figures import (
     format_bytes,
     format_limit,
+    format_loss,
     format_number,
     format_percent,
     format_seconds,
     is_number,
+    loss_word,
+    many,
     plural,
 )
 from tauten.report.trials import TrialRow, trial_rows
@@ -61,6 +65,7 @@ class Split:
     sentence: str
     tone: str
     bar: dict[str, float | None] | None
+    counted: str
 
 
 def badge(manifest: Facts) -> Badge:
@@ -68,7 +73,8 @@ def badge(manifest: Facts) -> Badge:
     limit, reason = max_drop(manifest), manifest.get("reason") or ""
     reason = reason[:1].upper() + reason[1:]
     if manifest.get("certified"):
-        text = "Certified" if limit is None else f"Certified within {format_limit(limit)}"
+        unit = drop_unit(manifest)
+        text = "Certified" if limit is None else f"Certified within {format_limit(limit, unit)}"
         if (manifest.get("data") or {}).get("name") == DEFAULT_TEXT:
             text += " on the default text"  # which may be unlike that of the user
         return Badge(text, "good", reason)
@@ -76,6 +82,26 @@ def badge(manifest: Facts) -> Badge:
         detail = "Nothing was measured on data, so no drop is claimed."
         return Badge("Not measured", "warn", detail)
     return Badge("Not certified", "bad", reason)
+
+
+def drop_unit(manifest: Facts) -> str:
+    """Of the goal's limit on the drop, and of all drops."""
+    return str((manifest.get("goal") or {}).get("drop_unit", ""))
+
+
+def lost_word(manifest: Facts) -> str:
+    """Whether the metric falls or rises where quality is lost."""
+    qualities = measured(manifest)
+    return loss_word(not qualities or is_score(qualities[0]))
+
+
+def _verb(manifest: Facts) -> str:
+    return {"drop": "fall", "rise": "rise"}[lost_word(manifest)]
+
+
+def is_score(quality: Facts) -> bool:
+    """Whether higher is better; manifests of old don't say it."""
+    return bool(quality.get("higher_is_better", quality["metric"] != "perplexity"))
 
 
 def max_drop(manifest: Facts) -> float | None:
@@ -106,12 +132,15 @@ def shaping_lines(manifest: Facts) -> list[str]:
     return [f"{step['step']}: {step['summary']}" for step in manifest.get("shaping") or []]
 
 
-def goal_lines(goal: Facts | None) -> list[str]:
+def goal_lines(manifest: Facts) -> list[str]:
     """The goal as sentences; empty without one."""
+    goal, qualities = manifest.get("goal"), measured(manifest)
     if not goal:
         return []
-    parts = {
-        "max_drop": ("Lose at most {} of quality.", format_limit),
+    limit = partial(format_limit, unit=drop_unit(manifest))
+    moves = f"Let {qualities[0]['metric']} {_verb(manifest)} by at most {{}}." if qualities else ""
+    parts: dict[str, tuple[str, Callable[..., str]]] = {
+        "max_drop": (moves or "Lose at most {} of quality.", limit),
         "max_size_bytes": ("Weights file of at most {}.", format_bytes),
         "max_latency_s": ("At most {} a token or call.", format_seconds),
         "max_memory_bytes": ("At most {} of memory.", format_bytes),
@@ -148,6 +177,7 @@ def _split(quality: Facts, limit: float | None, low: float, high: float) -> Spli
         sentence=_sentence(quality, limit),
         tone="even" if limit is None else "good" if kept else "bad",
         bar=_bar(drop, limit, low, high),
+        counted=many(counted(quality)),
     )
 
 
@@ -170,34 +200,38 @@ def _sentence(quality: Facts, limit: float | None) -> str:
     drop, before, after = quality["drop"], quality["original"], quality["value"]
     verb = "stayed at" if before == after else "rose" if after > before else "fell"
     move = verb + (f" from {format_number(before)} to" if before != after else "")
-    examples = plural(
-        drop["examples"], "document" if quality["metric"] == "perplexity" else "example"
-    )
+    examples = plural(drop["examples"], counted(quality))
     evidence = _EVIDENCE.get(quality["split"], f"of the {quality['split']} split")
     start = f"On {examples} {evidence}, {quality['metric']} {move} {format_number(after)}."
     return f"{start} {bound_sentence(drop, limit)}"
 
 
+def counted(quality: Facts) -> str:
+    """What an independent unit is; manifests of old don't say it."""
+    noun = "document" if quality["metric"] == "perplexity" else "example"
+    return str(quality.get("counted", noun))
+
+
 def bound_sentence(drop: Facts, limit: float | None) -> str:
     """What the 95% bound says, beside the goal if there is one."""
-    low, high = drop["low"], drop["high"]
+    low, high, unit = drop["low"], drop["high"], drop.get("unit", "")
     if not is_number(high):
         return "Nothing bounds the loss: the measurement isn't finite."
     if high < 0:
-        better = format_percent(-high)
+        better = format_loss(-high, unit)
         claim = f"With 95% confidence it is better than the original by at least {better}"
     else:
-        claim = f"With 95% confidence the loss is below {format_percent(high)}"
+        claim = f"With 95% confidence the loss is below {format_loss(high, unit)}"
     if limit is None:
         return f"{claim}. The goal sets no limit on it."
     if high <= limit:
-        return f"{claim}, within the {format_limit(limit)} that the goal allows."
+        return f"{claim}, within the {format_limit(limit, unit)} that the goal allows."
     if is_number(low) and low > limit:
         return (
-            f"The loss is above the {format_limit(limit)} that the goal allows: "
-            f"even the lower end of its interval is {format_percent(low)}."
+            f"The loss is above the {format_limit(limit, unit)} that the goal allows: "
+            f"even the lower end of its interval is {format_loss(low, unit)}."
         )
-    return f"{claim}. The goal allows {format_limit(limit)}, so that isn't shown to hold."
+    return f"{claim}. The goal allows {format_limit(limit, unit)}, so that isn't shown to hold."
 
 
 def next_steps(manifest: Facts, timing: Facts, path: str) -> list[tuple[str, str]]:
@@ -232,26 +266,28 @@ def _more_effort(manifest: Facts, timing: Facts) -> list[tuple[str, str]]:
 
 def _other_limit(manifest: Facts) -> list[tuple[str, str]]:
     """The nearest limit that would change the outcome, from trials that are already measured."""
-    limit = max_drop(manifest)
+    limit, unit = max_drop(manifest), drop_unit(manifest)
     rows = [row for row in trial_rows(manifest) if is_number(row.high) and row.high > 0]
     chosen = chosen_measurement(manifest)
     if limit is None or not rows:
         return []
     if manifest.get("certified") and chosen:
         smaller = [r for r in rows if (r.size_bytes or 0) < chosen["size_bytes"]]
-        sensible = [row for row in smaller if _bound(row) <= SENSIBLE * max(limit, 0.01)]
-        return [_accepting(min(sensible, key=_bound), "take")] if sensible else []
+        least = 0.01 if not unit else 0.0
+        sensible = [row for row in smaller if _bound(row) <= SENSIBLE * max(limit, least)]
+        return [_accepting(min(sensible, key=_bound), "take", unit)] if sensible else []
     best = min(rows, key=_bound)
     if _bound(best) > limit:
-        return [_accepting(best, "accept")]
+        return [_accepting(best, "accept", unit)]
     return [("tauten optimize ... --data MORE_TEXT", "more documents narrow the interval")]
 
 
-def _accepting(row: TrialRow, verb: str) -> tuple[str, str]:
+def _accepting(row: TrialRow, verb: str, unit: str) -> tuple[str, str]:
     # Rounded up to two digits: the limit must not lie below the bound it is to allow.
-    percent = 100 * _bound(row)
-    step = 10.0 ** (math.floor(math.log10(percent)) - 1)
-    limit = f"{math.ceil(percent / step) * step:.6g}%"
+    bound = _bound(row) if unit else 100 * _bound(row)
+    step = 10.0 ** (math.floor(math.log10(bound)) - 1)
+    rounded = f"{math.ceil(bound / step) * step:.6g}"
+    limit = f"'{rounded} {unit}'" if unit else f"{rounded}%"
     return (
         f"tauten optimize ... --max-drop {limit}",
         f"would {verb} trial {row.number}: {format_bytes(row.size_bytes)}",

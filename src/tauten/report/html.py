@@ -9,7 +9,16 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tauten.core import figures
-from tauten.report.facts import badge, coverage_line, goal_lines, max_drop, shaping_lines, splits
+from tauten.report.facts import (
+    badge,
+    coverage_line,
+    drop_unit,
+    goal_lines,
+    lost_word,
+    max_drop,
+    shaping_lines,
+    splits,
+)
 from tauten.report.heat import heat_maps
 from tauten.report.layers import format_shares, layer_units
 from tauten.report.plot import Plot, pareto_plot
@@ -21,6 +30,7 @@ _FILTERS = {
     "bytes": figures.format_bytes,
     "percent": figures.format_percent,
     "limit": figures.format_limit,
+    "loss": figures.format_loss,
     "seconds": figures.format_seconds,
     "number": figures.format_number,
     "count": figures.format_count,
@@ -53,8 +63,10 @@ def render_html(manifest: Mapping[str, Any], timing: Mapping[str, Any]) -> str:
             tiles=tiles(manifest, timing),
             shaping=shaping_lines(manifest),
             coverage=coverage_line(manifest),
-            goal=goal_lines(manifest.get("goal")),
+            goal=goal_lines(manifest),
             max_drop=max_drop(manifest),
+            unit=drop_unit(manifest),
+            lost=lost_word(manifest),
             splits=splits(manifest),
             trials=rows,
             timed=any(row.latency_s is not None for row in rows),
@@ -96,7 +108,7 @@ def _environment() -> Environment:
 def _plots(rows: list[TrialRow], manifest: Mapping[str, Any]) -> dict[str, Plot]:
     size_limit = (manifest.get("goal") or {}).get("max_size_bytes")
     plots = {
-        name: pareto_plot(rows, max_drop(manifest), size_limit, width, height)
+        name: pareto_plot(rows, max_drop(manifest), size_limit, width, height, drop_unit(manifest))
         for name, (width, height) in _PLOT_SIZES.items()
     }
     return {name: plot for name, plot in plots.items() if plot is not None}

@@ -92,14 +92,19 @@ def pareto_plot(
     max_size_bytes: int | None,
     width: int,
     height: int,
+    unit: str = "",
 ) -> Plot | None:
-    """Lay out size against drop; None if no trial has both."""
+    """Lay out size against drop, of a unit as `Goal.drop_unit`; None if no trial has both."""
+    limit = max_drop
+    if not unit:  # shares are drawn in percent
+        rows = [_in_percent(row) for row in rows]
+        limit = None if max_drop is None else 100 * max_drop
     measured = [row for row in rows if row.size_bytes is not None]
     shown = [row for row in measured if is_number(row.drop)]
     if not shown:
         return None
     x = _size_axis(shown, max_size_bytes, _LEFT, width - _RIGHT)
-    y, scale = _drop_axis(shown, max_drop, height - _BOTTOM, _TOP)
+    y, scale = _drop_axis(shown, limit, height - _BOTTOM, _TOP)
     points = [_point(row, x, y) for row in shown]
     best = sorted((p for p in points if p.trial.frontier), key=lambda p: p.x)
     size_limit = max_size_bytes / 1e6 if max_size_bytes is not None else None
@@ -111,12 +116,10 @@ def pareto_plot(
         top=_TOP,
         bottom=height - _BOTTOM,
         x_ticks=_ticks(x, _nice_steps(x.low, x.high, width // 80), ""),
-        y_ticks=_ticks(y, _drop_steps(y, scale, height // 60), "%"),
+        y_ticks=_ticks(y, _drop_steps(y, scale, height // 60), "" if unit else "%"),
         points=_numbered(sorted(points, key=lambda p: _DRAW_ORDER.index(p.trial.state))),
         frontier=" ".join(f"{p.x},{p.y}" for p in best),
-        max_drop=None
-        if max_drop is None
-        else Tick(y.place(100 * max_drop), format_limit(max_drop)),
+        max_drop=None if limit is None else Tick(y.place(limit), format_limit(max_drop, unit)),
         max_size=None if size_limit is None else Tick(x.place(size_limit), f"{size_limit:.4g} MB"),
         bent=scale is not None,
         off_chart=tuple(row.number for row in measured if not is_number(row.drop)),
@@ -125,9 +128,14 @@ def pareto_plot(
 
 def _point(row: TrialRow, x: Axis, y: Axis) -> Point:
     assert row.size_bytes is not None and row.drop is not None
-    centre = y.place(100 * row.drop)
-    low, high = (y.place(100 * v) if is_number(v) else centre for v in (row.low, row.high))
+    centre = y.place(row.drop)
+    low, high = (y.place(v) if is_number(v) else centre for v in (row.low, row.high))
     return Point(row, x.place(row.size_bytes / 1e6), centre, low, high)
+
+
+def _in_percent(row: TrialRow) -> TrialRow:
+    low, value, high = (None if v is None else 100 * v for v in (row.low, row.drop, row.high))
+    return replace(row, low=low, drop=value, high=high)
 
 
 def _numbered(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -153,16 +161,16 @@ def _size_axis(rows: Sequence[TrialRow], limit: int | None, start: float, end: f
 def _drop_axis(
     rows: Sequence[TrialRow], limit: float | None, start: float, end: float
 ) -> tuple[Axis, float | None]:
-    """The axis in percent, and where it turns from linear to logarithmic, None if it is linear."""
-    drops = [100 * row.drop for row in rows if row.drop is not None]
-    bounds = [100 * v for row in rows for v in (row.low, row.high) if is_number(v)]
-    limits = [] if limit is None else [100 * limit]
+    """The axis, and where it turns from linear to logarithmic, None if it is linear."""
+    drops = [row.drop for row in rows if row.drop is not None]
+    bounds = [v for row in rows for v in (row.low, row.high) if is_number(v)]
+    limits = [] if limit is None else [limit]
     values = [0.0, *drops, *bounds, *limits]
     sizes = [abs(v) for v in (*drops, *limits) if v]
     scale = None
     if sizes and max(sizes) > _SPAN * min(sizes):
         # Drops far inside the goal are alike to the user: they get no decades of their own.
-        floor = 100 * limit / 20 if limit else 0.1
+        floor = limit / 20 if limit else 0.1
         scale = 10.0 ** math.floor(math.log10(max(min(sizes), floor)))
     bend = _asinh_over(scale) if scale else _same
     low, high = bend(min(values)), bend(max(values))

@@ -12,11 +12,20 @@ from rich.text import Text
 from tauten.core.figures import (
     format_bytes,
     format_count,
+    format_loss,
     format_percent,
     format_shape,
     plural,
 )
-from tauten.report.facts import badge, coverage_line, goal_lines, next_steps, shaping_lines, splits
+from tauten.report.facts import (
+    badge,
+    coverage_line,
+    goal_lines,
+    lost_word,
+    next_steps,
+    shaping_lines,
+    splits,
+)
 from tauten.report.reverts import RevertRow, model_revert, revert_rows
 from tauten.report.tiles import headline, tiles
 from tauten.report.trials import TrialRow, trial_rows
@@ -60,7 +69,7 @@ def print_result(
         console.print(line)
     rows = trial_rows(manifest, timing)
     if rows:
-        console.print(_trial_table(rows))
+        console.print(_trial_table(rows, lost_word(manifest)))
     _print_reverts(revert_rows(manifest, timing), model_revert(timing), console)
     _print_steps(next_steps(manifest, timing, path), console)
 
@@ -114,17 +123,17 @@ def _certificate(manifest: Mapping[str, Any]) -> list[Text]:
     lines = []
     for split in splits(manifest)[:1]:
         lines += [Text(split.sentence, _STYLES[split.tone] if split.tone == "bad" else ""), Text()]
-    goal = goal_lines(manifest.get("goal"))
+    goal = goal_lines(manifest)
     if goal:
         lines.insert(0, Text.assemble(("Goal: ", "bold"), " ".join(goal)))
     return [Text(), *lines] if lines else []
 
 
-def _trial_table(rows: list[TrialRow]) -> Table:
+def _trial_table(rows: list[TrialRow], lost: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("recipe", ratio=3, overflow="fold")
-    for name in ("size", "drop", "95% bound"):
+    for name in ("size", lost, "95% bound"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("outcome", ratio=3, overflow="fold")
     for row in rows:
@@ -132,8 +141,8 @@ def _trial_table(rows: list[TrialRow]) -> Table:
             f"{_MARKS.get(row.state, '')}{row.number}",
             row.label,
             format_bytes(row.size_bytes),
-            format_percent(row.drop),
-            format_percent(row.high),
+            format_loss(row.drop, row.unit),
+            format_loss(row.high, row.unit),
             row.outcome,
         )
         # Labels come from users: as Text, their brackets aren't read as markup.

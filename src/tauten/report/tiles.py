@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tauten.core.figures import (
     ABSENT,
     format_bytes,
     format_change,
+    format_loss,
     format_number,
-    format_percent,
     format_rate,
     format_seconds,
     is_number,
 )
-from tauten.report.facts import max_drop, measured
+from tauten.report.facts import lost_word, max_drop, measured
 
 Facts = Mapping[str, Any]
 
@@ -57,7 +58,7 @@ def headline(manifest: Facts, timing: Facts) -> str:
     parts = [f"{format_bytes(source['size_bytes'])} went in, {format_bytes(size)} came out"]
     qualities = measured(manifest)
     if qualities:
-        parts.append(_quality_words(qualities[0]["drop"], qualities[0]["metric"]))
+        parts.append(_quality_words(qualities[0], lost_word(manifest)))
     else:
         parts.append("its quality was not measured")
     speed = _speed_note(timing)
@@ -66,18 +67,21 @@ def headline(manifest: Facts, timing: Facts) -> str:
     return "; ".join(parts) + "."
 
 
-def _quality_words(drop: Facts, metric: str) -> str:
+def _quality_words(quality: Facts, lost: str) -> str:
+    drop, metric = quality["drop"], quality["metric"]
+    show = partial(format_loss, unit=drop.get("unit", ""))
+    worse, better = ("fell", "rose") if lost == "drop" else ("rose", "fell")
     if not is_number(drop["value"]):
         return f"{metric} is no longer finite"
-    bound = f"at most {format_percent(drop['high'])} with 95% confidence"
+    bound = f"at most {show(drop['high'])} with 95% confidence"
     if drop["value"] > 0:
-        return f"{metric} is {format_percent(drop['value'])} worse, {bound}"
+        return f"{metric} {worse} by {show(drop['value'])}, {bound}"
     if drop["value"] < 0:
         if drop["high"] < 0:
-            bound = f"at least {format_percent(-drop['high'])} with 95% confidence"
-            return f"{metric} is {format_percent(-drop['value'])} better, {bound}"
-        return f"{metric} is {format_percent(-drop['value'])} better (loss {bound})"
-    return f"{metric} is unchanged (loss {bound})"
+            bound = f"at least {show(-drop['high'])} with 95% confidence"
+            return f"{metric} {better} by {show(-drop['value'])}, {bound}"
+        return f"{metric} {better} by {show(-drop['value'])} ({lost} {bound})"
+    return f"{metric} is unchanged ({lost} {bound})"
 
 
 def _size(manifest: Facts) -> Tile:
@@ -106,16 +110,17 @@ def _quality(manifest: Facts) -> Tile:
         return Tile("Quality", "not measured", ABSENT, ABSENT, (note,))
     quality, limit = qualities[0], max_drop(manifest)
     drop = quality["drop"]
+    show = partial(format_loss, unit=drop.get("unit", ""))
     kept = is_number(drop["high"]) and (limit is None or drop["high"] <= limit)
     tone = "bad" if not kept else "even" if limit is None else "good"
     split = "sealed test" if quality["split"] == "test" else f"{quality['split']} split"
     notes = (
-        Note(f"below {format_percent(drop['high'])} with 95% confidence", tone),
+        Note(f"below {show(drop['high'])} with 95% confidence", tone),
         Note(f"measured on the {split}"),
     )
     before, after = format_number(quality["original"]), format_number(quality["value"])
-    title = f"Drop in {quality['metric']}"
-    return Tile(title, format_percent(drop["value"]), before, after, notes)
+    lost = {"drop": "Drop in", "rise": "Rise of"}[lost_word(manifest)]
+    return Tile(f"{lost} {quality['metric']}", show(drop["value"]), before, after, notes)
 
 
 def _speed(timing: Facts) -> list[Tile]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.core.figures import format_change, format_percent, is_number
+from tauten.core.figures import format_change, format_loss, is_number
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class TrialRow:
         frontier: No other trial is both smaller and better.
         speed: Beside the original of the same run, such as `1.3x slower`; empty if not timed.
         outcome: Verdict, or the error.
+        unit: Of the drop, as `Goal.drop_unit`.
     """
 
     number: int
@@ -34,13 +35,14 @@ class TrialRow:
     latency_s: float | None
     speed: str
     outcome: str
+    unit: str = ""
 
     @property
     def interval(self) -> str:
         """Of the drop: each end is a bound by itself, and those of all trials hold together."""
         if not (is_number(self.low) and is_number(self.high)):
             return ""
-        return f"{format_percent(self.low)} to {format_percent(self.high)}"
+        return f"{format_loss(self.low, self.unit)} to {format_loss(self.high, self.unit)}"
 
 
 def trial_rows(
@@ -97,6 +99,7 @@ def _row(index: int, trial: Mapping[str, Any], goal: Any, chosen: bool, frontier
         latency_s=found.get("latency_s"),
         speed=_speed(found.get("original_latency_s"), found.get("latency_s")),
         outcome=_outcome(trial, state),
+        unit=drop.get("unit", ""),
     )
 
 

@@ -87,7 +87,7 @@ def trials_ahead(
     found = "scores", "trusted"  # by the run: workers needn't measure the original again
     known = [entry for entry in workspace.journal.entries if entry["event"] in found]
     settings = {"task": plain_task(task), "stream": stream, "known": known}
-    settings["metric"] = portable_metric(task)
+    settings |= {"metric": portable_metric(task), "unit": evaluator.unit}
     with engine_for(model_of(workspace.source), workers) as (reference, engine):
         job = Job(KIND, {"model": reference, **settings})
         yield Ahead(Cluster(engine), job, workspace, evaluator)

@@ -2,10 +2,10 @@
 
 import math
 
-from tauten.core.figures import format_percent
+from tauten.core.figures import format_loss, loss_word, plural
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Result, Trial
-from tauten.evaluation.statistics import more_examples
+from tauten.evaluation.statistics import FEWEST_UNITS, more_examples
 from tauten.search.candidate import Candidate
 from tauten.search.loop import Search
 
@@ -23,28 +23,38 @@ def conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> R
     assert trial.measurement is not None
     test = search.evaluator.certify(candidate)
     missed = search.verdict(trial.measurement)
-    certified = limit is not None and not missed and test.drop.high <= limit
+    enough = min(q.drop.examples for q in (test, trial.measurement.quality)) >= FEWEST_UNITS
+    enough = enough and (limit is None or search.evaluator.ruined > limit)
+    certified = limit is not None and not missed and enough and test.drop.high <= limit
     reason = _reason(search, trial, missed, slow)
-    if limit is not None and not certified:
+    if certified:
+        reason += f"; certified on {plural(test.drop.examples, f'independent {test.counted}')}"
+    elif limit is not None:
         reason += f"; not certified: {_shortfall(search, trial.measurement.quality, test, limit)}"
     return Result(None, trial.recipe, certified, reason, search.trials, candidate.layers, test)
 
 
 def _shortfall(search: Search, development: Quality, test: Quality, limit: float) -> str:
     """What the certificate lacks: documents, or quality."""
+    least = min(test, development, key=lambda quality: quality.drop.examples)
+    if least.drop.examples < FEWEST_UNITS:
+        return f"{plural(least.drop.examples, least.counted)} in a split are too few"
+    if search.evaluator.ruined <= limit:
+        return "a model of which all weights changed places would be within the goal too"
     found = test if test.drop.high > limit else development
     split = "the sealed test split" if found is test else "the development split"
     if found.drop.high <= limit:
         return "another limit is missed"
-    high, wanted = format_percent(found.drop.high), format_percent(limit)
-    text = f"on {split} the drop may be {high}, above {wanted}"
-    return text + documents_needed(found.drop, limit)
+    high, wanted = (format_loss(v, found.drop.unit) for v in (found.drop.high, limit))
+    word = loss_word(found.higher_is_better)
+    text = f"on {split} the {word} may be {high}, above {wanted}"
+    return text + documents_needed(found.drop, limit, found.counted)
 
 
-def documents_needed(drop: Drop, limit: float) -> str:
+def documents_needed(drop: Drop, limit: float, noun: str = "document") -> str:
     """How many more examples would bring a bound within a limit, as a clause; perhaps empty."""
     more = more_examples(drop, limit)
-    return f"; it needs {more} more documents like these there" if more else ""
+    return f"; it needs {plural(more, f'more {noun}')} like these there" if more else ""
 
 
 def _reason(search: Search, trial: Trial, missed: str, slow: bool) -> str:
@@ -74,7 +84,9 @@ def relaxations(goal: Goal, measured: list[Measurement]) -> str:
         within = [m for m in measured if all(m.cost(o) <= limit for o, limit in others.items())]
         least = min((m.cost(name) for m in within), default=math.inf)
         if value < least < math.inf:
-            found.append(f"{name}={_shown(name, least)}")
+            shown = _shown(name, least)
+            has_unit = name == "max_drop" and goal.drop_unit
+            found.append(f"{name}='{shown} {goal.drop_unit}'" if has_unit else f"{name}={shown}")
     return f"; {' or '.join(found)} would be met" if found else ""
 
 

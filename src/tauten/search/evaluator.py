@@ -1,6 +1,7 @@
 """Candidates beside the original: quality on each split, divergence, latency."""
 
 import functools
+import math
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
@@ -11,12 +12,13 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from tauten.core.errors import InputError, first_line
+from tauten.core.figures import format_number, plural
 from tauten.core.journal import Journal
 from tauten.core.measurement import Measurement, Quality
 from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity, Scores
-from tauten.evaluation.statistics import CONFIDENCE, shared_confidence
+from tauten.evaluation.statistics import CONFIDENCE, FEWEST_UNITS, shared_confidence
 from tauten.evaluation.task import Task
 from tauten.evaluation.unigram import say_if_no_better
 from tauten.models.loader import Loader
@@ -25,7 +27,7 @@ from tauten.models.source import shared_copy
 from tauten.models.structure import packable_modules
 from tauten.runtime.modules import PackedLinear
 from tauten.search.candidate import Candidate, packed
-from tauten.search.trust import check_metric
+from tauten.search.trust import check_chance, check_metric
 from tauten.search.workspace import Workspace, recipe_id
 
 
@@ -37,12 +39,16 @@ class Evaluator:
         task: What quality means and where it is measured.
         stream: Load blocks one at a time.
         timed: Also measure latency.
+        unit: Of drops, as `Goal.drop_unit`.
     Attributes:
         looks: Candidates that may be measured; the bounds of all of them hold together.
+        ruined: What a ruined copy of the original loses, once it was tried.
     """
 
-    def __init__(self, workspace: Workspace, task: Task, stream: bool, timed: bool):
+    def __init__(self, workspace: Workspace, task: Task, stream: bool, timed: bool, unit: str = ""):
         self._workspace, self._task, self._stream, self._timed = workspace, task, stream, timed
+        self.unit = unit
+        self.ruined = math.inf
         self.looks = 1
         self._metric = task.metric()
         self._divergence: Divergence | None = None
@@ -56,7 +62,7 @@ class Evaluator:
         before = self._scores("test original", metric, self.original, batches)
         name = f"test {recipe_id(candidate.recipe)}"
         after = self._scores(name, metric, self.open(candidate), batches)
-        return _quality(metric, before, after, "test", CONFIDENCE)
+        return self._quality(before, after, "test", CONFIDENCE)
 
     def measure(self, candidate: Candidate) -> Measurement:
         """Measure a candidate on the development split."""
@@ -68,7 +74,7 @@ class Evaluator:
         name = f"development {recipe_id(candidate.recipe)}"
         scores = self._scores(name, self._metric, model, batches)
         confidence = shared_confidence(self.looks)
-        quality = _quality(self._metric, self._original, scores, "development", confidence)
+        quality = self._quality(self._original, scores, "development", confidence)
         divergence = self._reference_divergence()
         latency = original_latency = None
         if self._timed:
@@ -154,10 +160,30 @@ class Evaluator:
         if isinstance(metric, Perplexity):
             say_if_no_better(metric.value(self._original), splits.calibration, batches)
             return
-        if journal.find("trusted", of=metric.identity):
-            return
-        check_metric(metric, self._original, lambda: self._workspace.source.open(), batches)
-        journal.add("trusted", of=metric.identity)
+        known = journal.find("trusted", unit=self.unit)
+        if known is None:
+            open_model = self._workspace.source.open
+            self.ruined = check_metric(metric, self._original, open_model, batches, self.unit)
+            new = self._task.metric()
+            check_chance(new, self._original, self.original(), batches, self.unit)
+            journal.add("trusted", unit=self.unit, ruined=self.ruined)
+        else:
+            self.ruined = known["ruined"]
+
+    def announcement(self) -> str:
+        """By what quality is measured, and on how much, in a line."""
+        assert self._original is not None
+        metric, scores = self._metric, self._original.total / self._original.weight
+        better = "higher" if metric.higher_is_better else "lower"
+        units = self._task.counted("development", len(scores))
+        on = f"{plural(len(scores), f'independent {units}')}, and certified on as many others"
+        said = f"quality is {metric.name} ({metric.meaning}), {better} is better"
+        said += f"; the original's is {format_number(metric.value(self._original))} on {on}"
+        if len(scores) < FEWEST_UNITS:
+            said += ": too few for a certificate"
+        elif bool((scores == scores[0]).all()):
+            said += ": the same on each of them"
+        return said
 
     def _reference_divergence(self) -> Divergence | None:
         if not self._task.is_text:
@@ -179,6 +205,13 @@ class Evaluator:
     def open(self, candidate: Candidate) -> nn.Module:
         """A candidate, ready to be called."""
         return candidate.source.open(candidate.blocks, self._stream)
+
+    def _quality(self, before: Scores, after: Scores, split: str, confidence: float) -> Quality:
+        metric = self._metric
+        drop = metric.drop(before, after, confidence, self.unit)
+        values = metric.value(after), metric.value(before)
+        counted = self._task.counted(split, drop.examples)
+        return Quality(metric.name, *values, drop, split, metric.higher_is_better, counted)
 
     def _scores(self, name: str, metric: Measure, model: Any, batches: Sequence[Any]) -> Scores:
         return journaled_scores(self._workspace.journal, name, metric, model, batches)
@@ -237,10 +270,3 @@ def journaled_scores(
         return scores
     recorded = torch.tensor(known["total"], dtype=torch.float64)
     return Scores(recorded, torch.tensor(known["weight"], dtype=torch.float64))
-
-
-def _quality(
-    metric: Measure, before: Scores, after: Scores, split: str, confidence: float
-) -> Quality:
-    drop = metric.drop(before, after, confidence)
-    return Quality(metric.name, metric.value(after), metric.value(before), drop, split)

@@ -59,7 +59,8 @@ class Search:
 
     def __post_init__(self) -> None:
         timed = self.goal.is_about_latency
-        self.evaluator = Evaluator(self.workspace, self.task, self.stream, timed)
+        unit = self.goal.drop_unit
+        self.evaluator = Evaluator(self.workspace, self.task, self.stream, timed, unit)
         self.guard: FormatGuard | None = None
         self.table: LevelTable | None = None
         has_scale = self.goal.max_drop is not None or self.goal.is_budget
@@ -82,6 +83,7 @@ class Search:
         began, is_known = monotonic(), self.evaluator.is_known
         self.evaluator.start()
         self.work.did(self.work.evaluate, None if is_known else monotonic() - began)
+        _log.info(self.evaluator.announcement())
         if self._mixes and self.task.is_text:
             minutes = self.work.left_s(self.effort) / 60
             _log.info("forecast: about %.1f min more, by what the original took", minutes)

@@ -7,8 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
 from tauten.core.coverage import changed_sentence
 from tauten.core.effort import NORMAL, THOROUGH, Effort
@@ -19,15 +18,14 @@ from tauten.core.measurement import LayerRecord, Result
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.core.technique import WeightTechnique
-from tauten.core.version import __version__
 from tauten.data.calibration import calibration_batches, load_calibration, load_training
-from tauten.data.windows import TokenBatch
+from tauten.evaluation.identity import identity
 from tauten.evaluation.task import Task, make_task
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.generation import use_native_decoder
 from tauten.models.packing import write_out
 from tauten.models.saving import refuse_saving
-from tauten.models.source import Source, fingerprint_tensors
+from tauten.models.source import Source
 from tauten.models.structure import find_structure
 from tauten.models.walk import Walk
 from tauten.search.ahead import trials_ahead
@@ -49,6 +47,7 @@ from tauten.search.publish import (
     time_candidate,
     trial_times,
 )
+from tauten.search.resume import VERSIONS
 from tauten.search.shaping import shape_in_memory
 from tauten.search.trainer import Trainer, check_teacher, trained_by
 from tauten.search.workspace import Workspace, recipe_id
@@ -82,7 +81,7 @@ def run_search(
     if max_time_s is not None:
         check_time(max_time_s, forecast(source, skeleton, structure, 1, tokens, goal))
     run = {
-        "version": __version__,
+        "versions": VERSIONS,
         "source": source.fingerprint,
         "data": _fingerprint(task),
         "metric": task.metric().identity,
@@ -190,7 +189,7 @@ def run_recipe(
         return Result(packed, recipe, False, reason, [], walk.layers, None)
     needs = forecast(source, skeleton, structure, 0, 0, in_memory=bool(recipe.shaping))
     announce(needs)
-    run = {"version": __version__, "source": source.fingerprint, "recipe": recipe_id(recipe)}
+    run = {"versions": VERSIONS, "source": source.fingerprint, "recipe": recipe_id(recipe)}
     if calibration:
         fixed = isinstance(training, Sequence)  # else each pass may give other crops or flips
         run["data"] = _digest(training) if fixed else "read anew in each pass"
@@ -279,10 +278,4 @@ def _fingerprint(task: Task) -> str:
 
 
 def _digest(batches: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for batch in batches:
-        known = isinstance(batch, TokenBatch | CalibrationBatch)
-        for leaf in tree_flatten(list(vars(batch).values()) if known else batch)[0]:
-            if isinstance(leaf, Tensor):
-                digest.update(fingerprint_tensors({"": leaf}).encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(map(identity, batches)).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """The job of trying recipes: a worker packs and measures as the loop itself would."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from tauten.data.calibration import calibration_batches
 from tauten.data.splits import Splits
 from tauten.data.windows import TokenBatch
 from tauten.distributed.blueprint import source_of
+from tauten.evaluation.detection import BoxF1
 from tauten.evaluation.metrics import Measure, Perplexity
+from tauten.evaluation.own_loss import OwnLoss
 from tauten.evaluation.task import Task
 from tauten.evaluation.tensor_metrics import Accuracy, Agreement, RSquared, Similarity
-from tauten.evaluation.user_metric import Metric
 from tauten.models.structure import find_structure
 from tauten.search.evaluator import Evaluator
 from tauten.search.techniques import TECHNIQUES
 from tauten.search.workspace import Workspace
 
-_KINDS: tuple[type[Measure], ...] = (Perplexity, Accuracy, RSquared, Agreement, Similarity)
+_KINDS: tuple[type[Measure], ...] = (
+    *(Perplexity, Accuracy, RSquared, Agreement, Similarity, BoxF1, OwnLoss),
+)
 _METRICS = {kind.name: kind for kind in _KINDS}
 
 
@@ -30,8 +34,9 @@ class TrialWorker:
     Args:
         model: As `open_model` takes it.
         task: Of the run, as `plain_task` describes it.
-        metric: Its name, or a user's own, which only this machine knows.
+        metric: Its name, or what makes one that isn't known by its name alone.
         stream: As for `Evaluator`.
+        unit: As for `Evaluator`.
         known: Journal entries of the run that needn't be found out again.
     """
 
@@ -39,8 +44,9 @@ class TrialWorker:
         self,
         model: Any,
         task: dict[str, Any],
-        metric: str | Measure,
+        metric: str | Callable[[], Measure],
         stream: bool,
+        unit: str,
         known: list[dict[str, Any]],
     ):
         source = source_of(model)
@@ -53,7 +59,7 @@ class TrialWorker:
         self._workspace = Workspace(folder, source, structure, {}, calibration)
         for entry in known:
             self._workspace.journal.add(**entry)
-        self._evaluator = Evaluator(self._workspace, own_task, stream, timed=False)
+        self._evaluator = Evaluator(self._workspace, own_task, stream, False, unit)
         self._evaluator.start()
 
     def __call__(self, payload: Any) -> Any:
@@ -83,22 +89,26 @@ def plain_task(task: Task) -> dict[str, Any]:
         name: [vars(batch) if task.is_text else batch for batch in getattr(task.splits, name)]
         for name in ("calibration", "development")
     }
-    return {"splits": splits, "is_text": task.is_text}
+    return {
+        "splits": splits,
+        "is_text": task.is_text,
+        "documents": task.documents,
+        "noun": task.noun,
+    }
 
 
-def portable_metric(task: Task) -> str | Measure:
-    """A task's metric by name; a user's own as it is."""
-    metric = task.metric()
-    return metric if isinstance(metric, Metric) else metric.name
+def portable_metric(task: Task) -> str | Callable[[], Measure]:
+    """A task's metric by name; what makes it, where more than a name is to be known."""
+    kind = type(task.metric())
+    return kind.name if kind in _KINDS else task.metric
 
 
-def _task(plain: dict[str, Any], metric: str | Measure) -> Task:
+def _task(plain: dict[str, Any], metric: str | Callable[[], Measure]) -> Task:
     splits = {
         name: tuple(TokenBatch(**batch) if plain["is_text"] else batch for batch in batches)
         for name, batches in plain["splits"].items()
     }
 
-    def make() -> Measure:
-        return _METRICS[metric]() if isinstance(metric, str) else metric
-
-    return Task(make, Splits(**splits, test=()), "", {}, {}, plain["is_text"])
+    make = _METRICS[metric] if isinstance(metric, str) else metric
+    parts, documents = Splits(**splits, test=()), plain["documents"]
+    return Task(make, parts, "", documents, {}, plain["is_text"], plain["noun"])

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from tauten.core.errors import TautenError
-from tauten.core.figures import format_bytes, format_percent
+from tauten.core.figures import format_bytes, format_loss, loss_word
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.progress import show_best
@@ -130,10 +130,10 @@ class Trials:
         """What keeps a candidate from the goal; empty if nothing does."""
         goal, reasons = self.goal, []
         if goal.max_drop is not None and measurement.quality.drop.high > goal.max_drop:
-            high = measurement.quality.drop.high
-            reasons.append(
-                f"drop may be {format_percent(high)}, limit {format_percent(goal.max_drop)}"
-            )
+            quality, unit = measurement.quality, goal.drop_unit
+            high = format_loss(quality.drop.high, unit)
+            limit = format_loss(goal.max_drop, unit)
+            reasons.append(f"{loss_word(quality.higher_is_better)} may be {high}, limit {limit}")
         if goal.max_size_bytes is not None and measurement.size_bytes > goal.max_size_bytes:
             reasons.append(f"{measurement.size_bytes} bytes, limit {goal.max_size_bytes}")
         if goal.max_memory_bytes is not None and measurement.memory_bytes > goal.max_memory_bytes:
@@ -206,9 +206,7 @@ def _told(trial: Trial) -> str:
     found = trial.measurement
     if found is None:
         return f"failed: {trial.error}"
-    drop = found.quality.drop
-    size = format_bytes(found.size_bytes)
-    return f"{size}, drop {drop.value:.2%}, at most {drop.high:.2%}"
+    return f"{format_bytes(found.size_bytes)}, {found.quality.told}"
 
 
 def _trial(recipe: Recipe, entry: dict[str, Any]) -> Trial:

@@ -1,26 +1,34 @@
 """Whether a metric can tell a good model from a bad one: tried before a search goes by it."""
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from tauten.core.errors import InputError, TautenError
+from tauten.core.figures import format_loss
 from tauten.core.measurement import Drop
-from tauten.evaluation.metrics import Measure, Scores
+from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Scores
+from tauten.evaluation.targets import LABELS, has_targets, targets_of
 from tauten.models.packing import matrix_of, packed_layer, replace_modules
 from tauten.models.structure import packable_modules
 from tauten.quantization.rtn import RTN
 
 HARDLY, WHOLLY = 0.1, 1.0  # shares of the weights of a matrix that change places
+TRUST = 0.99  # confidence with which a metric must tell good from bad: few that can't do by luck
 _log = logging.getLogger(__name__)
 
 
 def check_metric(
-    metric: Measure, original: Scores, open_model: Callable[[], nn.Module], batches: Sequence[Any]
-) -> None:
+    metric: Measure,
+    original: Scores,
+    open_model: Callable[[], nn.Module],
+    batches: Sequence[Any],
+    unit: str = "",
+) -> float:
     """Score two ruined copies of a model beside it, packed as what a search measures.
 
     Args:
@@ -28,16 +36,20 @@ def check_metric(
         original: What the model itself scored.
         open_model: Opens a copy whose parameters may be replaced.
         batches: That it was scored on.
+        unit: Of drops, as `Goal.drop_unit`.
+    Returns:
+        What a wholly ruined copy loses; infinite where it can't be scored.
     Raises:
         InputError: The metric doesn't find a ruined model worse than the model itself.
     """
-    if not metric.value(original):
+    lost = math.inf
+    if not unit and not metric.value(original):
         _log.warning(
             "the original's %s is 0, of which no share can be lost: nothing can be certified by "
-            "it. If higher is better the targets may not fit; of an error rate pass what is right",
+            "it. If higher is better the targets may not fit; else allow max_drop='0.5 points'",
             metric.name,
         )
-        return
+        return lost
     for share in (WHOLLY, HARDLY):
         model = open_model()
         ruin(model, share)
@@ -45,9 +57,60 @@ def check_metric(
             scores = metric.scores(model, batches)
         except TautenError:  # not a number, or the function raised: it tells them apart
             continue
-        why = _complaint(metric.drop(original, scores), share)
+        drop = metric.drop(original, scores, TRUST, unit)
+        why = _complaint(drop, share)
         if why:
             raise InputError(f"the metric {metric.name} can't be trusted here: {why}")
+        lost = drop.value if share == WHOLLY else lost
+    return lost
+
+
+def check_chance(
+    metric: Measure, original: Scores, model: nn.Module, batches: Sequence[Any], unit: str = ""
+) -> None:
+    """Score the original beside itself on examples that have the targets of others.
+
+    A model that has learnt only how often each answer comes scores alike on both.
+
+    Args:
+        metric: A new one, that may be prepared on other batches.
+        original: What the model scored.
+        model: The original.
+        batches: That it was scored on; without targets there is nothing to try.
+        unit: Of drops, as `Goal.drop_unit`.
+    Raises:
+        InputError: It is no better with its own targets.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if not all(map(has_targets, batches)) or not (unit or metric.value(original)):
+        return
+    mixed = [_mixed(batch, generator) for batch in batches]
+    try:
+        metric.prepare(model, mixed)
+        scores = metric.scores(model, mixed)
+    except (TautenError, *MODEL_ERRORS):  # targets that say more than what is right
+        return
+    if scores.total.shape != original.total.shape or torch.equal(scores.total, original.total):
+        return  # it doesn't look at targets
+    drop = metric.drop(original, scores, TRUST, unit)
+    if drop.low <= 0:
+        raise InputError(
+            f"the metric {metric.name} can't be trusted here: where each example has the targets "
+            f"of another the original scores no worse ({told_ends(drop)}, by {drop.examples} "
+            "examples), so that it is no better than chance, or there are too few examples"
+        )
+
+
+def _mixed(batch: Any, generator: torch.Generator) -> Any:
+    targets = targets_of(batch)
+    targets = targets[torch.randperm(len(targets), generator=generator)]
+    return {**batch, LABELS: targets} if isinstance(batch, Mapping) else (batch[0], targets)
+
+
+def told_ends(drop: Drop) -> str:
+    """Between what a loss lies, in words."""
+    low, high = (format_loss(end, drop.unit) for end in (drop.low, drop.high))
+    return f"its loss is between {low} and {high}"
 
 
 def ruin(model: nn.Module, share: float) -> None:
@@ -81,8 +144,8 @@ def _complaint(drop: Drop, share: float) -> str:
         )
     if share == WHOLLY and drop.low <= 0:
         return (
-            f"a model of which {some} changed places scores no worse than the original (its loss "
-            f"is between {drop.low:.1%} and {drop.high:.1%}, by {drop.examples} examples). Either "
+            f"a model of which {some} changed places scores no worse than the original "
+            f"({told_ends(drop)}, by {drop.examples} examples). Either "
             "it doesn't look at the model, or the original is no better than chance, or there are "
             "too few examples"
         )

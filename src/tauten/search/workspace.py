@@ -26,6 +26,7 @@ from tauten.models.structure import Structure, find_structure
 from tauten.models.walk import Walk
 from tauten.search.candidate import Candidate, cut_part, kept_in, packed
 from tauten.search.observations import KeptCalibration, can_share
+from tauten.search.resume import forget_what_changed
 from tauten.search.shaping import Shaped, shape_stored
 from tauten.search.trainer import Trainer
 from tauten.search.zeros import share_out_zeros
@@ -60,6 +61,7 @@ class Workspace:
         self.folder, self.source, self.structure = folder, source, structure
         self._calibration, self._calibrate = calibration, calibrate or calibration_for
         self._trainer = trainer or Trainer(source, calibration, calibration)
+        forget_what_changed(folder, folder / "journal.jsonl", run)
         self.journal = Journal(folder / "journal.jsonl", run)
         self._warned: set[str] = set()
 

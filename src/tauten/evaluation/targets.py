@@ -1,0 +1,44 @@
+"""What of a batch says what is right, and which examples of it belong together."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauten.core.errors import InputError
+from tauten.data.tensors import inputs_of, rows_of
+
+LABELS = "labels"  # as transformers' models and collators name them
+
+
+def has_targets(batch: Any) -> bool:
+    """Whether a batch is (inputs, targets), one tensor of targets, or a dict with labels."""
+    if isinstance(batch, Mapping):
+        return isinstance(batch.get(LABELS), Tensor)
+    return isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)
+
+
+def targets_of(batch: Any) -> Tensor:
+    """Targets of a batch that has them."""
+    found: Tensor = batch[LABELS] if isinstance(batch, Mapping) else batch[1]
+    return found
+
+
+def mask_of(batch: Any) -> Tensor | None:
+    """(rows, length), 1 where a token is real; None where the batch doesn't say it."""
+    inputs = inputs_of(batch)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) else None
+
+
+def group_ids(groups: Callable[[Any], Any] | None, batch: Any) -> Tensor:
+    """(rows,) int64, the group of each example of a batch."""
+    assert groups is not None, "only grouped examples have ids"
+    found, rows = torch.as_tensor(groups(batch)), rows_of(batch)
+    if found.shape != (rows,) or found.is_floating_point():
+        raise InputError(
+            f"groups gave {found.dtype} of shape {tuple(found.shape)} for a batch of {rows} "
+            f"examples: expected ({rows},) whole numbers"
+        )
+    return found.long()
