@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
 from tauten.data.splits import shuffled
-from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows
+from tauten.data.tensors import ROWS_PER_BATCH, Rows, inputs_of, listed, load_rows, takes_one_dict
 from tauten.data.texts import load_texts
 from tauten.data.windows import TokenBatch, encoder_batches, positions, token_batches, used
 from tauten.models.calibration import CalibrationBatch
@@ -31,7 +31,7 @@ def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[Calibr
     # A cache is of no use for whole texts, and takes memory.
     known = inspect.signature(model.forward).parameters
     options = {"use_cache": False} if "use_cache" in known else {}
-    return [_call(batch, options) for batch in batches]
+    return [_call(model, batch, options) for batch in batches]
 
 
 def load_calibration(
@@ -109,7 +109,7 @@ def _rows_per_batch(rows: Rows) -> int:
     return min(ROWS_PER_BATCH, max(1, BATCH_TOKENS // max(1, length)))
 
 
-def _call(batch: Any, options: dict[str, Any]) -> CalibrationBatch:
+def _call(model: nn.Module, batch: Any, options: dict[str, Any]) -> CalibrationBatch:
     if isinstance(batch, TokenBatch):
         real = batch.lengths[:, None] > torch.arange(batch.ids.shape[1])
         return CalibrationBatch((), {"input_ids": batch.ids, **options}, real)
@@ -117,4 +117,7 @@ def _call(batch: Any, options: dict[str, Any]) -> CalibrationBatch:
     if not isinstance(inputs, dict):
         return CalibrationBatch((inputs,), options)
     mask = inputs.get("attention_mask")
-    return CalibrationBatch((), {**inputs, **options}, None if mask is None else mask.bool())
+    known = None if mask is None else mask.bool()
+    if takes_one_dict(model, inputs):
+        return CalibrationBatch((inputs,), options, known)
+    return CalibrationBatch((), {**inputs, **options}, known)

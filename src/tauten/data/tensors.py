@@ -1,5 +1,6 @@
 """Examples from DataLoaders and other iterables of tensors."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,15 +134,23 @@ def is_item_list(batch: Any) -> bool:
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
-    """Call a model on the inputs of a batch; a dict is passed as keywords."""
+    """Call a model on the inputs of a batch; a dict is passed as keywords, or as one argument."""
     inputs = inputs_of(batch)
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    by_name = isinstance(inputs, dict) and not takes_one_dict(model, inputs)
+    return model(**inputs) if by_name else model(inputs)
+
+
+def takes_one_dict(model: torch.nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether a dict is the only argument that a model requires, as in sentence-transformers."""
+    kinds = inspect.signature(model.forward).parameters.values()
+    required = [p.name for p in kinds if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return len(required) == 1 and required[0] not in inputs
 
 
 def main_output(output: Any) -> Tensor:
-    """The tensor that counts: a transformers output's logits or last hidden state, or the first."""
-    for name in ("logits", "last_hidden_state"):
-        value = getattr(output, name, None)
+    """The tensor that counts: logits, an embedding or the last hidden state, or the first."""
+    for name in ("logits", "sentence_embedding", "last_hidden_state"):
+        value = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
     leaves, _ = tree_flatten(output)
