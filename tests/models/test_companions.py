@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from tiny_models import byte_tokenizer, tiny_bert, tiny_llama
 from transformers import models
 
 import tauten
+from tauten.distributed.blueprint import blueprint, unpacked
 from tauten.models.companions import copy_companions, left_behind, module_folders
 from tauten.models.source import open_source
 
@@ -117,3 +119,12 @@ def test_modules_outside_the_folder_are_refused(tmp_path: Path, path: str) -> No
     (tmp_path / "modules.json").write_text(json.dumps([{"path": path}]))
     with pytest.raises(tauten.InputError, match="isn't in that folder"):
         module_folders(tmp_path)
+
+
+def test_all_of_a_folder_reaches_another_machine(folder: Path, tmp_path: Path) -> None:
+    there = unpacked(blueprint(folder, shared_folders=False)["files"])
+    arrived = {str(f.relative_to(there)): f.read_bytes() for f in there.rglob("*") if f.is_file()}
+    assert {*CARRIED, "model.safetensors"} <= set(arrived)
+    assert all((folder / name).read_bytes() == content for name, content in arrived.items())
+    with pytest.raises(tauten.InputError, match="expected one in its folder"):
+        unpacked({"../escaped.json": torch.zeros(1, dtype=torch.uint8)})

@@ -33,18 +33,18 @@ def copy_companions(folder: Path, out: Path, with_heads: bool = True) -> None:
         with_heads: Also weights in the folders of sentence-transformers' modules; False where they
             are part of the model.
     """
-    for name in _carried(folder, with_heads):
+    for name in carried(folder, with_heads):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, out / name)
 
 
 def left_behind(folder: Path) -> str:
     """Names of what isn't copied and isn't the model's weights; empty where there is nothing."""
-    carried = {name.parts[0] for name in _carried(folder, with_heads=True)}
+    going = {name.parts[0] for name in carried(folder)}
     names = [
         entry.name + "/" * entry.is_dir()
         for entry in sorted(folder.iterdir())
-        if entry.name not in carried
+        if entry.name not in going
         and not entry.name.startswith(".")
         and not entry.name.endswith((WEIGHTS, ".safetensors.index.json"))
     ]
@@ -97,7 +97,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         CorruptError: A JSON file is cut off, or any file is only a git-lfs pointer.
     """
-    for name in _carried(folder, with_heads=True):
+    for name in carried(folder):
         check_fetched(folder / name)
         if name.suffix == ".json" and _ends_early(folder / name):
             read_json(folder / name)
@@ -128,8 +128,8 @@ def _ends_early(file: Path) -> bool:
         return not opened.read().rstrip().endswith((b"}", b"]"))
 
 
-def _carried(folder: Path, with_heads: bool) -> Iterator[Path]:
-    """Names of the files that go with a model, from its folder."""
+def carried(folder: Path, with_heads: bool = True) -> Iterator[Path]:
+    """Names of the files that go with a model, from its folder; as for `copy_companions`."""
     heads = [name for name in module_folders(folder) if name and (folder / name).is_dir()]
     for name in dict.fromkeys(["", *heads, TEMPLATES]):
         for file in sorted((folder / name).glob("*")):
