@@ -1,7 +1,10 @@
 """The command line: reads options, calls the API, prints. Errors are one line and exit code 2."""
 
 import errno
+import io
 import logging
+import signal
+import sys
 import webbrowser
 from collections.abc import Callable
 from functools import wraps
@@ -114,9 +117,9 @@ def command(function: Callable[..., None], **settings: Any) -> Callable[..., Non
                 said += "; free some disk, then the same command goes on where it stopped"
             errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             errors.print("stopped; the same command goes on from here")
-            raise typer.Exit(130) from None
+            raise typer.Exit(stop.args[0] if stop.args else 130) from None
         finally:
             logging.getLogger("tauten").removeHandler(handler)
 
@@ -381,7 +384,16 @@ def report(
 
 def main() -> None:
     """Entry point of the `tauten` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console may not know what a model writes
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, _stop)
     app()
+
+
+def _stop(number: int, _: Any) -> None:
+    """End as by Ctrl-C, so that nothing is left behind."""
+    raise KeyboardInterrupt(128 + number)
 
 
 from tauten import cli_distributed as cli_distributed  # noqa: E402 (registers its commands)

@@ -210,3 +210,12 @@ def test_only_layers_packed_by_themselves_can_be_mixed() -> None:
     assert not replace(Recipe.of(AWQ(4)), apart=True).is_level  # scales one layer against another
     for correction in (0.5, "auto"):  # makes up for layers before it
         assert not replace(Recipe.of(GPTQ(4, correction=correction)), apart=True).is_level
+
+
+def test_where_nothing_is_lost_the_smallest_levels_are_taken() -> None:
+    sizes = torch.tensor([[8, 4], [6, 7]])
+    lossless = torch.zeros(2, 2, dtype=torch.float64)
+    table = LevelTable((("a",), ("b",)), LEVELS[:2], sizes, lossless)
+    assert table.within_loss(0.0).tolist() == [1, 0]
+    some = replace(table, losses=torch.tensor([[0.0, 0.1], [0.0, 0.0]], dtype=torch.float64))
+    assert some.within_loss(0.0).tolist() == [0, 0]

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tauten.core.figures import format_percent
+from tauten.core.figures import format_percent, plural
 
 ENOUGH = 0.9  # of the weights; below, it is said which classes hold the rest
+NEGLIGIBLE = 0.01  # of the zeros of a model that came pruned
 NAMED = 5  # of those classes
 
 
@@ -67,3 +68,17 @@ def changed_sentence(layers: Iterable[Mapping[str, Any]]) -> tuple[str, bool]:
         return f"{format_percent(found.share)} of the weights were changed", False
     share = format_percent(found.share)
     return f"only {share} of the weights were changed; the rest is held by {found.holders}", True
+
+
+def zeros_sentence(layers: Iterable[Mapping[str, Any]]) -> str:
+    """What to say of a model that came pruned and lost zeros; empty where it kept them."""
+    sizes = [(math.prod(layer["shape"]), layer) for layer in layers if layer.get("zeros")]
+    total = sum(size for size, _ in sizes)
+    before = sum(size * layer["zeros"] for size, layer in sizes) / max(1, total)
+    lost = sum(size * layer["zeros_lost"] for size, layer in sizes) / max(1, total)
+    if lost <= NEGLIGIBLE * before:
+        return ""
+    return (
+        f"{plural(len(sizes), 'layer')} came pruned: {format_percent(before)} of the weights were "
+        f"zero, and {format_percent(lost / before)} of those aren't any more"
+    )

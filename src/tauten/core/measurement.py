@@ -106,6 +106,8 @@ class LayerRecord:
         error: |W - W'| / |W| (Frobenius), 0 where it is unchanged.
         reason: Why.
         held_by: Class of the module that held it before.
+        zeros: Share of its weights that were zero, 0 where it wasn't pruned before.
+        zeros_lost: Share of its weights that were zero and aren't any more.
     """
 
     name: str
@@ -118,6 +120,8 @@ class LayerRecord:
     error: float
     reason: str
     held_by: str = ""
+    zeros: float = 0.0
+    zeros_lost: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tauten.data.texts import is_text
 
 ROWS_PER_BATCH = 64
 _BESIDE = (str, bool, int, float, type(None))  # what may stand beside tensors in a dict
-_MAIN = ("logits", "last_hidden_state", "sentence_embedding")  # outputs, where a model names them
+_MAIN = ("logits", "sentence_embedding", "last_hidden_state")  # outputs, where a model names them
 _log = logging.getLogger(__name__)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tauten.core.errors import InputError
 from tauten.core.progress import quiet_elsewhere
 from tauten.distributed.wire import to_bytes, to_tensor
+from tauten.models.companions import carried, is_inside
 from tauten.models.huggingface import download
 from tauten.models.loader import Loader
 from tauten.models.packing import write_out
@@ -23,7 +24,6 @@ from tauten.models.source import Source, open_source
 from tauten.models.structure import find_structure
 from tauten.parallel.parcel import Parcel
 
-_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".yaml")  # of what travels
 _FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _kept: list[Any] = []  # folders of models that this worker has open
 
@@ -102,8 +102,9 @@ def _files(path: Path) -> dict[str, Tensor]:
     """Contents by name: (bytes,) uint8."""
     if path.is_file():
         return {path.name: to_tensor(path.read_bytes())}
-    found = [file for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
-    return {file.name: to_tensor(file.read_bytes()) for file in found}
+    weights = (file.relative_to(path) for file in sorted(path.glob("*.safetensors*")))
+    names = sorted({*carried(path), *weights})
+    return {name.as_posix(): to_tensor((path / name).read_bytes()) for name in names}
 
 
 def unpacked(files: dict[str, Tensor]) -> Path:
@@ -111,8 +112,9 @@ def unpacked(files: dict[str, Tensor]) -> Path:
     folder = tempfile.TemporaryDirectory(prefix="tauten-")
     _kept.append(folder)
     for name, content in files.items():
-        if Path(name).name != name:
-            raise InputError(f"a model's file is called {name!r}: expected a plain name")
+        if not is_inside(name):
+            raise InputError(f"a model's file is called {name!r}: expected one in its folder")
+        (Path(folder.name) / name).parent.mkdir(parents=True, exist_ok=True)
         (Path(folder.name) / name).write_bytes(to_bytes(content))
     names = list(files)
     single = len(names) == 1 and names[0].endswith(".gguf")

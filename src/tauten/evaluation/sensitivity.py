@@ -198,7 +198,7 @@ def _of_whole(
 ) -> dict[str, Tensor]:
     with _Gradients(_layers(model, names)) as gradients, torch.enable_grad():
         for batch in batches:
-            output = model(*batch.args, **batch.kwargs)
+            output = batch.call(model)
             gradients.backward(_surprise(output, batch, outcomes))
     return gradients.squares
 

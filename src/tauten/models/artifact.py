@@ -1,5 +1,6 @@
 """The folder that a run leaves: packed weights, a manifest, and what came with the model."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import nn
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
+from tauten.models.companions import copy_companions
 from tauten.models.generation import use_native_decoder
 from tauten.models.packing import install_empty
 from tauten.models.reader import SafetensorsReader
@@ -74,19 +76,21 @@ def source(folder: Path, model: Any = None) -> Source:
         InputError: `model` is needed, or doesn't fit.
         CorruptError: The weights aren't those that the manifest describes.
     """
-    from tauten.models import huggingface
+    from tauten.models import huggingface, sentence
 
     manifest = read_manifest(folder)
     reader = SafetensorsReader([folder / WEIGHTS])
     if sha256_file(folder / WEIGHTS) != manifest["weights"]["sha256"]:
         raise CorruptError(f"{folder / WEIGHTS}: changed since it was written; make it anew")
-    if (folder / "config.json").is_file():
+    if (folder / sentence.LAYOUT).is_file():
+        original = _of_sentences(folder, manifest["weights"]["sha256"], reader.size_bytes)
+    elif (folder / "config.json").is_file():
         build = huggingface.skeleton_builder(huggingface.read_config(folder), folder)
         original = Source(
             str(folder), "artifact", build, manifest["weights"]["sha256"], reader.size_bytes
         )
         original.tokenizer = huggingface.tokenizer_loader(folder)
-        original.save_companions = lambda out: huggingface.copy_companions(folder, out)
+        original.save_companions = lambda out: copy_companions(folder, out)
     elif model is None:
         raise InputError(
             f"{folder} was made from a module, which a file can't hold; "
@@ -97,6 +101,21 @@ def source(folder: Path, model: Any = None) -> Source:
     original = reshaped_source(original, manifest.get("structure", []))
     packed = packed_source(original, manifest["modules"], reader, str(folder))
     return dataclasses.replace(packed, written_out=tuple(manifest.get("written_out", [])))
+
+
+def _of_sentences(folder: Path, fingerprint: str, size_bytes: int) -> Source:
+    from tauten.models import sentence
+
+    model: Any = sentence.empty_model(folder)
+    return Source(
+        name=str(folder),
+        kind="artifact",
+        skeleton=lambda: copy.deepcopy(model),
+        fingerprint=fingerprint,
+        size_bytes=size_bytes,
+        save_companions=lambda out: copy_companions(folder, out),
+        tokenizer=lambda: model.tokenizer,
+    )
 
 
 def packed_source(

@@ -41,8 +41,9 @@ class CalibrationBatch:
             return 1
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """What a model answers."""
-        return model(*self.args, **self.kwargs)
+        """What a model answers; it may write into dicts, as those of sentence-transformers do."""
+        args = (dict(arg) if isinstance(arg, dict) else arg for arg in self.args)
+        return model(*args, **self.kwargs)
 
     def split(self, rows: int) -> "list[CalibrationBatch]":
         """The same examples in batches of at most `rows`."""

@@ -2,9 +2,7 @@
 
 import copy
 import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,26 @@ from accelerate.big_modeling import init_empty_weights
 from torch import nn
 
 from tauten.core.errors import CorruptError, InputError, first_line
-from tauten.core.progress import quiet_elsewhere
+from tauten.core.files import write_json
+from tauten.models.companions import (
+    PATTERNS,
+    check_folder,
+    copy_companions,
+    left_behind,
+    read_json,
+)
 from tauten.models.experts import unfuse_experts
-from tauten.models.loader import Loader
+from tauten.models.heads import POOLING, fitted
 from tauten.models.reader import SafetensorsReader, open_folder
 from tauten.models.source import Source, shared_copy
 
-COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "LICENSE*")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+CONFIG = "config.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "bpe.codes")
 _log = logging.getLogger(__name__)
 
 
 def source(folder: Path) -> Source:
-    """A folder with config.json and safetensors.
+    """A folder with config.json and safetensors, read as transformers reads it.
 
     Raises:
         InputError: It isn't such a folder, or its architecture isn't one of transformers' own.
@@ -34,20 +39,23 @@ def source(folder: Path) -> Source:
     """
     config = read_config(folder)
     reader = open_folder(folder)
-    build = skeleton_builder(config, folder)
+    fit = fitted(config, reader, folder, skeleton_builder)
+    build = skeleton_builder(fit.config, folder)
     with_reader: SafetensorsReader | None = reader
-    model = build()
-    prefix = str(model.base_model_prefix)
-    loader = Loader(model, reader, (), prefix=prefix)
     whole = ""
-    if loader.missing and _is_renamed(model, loader):
+    if fit.loaded is not None:
         # transformers renames or merges this architecture's tensors while loading.
         whole = "transformers converts this architecture's tensors, so it is loaded whole"
         _log.warning("%s: %s", folder, whole)
-        loaded = _load_whole(model, folder)
+        loaded = shared_copy(fit.loaded.eval())
         build, with_reader = (lambda: shared_copy(loaded)), None
-    else:
-        loader.check(str(folder))
+
+    def save_companions(out: Path) -> None:
+        copy_companions(folder, out)
+        if fit.changes:
+            raw = read_json(out / CONFIG)
+            write_json(out / CONFIG, raw | fit.changes)
+
     return Source(
         name=str(folder),
         kind="huggingface",
@@ -55,20 +63,22 @@ def source(folder: Path) -> Source:
         fingerprint=_fingerprint(folder, reader),
         size_bytes=reader.size_bytes,
         reader=with_reader,
-        base_prefix=prefix,
-        save_companions=lambda out: copy_companions(folder, out),
+        base_prefix=fit.prefix,
+        save_companions=save_companions,
         tokenizer=tokenizer_loader(folder),
         whole=whole,
+        left_behind=left_behind(folder),
     )
 
 
 def read_config(folder: Path) -> Any:
     """The configuration of a folder, checked to be one that can be built without remote code."""
-    file = folder / "config.json"
+    file = folder / CONFIG
     if not file.is_file():
-        raise InputError(f"{folder}: has no config.json; pass a Hugging Face model folder")
+        raise InputError(f"{folder}: has no {CONFIG}; pass a Hugging Face model folder")
+    raw = read_json(file)
+    check_folder(folder)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error)
@@ -96,11 +106,12 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
         )
 
     generation = _generation_config(where)
+    options = {POOLING: False} if getattr(config, POOLING, None) is False else {}
 
     def build() -> nn.Module:
         with init_empty_weights(include_buffers=False):
             # Of its own: a surgery on one skeleton must not change the configuration of the next.
-            model: Any = model_class(copy.deepcopy(config))
+            model: Any = model_class(copy.deepcopy(config), **options)
         model.tie_weights()
         if generation is not None and model.can_generate():
             model.generation_config = copy.deepcopy(generation)
@@ -123,17 +134,22 @@ def _generation_config(folder: Path) -> Any:
 
 def tokenizer_loader(folder: Path) -> Callable[[], Any] | None:
     """Loads the tokenizer of a folder; None where it has none."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any(
+        file.name in VOCABULARIES or file.suffix in (".model", ".spm", ".tiktoken")
+        for file in folder.iterdir()
+    ):
         return None
-    return lambda: transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
+    def load() -> Any:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # the library tokenizers raises no other class
+            raise InputError(
+                f"{folder}: transformers can't load its tokenizer ({first_line(error)}); get its "
+                "files anew, or install what that names"
+            ) from None
 
-def copy_companions(folder: Path, out: Path) -> None:
-    """Copy configuration, tokenizer and licence, but no weights and no index of weights."""
-    for pattern in COMPANIONS:
-        for file in sorted(folder.glob(pattern)):
-            if file.is_file() and not file.name.endswith((".index.json", ".py")):
-                shutil.copyfile(file, out / file.name)
+    return load
 
 
 def download(name: str) -> Path:
@@ -142,7 +158,7 @@ def download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     remedy = "pass the path of a model folder that is on this machine instead"
-    patterns = [*COMPANIONS, "*.safetensors"]
+    patterns = [*PATTERNS, "*.safetensors"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -150,22 +166,6 @@ def download(name: str) -> Path:
         raise InputError(
             f"{name!r} is no folder here and can't be fetched from the hub ({reason}); {remedy}"
         ) from None
-
-
-def _load_whole(model: nn.Module, folder: Path) -> nn.Module:
-    """Load with transformers, which renames tensors; one that it would invent is an error."""
-    with quiet_elsewhere():
-        loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
-            folder, dtype="float32", local_files_only=True, output_loading_info=True
-        )
-    if info["missing_keys"]:
-        raise CorruptError(f"{folder}: lacks tensor {min(info['missing_keys'])!r}")
-    return shared_copy(loaded.eval())
-
-
-def _is_renamed(model: nn.Module, loader: Loader) -> bool:
-    known = {loader.source_name[key] for key in loader.source_name}
-    return bool(set(loader.reader.names()) - known)
 
 
 def _fingerprint(folder: Path, reader: SafetensorsReader) -> str:

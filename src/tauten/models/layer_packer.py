@@ -14,7 +14,7 @@ from tauten.core.technique import WeightTechnique
 from tauten.formats.packed import PackedWeight
 from tauten.models import packing
 from tauten.models.part_tensors import PartTensors
-from tauten.models.records import layer_record, relative_error
+from tauten.models.records import layer_record, relative_error, zeros_of
 from tauten.runtime.modules import PackedModule
 
 
@@ -79,6 +79,8 @@ class LayerPacker:
         reason = f"step {found[0]} of the recipe is for {found[1].place}{remark}"
         error_ratio = relative_error(matrix, packed)
         record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
+        zeros, lost = zeros_of(matrix, packed)
+        record = replace(record, zeros=zeros, zeros_lost=lost)
         layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
         if not isinstance(module, nn.Embedding):  # the inputs are those of the head it is tied to
             self._correct_bias(layer, technique.bias_change(matrix, packed, inputs))

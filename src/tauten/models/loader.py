@@ -73,6 +73,10 @@ class Loader:
         """Tensors of a block, or of all that lies outside blocks ('')."""
         return self._parts[part]
 
+    def every_slot(self) -> list[Slot]:
+        """Tensors of the whole model."""
+        return [slot for part in self._parts.values() for slot in part]
+
     def slot_of(self, tensor: Tensor) -> Slot:
         """The slot of an empty tensor of the model."""
         return self._slot_of[id(tensor)]
@@ -127,13 +131,14 @@ class Loader:
     def _part_of(self, name: str) -> str:
         return next((b for b in self._parts if b and name.startswith(b + ".")), "")
 
+    def stored_name(self, name: str) -> str | None:
+        """Under which name a tensor of the model is stored; None where it isn't."""
+        shorter = name.removeprefix(self._prefix)
+        names = (name, shorter, self._prefix + name)
+        return next((n for n in names if n in self._available), None)
+
     def _find(self, slot: Slot) -> str | None:
-        for name in slot.names:
-            shorter = name.removeprefix(self._prefix)
-            for candidate in (name, shorter, self._prefix + name):
-                if candidate in self._available:
-                    return candidate
-        return None
+        return next(filter(None, map(self.stored_name, slot.names)), None)
 
 
 def place(slot: Slot, tensor: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Read tensors of a checkpoint one at a time."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats import entropy
+from tauten.models.companions import check_fetched, read_json
 from tauten.models.safetensors_header import Entry, entries_of
 
 INDEX = "model.safetensors.index.json"
@@ -58,6 +58,10 @@ class SafetensorsReader:
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
         return self._entry_of.keys()
+
+    def entries(self) -> Iterable[Entry]:
+        """Where all tensors lie."""
+        return self._entry_of.values()
 
     def where(self, name: str) -> str:
         """The file of a tensor, for messages."""
@@ -116,6 +120,7 @@ def check_finite(tensor: Tensor, what: str) -> None:
 
 
 def _checked_entries(file: Path) -> list[Entry]:
+    check_fetched(file)
     try:
         with safe_open(file, framework="pt"):  # which checks all that the header says
             return entries_of(file)
@@ -126,10 +131,10 @@ def _checked_entries(file: Path) -> list[Entry]:
 
 
 def _indexed_files(folder: Path) -> list[Path]:
+    index = read_json(folder / INDEX)
     try:
-        index = json.loads((folder / INDEX).read_text())
         names = sorted(set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise CorruptError(f"{folder / INDEX}: not a safetensors index ({error})") from error
     for name in names:
         if (

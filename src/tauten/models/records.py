@@ -7,6 +7,7 @@ from torch import Tensor
 from tauten.core.measurement import LayerRecord
 from tauten.formats.packed import PackedWeight
 
+PRUNED = 0.1  # of a weight's values that are zero: by chance there are none, by padding a few rows
 ERROR_CHUNK = 2**21  # weights compared at once
 
 
@@ -54,6 +55,30 @@ def relative_error(matrix: Tensor, packed: PackedWeight) -> float:
         lost += float((exact - packed.dequantize_rows(rows)).square().sum())
         total += float(exact.square().sum())
     return round((lost / total) ** 0.5, 6) if total else 0.0
+
+
+def zeros_of(matrix: Tensor, packed: PackedWeight) -> tuple[float, float]:
+    """Shares of a pruned matrix that were zero, and that aren't any more; 0 where it is dense.
+
+    Args:
+        matrix: (out, in, ...) floating.
+        packed: What became of it.
+    """
+    share = zero_share(matrix)
+    if share < PRUNED:
+        return 0.0, 0.0
+    flat = matrix.flatten(1)
+    rows = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
+    lost = 0
+    for start in range(0, flat.shape[0], rows):
+        part = slice(start, start + rows)
+        lost += int(((flat[part] == 0) & (packed.dequantize_rows(part) != 0)).sum())
+    return share, lost / flat.numel()
+
+
+def zero_share(weight: Tensor) -> float:
+    """Which part of a weight is exactly zero."""
+    return float((weight == 0).sum()) / max(1, weight.numel())
 
 
 def read_record(raw: dict[str, Any]) -> LayerRecord:

@@ -29,16 +29,19 @@ class Refused:
 
 
 def refuse_saving(model: nn.Module) -> nn.Module:
-    """Have a packed transformers model refuse `save_pretrained`, and so `push_to_hub`.
+    """Have packed transformers models refuse `save_pretrained`, and so `push_to_hub`.
 
-    A folder of its would load with random weights. Nor can a packed table get more rows.
+    A folder of theirs would load with random weights; so would that of a model which holds one, as
+    sentence-transformers' do. Nor can a packed table get more rows.
     """
+    for module in model.modules():
+        if hasattr(module, "save_pretrained") and any(True for _ in packed_modules(module)):
+            cast(Any, module).save_pretrained = Refused(
+                f"save_pretrained: {type(module).__name__} holds packed weights, which "
+                "from_pretrained can't read; pass out=FOLDER where you pack it, and read that by "
+                "tauten.load(FOLDER)"
+            )
     name, made = type(model).__name__, cast(Any, model)
-    if hasattr(model, "save_pretrained") and any(True for _ in packed_modules(model)):
-        made.save_pretrained = Refused(
-            f"save_pretrained: {name} holds packed weights, which from_pretrained can't "
-            "read; pass out=FOLDER where you pack it, and read that by tauten.load(FOLDER)"
-        )
     if hasattr(model, "resize_token_embeddings") and any(map(_is_packed, _tables(model))):
         made.resize_token_embeddings = Refused(
             f"resize_token_embeddings: the table of {name} is packed, and its rows are what was "

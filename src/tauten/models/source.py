@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from tauten.models.reader import SafetensorsReader, check_finite
 from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
 from tauten.models.state import check_loaded, say_if_training, written_buffers
 
+_log = logging.getLogger(__name__)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -33,7 +35,7 @@ class Source:
 
     Attributes:
         name: What the user passed, for messages and reports.
-        kind: `huggingface`, `gguf`, `module`, `factory` or `artifact`.
+        kind: `huggingface`, `sentence-transformers`, `gguf`, `module`, `factory` or `artifact`.
         skeleton: Builds the module; with a reader its tensors are on the meta device, without one
             they are shared with the original.
         fingerprint: Changes when the model does; names a run's journal.
@@ -41,6 +43,7 @@ class Source:
         reader: Source of its tensors, None where they are in memory.
         base_prefix: Name of the base model that checkpoints may leave out.
         save_companions: Writes configuration and tokenizer files into a folder.
+        left_behind: Names of files beside the model that `save_companions` doesn't write.
         tokenizer: Loads the tokenizer, None where there is none.
         keep_dtype: Compute in the dtype that is stored, as a module in memory does; else float32.
         whole: Why its blocks can't be loaded one by one; empty where they can.
@@ -59,6 +62,7 @@ class Source:
     reader: SafetensorsReader | None = None
     base_prefix: str = ""
     save_companions: Callable[[Path], None] = lambda folder: None
+    left_behind: str = ""
     tokenizer: Callable[[], Any] | None = None
     keep_dtype: bool = False
     whole: str = ""
@@ -121,14 +125,28 @@ def open_source(model: "str | os.PathLike[str] | nn.Module | Source") -> Source:
     from tauten.models import artifact, huggingface
 
     if path.is_dir():
-        return artifact.source(path) if artifact.is_artifact(path) else huggingface.source(path)
+        return artifact.source(path) if artifact.is_artifact(path) else _open_folder(path)
     if path.is_file():
         return _open_file(path)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         return factory_source(text)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) or re.fullmatch(r"[\w.-]+", text):
-        return huggingface.source(huggingface.download(text))
+        return _open_folder(huggingface.download(text))
     raise InputError(f"{text}: no such file or folder; pass a model folder or a .gguf file")
+
+
+def _open_folder(path: Path) -> Source:
+    from tauten.models import huggingface, sentence
+
+    if not sentence.is_sentence_folder(path):
+        return huggingface.source(path)
+    if sentence.is_installed():
+        return sentence.source(path)
+    _log.warning(
+        "%s: opened as its transformer alone, without pooling and what follows (%s)",
+        *(path, sentence.REMEDY),
+    )
+    return huggingface.source(path)
 
 
 def _open_file(path: Path) -> Source:
@@ -173,7 +191,10 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
 
 
 def _tokenizer_of(model: nn.Module) -> Callable[[], Any] | None:
-    """Loads the tokenizer of the folder that a transformers model was loaded from, if any."""
+    """Loads the tokenizer that a model holds, or that of the folder it was loaded from, if any."""
+    own = getattr(model, "tokenizer", None)
+    if callable(own) and hasattr(own, "pad_token_id"):  # as sentence-transformers' models
+        return lambda: own
     place = getattr(getattr(model, "config", None), "name_or_path", None)
     if not isinstance(place, str) or not place or not Path(place).is_dir():
         return None

@@ -60,7 +60,8 @@ class LevelTable:
 
         Where that is less than all lose at their best, they lose that."""
         limit = max(limit, (1 + 1e-5) * float(self.losses.amin(1).sum()))
-        steps = (self.losses / limit * RESOLUTION).ceil()
+        shares = torch.where(self.losses > 0, self.losses / limit, 0.0)  # the limit may be 0
+        steps = (shares * RESOLUTION).ceil()
         allowed = steps <= RESOLUTION
         sizes = self.size_bytes.double().masked_fill(~allowed, torch.inf)
         return allocate(steps.masked_fill(~allowed, 0).long(), sizes, RESOLUTION)

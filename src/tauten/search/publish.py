@@ -188,6 +188,8 @@ def _publish(
     candidate.weights.write(staging / artifact.WEIGHTS)
     manifest["weights"]["sha256"] = sha256_file(staging / artifact.WEIGHTS)
     candidate.dense.save_companions(staging)
+    if candidate.dense.left_behind:
+        _log.info("%s: not copied along: %s", facts.source.name, candidate.dense.left_behind)
     write_text(staging / artifact.RECIPE, facts.replayed(candidate.recipe).to_yaml())
     write_json(staging / artifact.MANIFEST, manifest)
     if "chosen" in facts.timing and facts.task is not None and facts.task.is_text:

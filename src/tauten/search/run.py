@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tauten.core.coverage import changed_sentence
+from tauten.core.coverage import changed_sentence, zeros_sentence
 from tauten.core.effort import NORMAL, THOROUGH, Effort
 from tauten.core.errors import GoalError, InputError
 from tauten.core.figures import format_bytes
@@ -49,10 +49,11 @@ from tauten.search.publish import (
 )
 from tauten.search.resume import VERSIONS
 from tauten.search.shaping import shape_in_memory
-from tauten.search.trainer import Trainer, check_teacher, trained_by
+from tauten.search.trainer import Trainer, check_same_inputs, check_teacher, trained_by
 from tauten.search.workspace import Workspace, recipe_id
 from tauten.search.zeros import share_out_zeros
 
+KEEPS_ZEROS = "to keep them, pack by tauten.PruneSparseGPT(sparsity, bits=4), or to 8 bits"
 _log = logging.getLogger(__name__)
 
 
@@ -171,6 +172,8 @@ def run_recipe(
     if source.tokenizer is None and teacher is not None:
         reader = replace(source, tokenizer=teacher.tokenizer)
     calibration, training = _read(reader, skeleton, recipe, data)
+    if teacher is not None:
+        check_same_inputs(source, teacher, training if isinstance(training, list) else calibration)
     trainer = Trainer(teacher or source, calibration, training, workers)
     if out is None and source.reader is None:
         with progress_bars(), calibrating(source, recipe, _for_data(recipe, workers)) as calibrate:
@@ -257,10 +260,12 @@ def check_time(limit_s: float, least: Forecast) -> None:
 
 
 def announce_coverage(recipe: Recipe, layers: Sequence[LayerRecord]) -> None:
-    """Say which share of the weights a recipe that packs has changed."""
+    """Say which share of the weights a recipe that packs has changed, and zeros that it lost."""
     if any(isinstance(step.technique, WeightTechnique) for step in recipe.steps):
         sentence, warns = changed_sentence(map(asdict, layers))
         _log.log(logging.WARNING if warns else logging.INFO, sentence)
+        if lost := zeros_sentence(map(asdict, layers)):
+            _log.warning("%s: %s", lost, KEEPS_ZEROS)
 
 
 def announce(needs: Forecast, time_later: bool = False) -> None:

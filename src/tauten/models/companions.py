@@ -1,0 +1,145 @@
+"""What stands beside a model's weights and goes with it: configurations, tokenizer, templates.
+
+Knows names only. Weights, code and model cards stay behind: they tell of another file than ours.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tauten.core.errors import CorruptError
+
+MODULES = "modules.json"  # of sentence-transformers
+TEMPLATES = "additional_chat_templates"
+WEIGHTS = ".safetensors"
+_SUFFIXES = {
+    *(".json", ".jinja", ".txt", ".model"),  # the last three also vocabularies
+    *(".spm", ".codes", ".bpe", ".tiktoken", ".tokenizer", ".vocab", ".tsv"),
+}
+PATTERNS = [*(f"*{suffix}" for suffix in sorted(_SUFFIXES)), "tokenizer*", "LICENSE*", "NOTICE*"]
+_STARTS = ("tokenizer", "licen", "notice", "copying")
+_POINTER = b"version https://git-lfs."
+_SHOWN = 8  # names of what stays behind
+
+
+def copy_companions(folder: Path, out: Path, with_heads: bool = True) -> None:
+    """Copy what goes with a model.
+
+    Args:
+        folder: Of the model.
+        out: An existing folder.
+        with_heads: Also weights in the folders of sentence-transformers' modules; False where they
+            are part of the model.
+    """
+    for name in carried(folder, with_heads):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, out / name)
+
+
+def left_behind(folder: Path) -> str:
+    """Names of what isn't copied and isn't the model's weights; empty where there is nothing."""
+    going = {name.parts[0] for name in carried(folder)}
+    names = [
+        entry.name + "/" * entry.is_dir()
+        for entry in sorted(folder.iterdir())
+        if entry.name not in going
+        and not entry.name.startswith(".")
+        and not entry.name.endswith((WEIGHTS, ".safetensors.index.json"))
+    ]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Folders of sentence-transformers' modules below a model's, in order; "" is that itself.
+
+    Raises:
+        CorruptError: `modules.json` is damaged or names a place outside the folder.
+    """
+    if not (folder / MODULES).is_file():
+        return []
+    modules = read_json(folder / MODULES)
+    try:
+        names = [str(module["path"]) for module in modules]
+    except (KeyError, TypeError) as error:
+        raise CorruptError(f"{folder / MODULES}: not a list of modules ({error!r})") from None
+    for name in names:
+        if not is_inside(name):
+            raise CorruptError(f"{folder / MODULES} names {name!r}, which isn't in that folder")
+    return names
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name from a file can only be that of something in the same folder."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        CorruptError: It is empty, cut off, or a pointer in the place of the file.
+    """
+    check_fetched(file)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        size = file.stat().st_size
+        what = "empty" if not size else f"no whole JSON file ({error}; {size} bytes)"
+        raise CorruptError(f"{file} is {what}; copy or download it again") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which a file that goes with the model is damaged.
+
+    Raises:
+        CorruptError: A JSON file is cut off, or any file is only a git-lfs pointer.
+    """
+    for name in carried(folder):
+        check_fetched(folder / name)
+        if name.suffix == ".json" and _ends_early(folder / name):
+            read_json(folder / name)
+
+
+def check_fetched(file: Path) -> None:
+    """Refuse a file that git-lfs hasn't fetched yet.
+
+    Raises:
+        CorruptError: It is a pointer of git-lfs.
+    """
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(len(_POINTER))
+    except OSError as error:
+        raise CorruptError(f"{file}: can't be read ({error}); get it anew") from None
+    if begins == _POINTER:
+        raise CorruptError(
+            f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in "
+            f"{file.parent}, or download it again"
+        )
+
+
+def _ends_early(file: Path) -> bool:
+    """Whether the end of a JSON file isn't that of an object or list; tokenizers are large."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - 64))
+        return not opened.read().rstrip().endswith((b"}", b"]"))
+
+
+def carried(folder: Path, with_heads: bool = True) -> Iterator[Path]:
+    """Names of the files that go with a model, from its folder; as for `copy_companions`."""
+    heads = [name for name in module_folders(folder) if name and (folder / name).is_dir()]
+    for name in dict.fromkeys(["", *heads, TEMPLATES]):
+        for file in sorted((folder / name).glob("*")):
+            is_head = name in heads and file.suffix == WEIGHTS and with_heads
+            if file.is_file() and (is_head or _is_companion(file)):
+                yield file.relative_to(folder)
+
+
+def _is_companion(file: Path) -> bool:
+    if file.name.endswith(".index.json") or file.name.startswith("."):
+        return False
+    is_text = file.suffix.lower() in _SUFFIXES
+    return is_text or (file.suffix != ".py" and file.name.lower().startswith(_STARTS))

@@ -1,0 +1,206 @@
+"""Folders of sentence-transformers: a transformer, pooling and what follows, opened by the library.
+
+An artifact of one holds all weights in one file. Beside it lie what the library builds modules
+from, and `LAYOUT`: the tensors that it looks for in each folder. To build the modules it is given
+files of zeros in their place, which take no disk; the artifact's tensors are then filled in.
+
+The artifact's `modules.json` names `PackedPart` where there are weights, so the library itself
+loads it too, given `trust_remote_code=True`; without that it refuses, and never invents weights.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from tauten.core.errors import CorruptError, InputError, first_line
+from tauten.core.files import write_json
+from tauten.core.progress import quiet_elsewhere
+from tauten.models.companions import (
+    MODULES,
+    copy_companions,
+    is_inside,
+    left_behind,
+    module_folders,
+    read_json,
+)
+from tauten.models.heads import POOLING, fitted
+from tauten.models.huggingface import CONFIG, download, read_config, skeleton_builder
+from tauten.models.loader import place, tensor_slots
+from tauten.models.packing import prepacked
+from tauten.models.reader import SINGLE, SafetensorsReader, open_folder
+from tauten.models.safetensors_header import LENGTH_BYTES
+from tauten.models.source import Source, module_source, shared_copy
+
+KIND = "sentence-transformers"
+LAYOUT = "sentence_layout.json"
+REMEDY = "pip install 'tauten[sentence-transformers]'"
+_SETTINGS = "config_sentence_transformers.json"
+_PACKED = f"{__name__}.PackedPart"
+_OWN = "sentence_transformers."  # begins the names of the library's classes
+_Described = dict[str, tuple[str, list[int], int]]  # dtype, shape and bytes by name
+
+
+def is_sentence_folder(folder: Path) -> bool:
+    """Whether a folder holds a model of sentence-transformers that makes embeddings."""
+    if not (folder / MODULES).is_file():
+        return False
+    file = folder / _SETTINGS
+    kind = read_json(file).get("model_type") if file.is_file() else None
+    return kind in (None, "SentenceTransformer")
+
+
+def is_installed() -> bool:
+    """Whether sentence-transformers is."""
+    return importlib.util.find_spec("sentence_transformers") is not None
+
+
+def source(folder: Path) -> Source:
+    """A folder of sentence-transformers.
+
+    Raises:
+        InputError: A module is of a class that isn't the library's own, or can't be loaded.
+        CorruptError: A file is damaged or a tensor is missing.
+    """
+    readers = _readers(folder)
+    options = _options(folder, readers)
+    weights = {part: _described(reader) for part, reader in readers.items()}
+
+    modules = read_json(folder / MODULES)
+    layout = {"options": options, "weights": weights, "modules": modules}
+    own = [{**m, "type": _PACKED} if m["path"] in weights else m for m in modules]
+
+    def save_companions(out: Path) -> None:
+        copy_companions(folder, out, with_heads=False)
+        write_json(out / LAYOUT, layout)
+        write_json(out / MODULES, own)
+
+    return dataclasses.replace(
+        module_source(_loaded(folder, options), str(folder), KIND),
+        size_bytes=sum(reader.size_bytes for reader in readers.values()),
+        save_companions=save_companions,
+        left_behind=left_behind(folder),
+        whole="sentence-transformers loads its modules whole",
+    )
+
+
+def empty_model(folder: Path) -> nn.Module:
+    """The model of an artifact, its tensors on the meta device.
+
+    Raises:
+        InputError: sentence-transformers isn't installed.
+        CorruptError: What stands beside the weights is damaged.
+    """
+    if not is_installed():
+        raise InputError(f"{folder} is opened by sentence-transformers, which is missing: {REMEDY}")
+    layout = read_json(folder / LAYOUT)
+    with tempfile.TemporaryDirectory(prefix="tauten-") as name:
+        copy_companions(folder, Path(name), with_heads=False)
+        try:
+            for part, tensors in layout["weights"].items():
+                _write_zeros(Path(name), part, tensors)
+            options = dict(layout["options"])
+            write_json(Path(name) / MODULES, layout["modules"])
+        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+            raise CorruptError(f"{folder / LAYOUT}: damaged ({error!r}); make it anew") from None
+        model = shared_copy(_loaded(Path(name), options))
+    for slot in tensor_slots(model):
+        place(slot, torch.empty_like(slot.empty, device="meta"))
+    return model
+
+
+class PackedPart:
+    """Stands for a module with weights in the `modules.json` of an artifact."""
+
+    @staticmethod
+    def load(model_name_or_path: str, subfolder: str = "", **options: Any) -> nn.Module:
+        """The module of an artifact, as sentence-transformers asks for it.
+
+        Args:
+            model_name_or_path: Folder or hub id of the artifact.
+            subfolder: Of the module.
+            options: Of its library; what they would change is settled.
+        """
+        from tauten.models import artifact
+
+        path = Path(model_name_or_path)
+        folder = path if path.is_dir() else download(model_name_or_path)
+        model = prepacked(artifact.source(folder).open())
+        return [*model.children()][module_folders(folder).index(subfolder)]
+
+
+def _loaded(folder: Path, options: dict[str, Any]) -> nn.Module:
+    """The model as its library loads it, in float32; no code of the folder is run."""
+    for module in read_json(folder / MODULES):
+        if not str(module.get("type")).startswith(_OWN):
+            raise InputError(
+                f"{folder / MODULES}: {module.get('type')!r} is code of that folder, which is "
+                "never run; pass the SentenceTransformer itself"
+            )
+    from sentence_transformers import SentenceTransformer
+
+    options = {"dtype": torch.float32, **options}
+    try:
+        with quiet_elsewhere():
+            model: nn.Module = SentenceTransformer(
+                str(folder), device="cpu", local_files_only=True, model_kwargs=options
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        reason = first_line(error)
+        raise InputError(f"{folder}: sentence-transformers can't load it ({reason})") from None
+    return model.eval()
+
+
+def _readers(folder: Path) -> dict[str, SafetensorsReader]:
+    """Weights by folder, from that of the model; a pickle is never loaded."""
+    readers = {}
+    for part in dict.fromkeys(["", *module_folders(folder)]):
+        found = [p.suffix for p in (folder / part).glob("*") if p.is_file()]
+        if {".safetensors", ".bin", ".pt", ".pth"} & set(found):
+            readers[part] = open_folder(folder / part)
+    return readers
+
+
+def _options(folder: Path, readers: dict[str, SafetensorsReader]) -> dict[str, Any]:
+    """What the library must be told so that it invents no weights of the transformer.
+
+    It opens the class without a head, whatever the configuration names.
+    """
+    first = folder / module_folders(folder)[0]
+    if not (first / CONFIG).is_file() or "model_type" not in read_json(first / CONFIG):
+        return {}  # its first module is no transformer
+    config = read_config(first)
+    plain: Any = transformers.MODEL_MAPPING.get(type(config), None)
+    is_part = any(name.endswith("EncoderModel") for name in config.architectures or [])
+    if isinstance(plain, type) and not is_part:
+        config.architectures = [plain.__name__]
+    reader = readers.get(module_folders(folder)[0])
+    if reader is None:
+        raise CorruptError(f"{first}: holds no weights; get {SINGLE} too")
+    changes = fitted(config, reader, first, skeleton_builder).changes
+    return {POOLING: False} if POOLING in changes else {}
+
+
+def _described(reader: SafetensorsReader) -> _Described:
+    return {entry.name: (entry.dtype, entry.shape, entry.length) for entry in reader.entries()}
+
+
+def _write_zeros(folder: Path, part: str, tensors: _Described) -> None:
+    """A safetensors file of zeros, which are a hole in it."""
+    if not is_inside(part):
+        raise ValueError(f"{part!r} isn't in the folder")
+    header, end = {}, 0
+    for name, (dtype, shape, length) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + length]}
+        end += length
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    (folder / part).mkdir(exist_ok=True)
+    with (folder / part / SINGLE).open("wb") as opened:
+        opened.write(len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
+        opened.truncate(LENGTH_BYTES + len(encoded) + end)
