@@ -134,9 +134,9 @@ def _generation_config(folder: Path) -> Any:
 
 def tokenizer_loader(folder: Path) -> Callable[[], Any] | None:
     """Loads the tokenizer of a folder; None where it has none."""
+    files = folder.iterdir() if folder.is_dir() else ()
     if not any(
-        file.name in VOCABULARIES or file.suffix in (".model", ".spm", ".tiktoken")
-        for file in folder.iterdir()
+        f.name in VOCABULARIES or f.suffix in (".model", ".spm", ".tiktoken") for f in files
     ):
         return None
 
