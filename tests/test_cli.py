@@ -61,6 +61,9 @@ def test_optimize_then_use_what_came_out(
 
     done = tauten("eval", "out", "--reference", llama_folder, "--data", data)
     assert done.exit_code == 0 and "KL to the original" in done.stdout, done.stderr
+    (tmp_path / "few.txt").write_text("Two short documents. " * 9 + "\n\n" + "Another one. " * 9)
+    done = tauten("eval", "out", "--reference", llama_folder, "--data", tmp_path / "few.txt")
+    assert done.exit_code == 0 and "perplexity" in done.stdout, done.stderr
     done = tauten("run", "out", "The number", "--max-new-tokens", 5)
     assert done.exit_code == 0 and done.stdout.startswith("The number"), done.stderr
     done = tauten("bench", "out", "--reference", llama_folder, "--rounds", 1)

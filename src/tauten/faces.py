@@ -155,13 +155,13 @@ def evaluate_facts(
     source = open_model(name, base)
     original, data = given.opened(open_model(reference, base) if reference else source)
     model = source.open()
-    task = make_task(original, model, data, None, seed, max_tokens)
+    task = make_task(original, model, data, None, seed, max_tokens, tunes=False)
     metric, batches = task.metric(), task.splits.test
     with progress_bars():
         before_model = original.open() if reference else model
         metric.prepare(before_model, batches)
         before = metric.scores(before_model, batches)
-        if task.is_text:
+        if task.is_text and task.splits.calibration:
             say_if_no_better(metric.value(before), task.splits.calibration, batches)
         after = metric.scores(model, batches) if reference else before
         facts: dict[str, Any] = {
@@ -192,7 +192,7 @@ def print_evaluation(facts: dict[str, Any], console: Console) -> None:
         table.add_row(facts["lost"], f"{format_percent(drop.value)} (90% interval {interval})")
     if "kl" in facts:
         table.add_row("KL to the original", f"{facts['kl']:.5f} nats a token")
-    table.add_row("measured on", f"{facts['documents']['test']} documents of {facts['name']}")
+    table.add_row("measured on", f"{plural(facts['documents']['test'], 'document')} of {facts['name']}")
     console.print(table)
 
 

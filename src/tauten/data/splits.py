@@ -34,16 +34,22 @@ def shuffled(names: Sequence[str], seed: int = 0) -> list[int]:
     return sorted(range(len(names)), key=digests.__getitem__)
 
 
-def split(examples: Sequence[T], names: Sequence[str], seed: int = 0) -> Splits[T]:
+def split(
+    examples: Sequence[T], names: Sequence[str], seed: int = 0, tunes: bool = True
+) -> Splits[T]:
     """Deal examples out by a hash of name and seed, so that the order given doesn't matter.
 
     Args:
         examples: Independent examples; nothing is cut.
         names: One for each, distinct.
+        seed: Of the hash.
+        tunes: The first two parts are needed; else, of too few for that, all are the test part.
     Raises:
         InputError: There are too few.
     """
     if len(examples) < FEWEST * 3:
+        if not tunes:
+            return Splits((), (), tuple(examples))
         raise InputError(
             f"the data is {plural(len(examples), 'document')}, too few to tune and certify on: "
             f"pass at least {FEWEST * 3}, better 100 (a file, a line of JSONL or a row is one)"

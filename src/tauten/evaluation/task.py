@@ -17,6 +17,7 @@ from tauten.data.splits import Splits, split
 from tauten.data.tensors import Rows, call_model, listed, load_rows, rows_of
 from tauten.data.texts import read_texts
 from tauten.data.windows import (
+    TokenBatch,
     count_tokens,
     encoder_batches,
     judged_window,
@@ -85,6 +86,7 @@ def make_task(
     metric: "str | Metric | Callable[[nn.Module, Any], Any] | None" = None,
     seed: int = 0,
     max_tokens: int = 8192,
+    tunes: bool = True,
 ) -> Task:
     """Split data and choose a metric.
 
@@ -97,17 +99,24 @@ def make_task(
             what `fitting` finds.
         seed: Deals examples out to splits.
         max_tokens: Most tokens a split of text.
+        tunes: As for `split`.
     Raises:
         InputError: The data doesn't serve this model or metric.
     """
     data, is_text = listed(data)
     if is_text:
-        return _text_task(source, model, data, metric, seed, max_tokens)
+        return _text_task(source, model, data, metric, seed, max_tokens, tunes)
     return _tensor_task(source, model, data, metric, seed)
 
 
 def _text_task(
-    source: Source, model: nn.Module, data: Any, metric: Any, seed: int, max_tokens: int
+    source: Source,
+    model: nn.Module,
+    data: Any,
+    metric: Any,
+    seed: int,
+    max_tokens: int,
+    tunes: bool,
 ) -> Task:
     if source.tokenizer is None:
         raise InputError(
@@ -119,12 +128,14 @@ def _text_task(
         raise InputError(f"groups of {own.named} are those of rows; documents are units of text")
     read, tokenizer = read_texts(data, None, source.tokenizer), source.tokenizer()
     documents, name = read.documents, read.name
-    parts = split(documents, [document.name for document in documents], seed)
+    parts = split(documents, [document.name for document in documents], seed, tunes)
     counts = {key: len(value) for key, value in vars(parts).items()}
     if is_plain(model):
         plain = Splits(*(tuple(plain_batches(p, tokenizer, model)) for p in vars(parts).values()))
         counts = {key: sum(map(rows_of, value)) for key, value in vars(plain).items()}
-        kinds = _fitting(source, model, plain.development[0], isinstance(metric, str))
+        kinds = _fitting(
+            source, model, (plain.development or plain.test)[0], isinstance(metric, str)
+        )
         chosen = _named(metric, kinds, None) if own is None else lambda: own
         return Task(chosen, plain, name, counts, {}, False, "window")
     kind: type[Measure] = Perplexity if is_language_model(model) else Similarity
@@ -134,8 +145,11 @@ def _text_task(
             *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
         )
         return Task(chosen, splits, name, counts, {}, False, "document")
-    longest, batches = min(512, positions(model)), {}
+    longest, batches = min(512, positions(model)), dict[str, tuple[TokenBatch, ...]]()
     for key, part in vars(parts).items():
+        batches[key] = ()
+        if not part:
+            continue
         judges = key != "calibration"
         window = judged_window(len(part), max_tokens, longest) if judges else longest
         batches[key] = tuple(token_batches(part, tokenizer, window, max_tokens))
