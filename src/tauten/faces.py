@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tauten.core.errors import InputError
-from tauten.core.figures import format_percent, loss_word
+from tauten.core.figures import format_percent, loss_word, plural
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_seconds
 from tauten.core.progress import progress_bars
