@@ -234,7 +234,7 @@ def tensor_forms() -> list[Form]:
         Form("list of tokenized rows", encoder, lambda _: rows),
         Form("tokenized rows of many lengths", encoder, lambda _: short),
         Form("dict as the one argument", Features, lambda _: [dicts]),
-        Form("points of one example a batch", Cloud, lambda _: list(X.view(16, 3, 10))),
+        Form("points of one example a batch", Cloud, lambda _: list(X.view(32, 3, 10))),
         Form("generator", classifier, lambda _: pairs()),
         Form("iterable that ends", classifier, lambda _: Once()),
         Form("nanoGPT, tokens", PlainGPT, lambda _: [IDS]),

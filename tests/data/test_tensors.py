@@ -127,3 +127,11 @@ def test_a_tokenizers_encoding_is_a_batch_of_its_tensors() -> None:
 def test_arrays_are_tensors() -> None:
     rows = load_rows([numpy.ones((4, 3), dtype=numpy.float32)])
     assert len(rows) == 4 and rows.take([0])[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_examples_that_repeat_others_are_told_by_all_that_they_hold(dtype: torch.dtype) -> None:
+    values, names = torch.tensor([0, 1, 0, 0]).to(dtype), ["a", "b", "a", "c"]
+    batch = {"x": values[:, None, None], "y": values, "names": names, "scale": 2.0}
+    contents = load_rows([batch]).contents()
+    assert [contents.index(content) for content in contents] == [0, 1, 0, 3]

@@ -118,9 +118,12 @@ def load_training(source: Source, model: nn.Module, data: Any) -> Iterable[Calib
 
 def _rows_per_batch(rows: Rows) -> int:
     """Rows that make a batch: long texts are large."""
-    first = rows.leaves[0] if rows.leaves else None
-    is_tokens = first is not None and first.dim() == 2 and not first.is_floating_point()
-    length = first.shape[1] if first is not None and is_tokens else 1
+    tokens = [
+        leaf.shape[1]
+        for leaf in rows.leaves or ()
+        if isinstance(leaf, Tensor) and leaf.dim() == 2 and not leaf.is_floating_point()
+    ]
+    length = max(tokens, default=1)
     return min(ROWS_PER_BATCH, max(1, BATCH_TOKENS // max(1, length)))
 
 

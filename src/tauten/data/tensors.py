@@ -1,6 +1,7 @@
 """Examples from DataLoaders and other iterables of tensors."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
@@ -51,6 +52,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.batches) if self.leaves is None else _rows_in(self.leaves)
+
+    def contents(self) -> list[bytes]:
+        """What each example holds, by which those that repeat others are told.
+
+        Only where batches can be taken apart.
+        """
+        assert self.leaves is not None, "batches can be taken apart"
+        parts = [_bytes(leaf) for leaf in self.leaves if not isinstance(leaf, _Same)]
+        return [b"".join(row) for row in zip(*parts, strict=True)]
 
     def take(self, indices: Sequence[int], rows_per_batch: int = ROWS_PER_BATCH) -> list[Any]:
         """Batches of the given examples."""
@@ -209,6 +219,14 @@ def _joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
 def _rows_in(leaves: Iterable[Any]) -> int:
     first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
     return len(first) if first.dim() else 0
+
+
+def _bytes(leaf: Any) -> list[bytes]:
+    """The content of each row of a tensor or list."""
+    if isinstance(leaf, Tensor):
+        flat = leaf.detach().reshape(len(leaf), math.prod(leaf.shape[1:]))
+        return [row.tobytes() for row in flat.contiguous().view(torch.uint8).numpy()]
+    return [repr(value).encode() for value in leaf]
 
 
 def _taken(leaf: Any, rows: Tensor) -> Any:

@@ -186,8 +186,7 @@ def _distinct(rows: Rows) -> list[int]:
     if rows.leaves is None:
         contents = [identity(batch).encode() for batch in rows.batches]
     else:
-        flat = [leaf.reshape(len(rows), -1).contiguous().numpy() for leaf in rows.leaves]
-        contents = [b"".join(leaf[row].tobytes() for leaf in flat) for row in range(len(rows))]
+        contents = rows.contents()
     first = {content: row for row, content in reversed([*enumerate(contents)])}
     kept = sorted(first.values())
     if len(kept) < len(contents):
