@@ -12,12 +12,16 @@ from safetensors.torch import load_file, save_file
 from tiny_models import byte_tokenizer, tiny_bert
 
 import tauten
+from tauten.data.documents import Document
+from tauten.data.tensors import call_model, main_output
+from tauten.data.windows import encoder_batches
 from tauten.models import sentence
 from tauten.models.source import open_source
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # or the library asks the hub of whatever isn't in a folder
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXTS = [f"Document {i} tells of {w}." for i, w in enumerate(["cats", "dogs", "trees"] * 8)]
+DOCUMENTS = [Document(str(number), text) for number, text in enumerate(TEXTS)]
 
 
 @pytest.fixture
@@ -90,7 +94,19 @@ def test_a_model_in_memory_takes_texts(folder: Path, library) -> None:
         made.save(str(folder.with_name("never")))
 
 
-def test_the_metric_of_texts_is_that_of_embeddings(folder: Path) -> None:
+def test_what_counts_of_an_answer_is_its_embedding(folder: Path) -> None:
+    source = open_source(folder)
+    model, (batch,) = (
+        source.open(),
+        encoder_batches(DOCUMENTS[:9], source.tokenizer(), source.open()),
+    )
+    with torch.no_grad():
+        found = main_output(call_model(model, batch))
+    assert torch.allclose(found, embeddings(model)[:9], atol=1e-6)
+    assert set(batch) <= {"input_ids", "attention_mask", "token_type_ids"}  # it wasn't written into
+
+
+def test_the_search_takes_texts(folder: Path) -> None:
     result = tauten.optimize(folder, TEXTS, tauten.Goal(max_drop=0.5), effort="quick")
     assert embeddings(result.model).shape == (len(TEXTS), 32)
 
