@@ -192,7 +192,9 @@ def print_evaluation(facts: dict[str, Any], console: Console) -> None:
         table.add_row(facts["lost"], f"{format_percent(drop.value)} (90% interval {interval})")
     if "kl" in facts:
         table.add_row("KL to the original", f"{facts['kl']:.5f} nats a token")
-    table.add_row("measured on", f"{plural(facts['documents']['test'], 'document')} of {facts['name']}")
+    table.add_row(
+        "measured on", f"{plural(facts['documents']['test'], 'document')} of {facts['name']}"
+    )
     console.print(table)
 
 
