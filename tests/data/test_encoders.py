@@ -70,3 +70,24 @@ def test_classifiers_without_a_pad_token_answer_row_by_row(name: str, pad: bool)
 def test_classifiers_that_know_their_padding_take_all_at_once() -> None:
     model = built("LlamaForSequenceClassification", **WIDE, num_labels=1, pad_token_id=0)
     assert [len(batch["input_ids"]) for batch in batches(model, pad=True)] == [3]
+
+
+@pytest.mark.parametrize("kind", ["T5", "Bart"])
+def test_a_decoder_behind_an_encoder_is_given_the_text_too(kind: str) -> None:
+    sizes = {"T5": {"num_layers": 1}, "Bart": {"encoder_layers": 1, "decoder_layers": 1}}[kind]
+    config = getattr(transformers, f"{kind}Config")(vocab_size=300, d_model=32, **sizes)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    data = {"data": TEXTS, "tokenizer": byte_tokenizer()}
+    quantized = tauten.quantize(model, 8, technique="gptq", **data)
+    found = tauten.optimize(quantize_goal := model, goal=tauten.Goal(max_drop=0.1), **data)
+    assert found.test is not None and found.test.metric == "similarity"
+    assert isinstance(quantized, type(quantize_goal))
+
+
+def test_text_for_a_model_of_speech_is_refused() -> None:
+    config = transformers.WhisperConfig(
+        vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=1, pad_token_id=0
+    )
+    model = transformers.WhisperForConditionalGeneration(config)
+    with pytest.raises(InputError, match="takes input_features, not text: pass batches"):
+        tauten.quantize(model, 4, technique="gptq", data=TEXTS, tokenizer=byte_tokenizer())

@@ -94,6 +94,16 @@ def test_each_window_begins_as_the_tokenizer_begins_a_text() -> None:
     assert sorted(len(ids) for _, ids in found) == [21, 38, 41, 64]
 
 
+def test_a_text_that_begins_so_itself_gets_no_second_beginning() -> None:
+    class Begun(BeginsTexts):
+        def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True):  # type: ignore[no-untyped-def]
+            found = super().__call__(text, add_special_tokens)
+            return {"input_ids": [255, *found["input_ids"]]} if len(text) > 1 else found
+
+    for _, ids in windows_of(token_batches(documents_of((100, 40)), Begun(), window=64)):
+        assert ids[0] == 255 and 255 not in ids[1:]
+
+
 def test_windows_keep_their_length_however_many_documents_there_are() -> None:
     for count in (10, 100, 1000):
         documents = [Document(str(i), "abcdefgh" * 20) for i in range(count)]

@@ -20,7 +20,14 @@ from tauten.data.plain_models import is_plain, plain_batches
 from tauten.data.splits import shuffled
 from tauten.data.tensors import ROWS_PER_BATCH, Rows, listed, load_rows
 from tauten.data.texts import Texts, load_texts
-from tauten.data.windows import TokenBatch, encoder_batches, positions, token_batches, used
+from tauten.data.windows import (
+    TokenBatch,
+    encoder_batches,
+    is_encoder_decoder,
+    positions,
+    token_batches,
+    used,
+)
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
 
@@ -65,7 +72,7 @@ def load_calibration(
     if is_plain(model):
         return calibration_batches(plain_batches(documents, tokenizer, model), model)
     documents = [documents[i] for i in shuffled([document.name for document in documents])]
-    if hasattr(model, "generate"):
+    if hasattr(model, "generate") and not is_encoder_decoder(model):
         window = min(WINDOW, positions(model))
         batch_tokens = TRAINING_TOKENS if max_tokens is None else BATCH_TOKENS
         limits = (window, max_tokens or sys.maxsize, batch_tokens)

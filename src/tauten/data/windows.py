@@ -108,6 +108,8 @@ def encoder_batches(
 ) -> list[dict[str, Tensor]]:
     """The starts of documents as an encoder takes them, padded, with their attention mask.
 
+    To the decoder behind an encoder, as T5's, the same text is what stands before the next token.
+
     One by one where the tokenizer or the model knows no padding.
 
     Args:
@@ -115,7 +117,15 @@ def encoder_batches(
         tokenizer: As transformers makes them.
         model: Its configuration says how many tokens it takes.
         max_tokens: Stop adding rows here.
+    Raises:
+        InputError: The model takes something else than text.
     """
+    takes = getattr(model, "main_input_name", "input_ids")
+    if takes != "input_ids":
+        raise InputError(
+            f"{type(model).__name__} takes {takes}, not text: pass batches of what it is called "
+            "with, such as dicts of its keywords"
+        )
     texts = [document.text for document in documents]
     rows = ENCODER_ROWS if _pads(tokenizer, model) else 1
     longest, tokens = min(ENCODER_TOKENS, positions(model)), 0
@@ -127,8 +137,22 @@ def encoder_batches(
         tokens += batch["input_ids"].numel()
         if batches and tokens > max_tokens:
             break
-        batches.append(batch)
+        batches.append(_with_decoder(batch, model))
     return batches
+
+
+def _with_decoder(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    if not is_encoder_decoder(model):
+        return batch
+    decoder = {"decoder_input_ids": batch["input_ids"]}
+    if "attention_mask" in batch:
+        decoder["decoder_attention_mask"] = batch["attention_mask"]
+    return batch | decoder
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a model has a decoder behind an encoder, by its configuration."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def positions(model: nn.Module, default: int = sys.maxsize) -> int:
@@ -169,6 +193,8 @@ def _head(tokenizer: Any) -> Tensor:
 
 
 def _windows(ids: Tensor, head: Tensor, window: int) -> list[Tensor]:
+    if torch.equal(ids[: head.numel()], head):  # the template of a chat begins it too
+        ids = ids[head.numel() :]
     pieces = ids.split(max(SHORTEST, window - head.numel()))
     return [torch.cat([head, piece]) for piece in pieces if piece.numel() >= SHORTEST]
 
