@@ -160,8 +160,8 @@ def _load_dataset(name: str, column: str | None, load_tokenizer: LoadTokenizer) 
         import datasets
     except ImportError:
         raise InputError(
-            f"{name}: no such file or folder; pass a text file, a folder or {BUILT_IN!r} "
-            "(names of the datasets library need: pip install 'tauten[datasets]')"
+            f"{name}: no such file or folder; pass a file, a folder, {BUILT_IN!r} or a list of "
+            "texts (names of the datasets library need: pip install 'tauten[datasets]')"
         ) from None
     try:
         loaded = datasets.load_dataset(name, split="train")
