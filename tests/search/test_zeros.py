@@ -113,7 +113,7 @@ def test_outputs_without_a_second_dimension_are_numbers_not_classes() -> None:
 def test_a_model_of_losses_is_as_sensitive_as_its_losses() -> None:
     x = X[:64]
     (found,) = found_of(Flat("losses"), [x], False).values()
-    slopes = 8 * Flat("column")(x)  # of four mean squares of 64 rows, times 64
+    slopes = 8 * Flat("column")(x).detach()  # of four mean squares of 64 rows, times 64
     expected = slopes.square().sum() / 64
     assert float(found.fisher) == pytest.approx(float(expected), rel=1e-4)
 

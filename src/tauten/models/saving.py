@@ -42,7 +42,7 @@ def refuse_saving(model: nn.Module) -> nn.Module:
                 "tauten.load(FOLDER)"
             )
     name, made = type(model).__name__, cast(Any, model)
-    if hasattr(model, "resize_token_embeddings") and any(map(_is_packed, _tables(model))):
+    if hasattr(model, "resize_token_embeddings") and _has_packed_table(model):
         made.resize_token_embeddings = Refused(
             f"resize_token_embeddings: the table of {name} is packed, and its rows are what was "
             "packed; resize the model before it is packed"
@@ -50,9 +50,9 @@ def refuse_saving(model: nn.Module) -> nn.Module:
     return model
 
 
-def _tables(model: Any) -> tuple[Any, Any]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
-
-
-def _is_packed(module: Any) -> bool:
-    return isinstance(module, PackedModule)
+def _has_packed_table(model: Any) -> bool:
+    try:
+        tables = model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:  # how transformers says that a model of images has none
+        return False
+    return any(isinstance(table, PackedModule) for table in tables)
