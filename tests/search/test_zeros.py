@@ -97,6 +97,7 @@ class Flat(nn.Module):
         super().__init__()
         self.layer, self.returns = nn.Linear(12, 1), returns
         self.layer.weight.data = torch.linspace(-1, 1, 12)[None]
+        self.layer.bias.data = torch.full((1,), 0.3)
 
     def forward(self, x: Tensor) -> Any:
         y = self.layer(x)
