@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import tauten
 from tauten.core.technique import Technique
-from tauten.data.texts import load_texts
+from tauten.data.texts import read_texts
 from tauten.models.source import open_source
 
 DEFAULT = "quantize, no arguments"
@@ -88,7 +88,8 @@ def encoder_rows(names: list[str]) -> Iterator[Row]:
 
 def sentence_batches(tokenizer: Any) -> list[dict[str, Tensor]]:
     """Sentences of 40 to 400 characters from all over the text, to test and then to calibrate."""
-    text = " ".join(" ".join(document.text.split()) for document in load_texts("python-docs"))
+    documents = read_texts("python-docs").documents
+    text = " ".join(" ".join(document.text.split()) for document in documents)
     found = [s for s in re.split(r"(?<=[.!?]) ", text) if 40 <= len(s) <= 400]
     count = TEST_SENTENCES + CALIBRATION_SENTENCES
     sentences = found[:: len(found) // count][:count]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import byte_tokenizer, tiny_bert, tiny_llama, tiny_mlp
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tauten.core.errors import InputError
@@ -134,6 +134,24 @@ def test_a_metric_that_does_not_serve_is_refused(
 def test_what_is_no_data_is_refused(data: Any) -> None:
     with pytest.raises(InputError, match="data is"):
         task_of(tiny_mlp(), data)
+
+
+class PlainModel(nn.Module):
+    """Takes token ids by position, as nanoGPT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(256, 8)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.words(idx)
+
+
+@pytest.mark.parametrize("model", [tiny_llama, tiny_bert, PlainModel])
+def test_too_few_texts_to_tune_on_are_all_judged(model: Any) -> None:
+    task = task_of(model(), TEXTS[:4], tunes=False)
+    assert task.documents == {"calibration": 0, "development": 0, "test": 4}
+    assert not task.splits.calibration and not task.splits.development
 
 
 def test_text_without_a_tokenizer_is_refused() -> None:

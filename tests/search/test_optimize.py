@@ -13,7 +13,7 @@ from torch import nn
 import tauten
 from tauten.core.errors import BusyError, GoalError, InputError, TautenError
 from tauten.core.measurement import Trial
-from tauten.data.texts import load_texts
+from tauten.data.texts import read_texts
 from tauten.evaluation.metrics import Perplexity
 from tauten.evaluation.task import make_task
 from tauten.models.packing import packed_modules, write_out
@@ -225,7 +225,7 @@ def test_unusable_data_is_refused(sensitive_folder: Path) -> None:
         tauten.optimize(tiny_mlp(), [1, 2, 3])
     with pytest.raises(InputError, match=r"can't be called on this data.*shapes"):
         tauten.optimize(tiny_mlp(), torch.randn(60, 11))
-    assert len(load_texts("python-docs")) > 50
+    assert len(read_texts("python-docs").documents) > 50
 
 
 def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> None:

@@ -17,9 +17,10 @@ from tauten.core.figures import plural
 from tauten.data.calls import as_call
 from tauten.data.items import ItemReader
 from tauten.data.plain_models import is_plain, plain_batches
+from tauten.data.reading import texts_for
 from tauten.data.splits import shuffled
 from tauten.data.tensors import ROWS_PER_BATCH, Rows, listed, load_rows
-from tauten.data.texts import Texts, load_texts
+from tauten.data.texts import Texts
 from tauten.data.windows import (
     TokenBatch,
     encoder_batches,
@@ -54,7 +55,7 @@ def load_calibration(
     Args:
         source: Of the model; its tokenizer reads text.
         model: Its skeleton, whose configuration limits the length of a window.
-        data: Text as `load_texts` takes it, or an iterable of tensor batches.
+        data: Text as `read_texts` takes it, or an iterable of tensor batches.
         max_tokens: Most tokens of text that are used; None for all.
     Raises:
         InputError: The data doesn't serve this model.
@@ -63,15 +64,11 @@ def load_calibration(
     if not is_text:
         rows = load_rows(data, model)
         return calibration_batches(rows.take(range(len(rows)), _rows_per_batch(rows)), model)
-    if source.tokenizer is None:
-        raise InputError(
-            f"{source.name} has no tokenizer, so it can't read text: pass tokenizer= (an object or "
-            "a folder), the folder that holds model and tokenizer, or tensor batches as data"
-        )
-    documents, tokenizer = load_texts(data, None, source.tokenizer), source.tokenizer()
+    texts, tokenizer = texts_for(source, data)
+    documents = texts.documents
     if is_plain(model):
         return calibration_batches(plain_batches(documents, tokenizer, model), model)
-    documents = [documents[i] for i in shuffled([document.name for document in documents])]
+    documents = tuple(documents[i] for i in shuffled([document.name for document in documents]))
     if hasattr(model, "generate") and not is_encoder_decoder(model):
         window = min(WINDOW, positions(model))
         batch_tokens = TRAINING_TOKENS if max_tokens is None else BATCH_TOKENS

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tauten.core.errors import InputError
 from tauten.data.tensors import listed
 from tauten.data.text_rows import LoadTokenizer, holds_text
-from tauten.data.texts import read_texts
+from tauten.data.texts import Texts, read_texts
 from tauten.models.source import Source, open_source
 from tauten.models.tokenizers import with_tokenizer
 
@@ -66,6 +66,23 @@ def read_data(
     if text_column is not None:
         raise InputError(f"text_column={text_column!r}: the data isn't text with columns")
     return data
+
+
+def texts_for(source: Source, data: Any) -> tuple[Texts, Any]:
+    """Texts for a model, and the tokenizer that reads them.
+
+    Args:
+        source: Of the model.
+        data: As for `read_texts`.
+    Raises:
+        InputError: The model has no tokenizer, or the data can't be read as text.
+    """
+    if source.tokenizer is None:
+        raise InputError(
+            f"{source.name} has no tokenizer, so it can't read text: pass tokenizer= (an object or "
+            "a folder), the folder that holds model and tokenizer, or tensor batches as data"
+        )
+    return read_texts(data, None, source.tokenizer), source.tokenizer()
 
 
 class _Begun:

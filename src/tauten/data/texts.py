@@ -49,13 +49,6 @@ def is_text(data: Any) -> bool:
     return isinstance(data, str | Path | Texts) or (first is not data and holds_text(first))
 
 
-def load_texts(
-    data: Any, column: str | None = None, load_tokenizer: LoadTokenizer = None
-) -> list[Document]:
-    """The documents of `read_texts`."""
-    return list(read_texts(data, column, load_tokenizer).documents)
-
-
 def read_texts(
     data: "str | Path | Iterable[Any] | Texts",
     column: str | None = None,

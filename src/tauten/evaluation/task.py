@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError, first_line
 from tauten.core.figures import plural
+from tauten.data.documents import Document
 from tauten.data.plain_models import is_plain, plain_batches
+from tauten.data.reading import texts_for
 from tauten.data.splits import Splits, split
 from tauten.data.tensors import Rows, call_model, listed, load_rows, rows_of
-from tauten.data.texts import read_texts
 from tauten.data.windows import (
     TokenBatch,
     count_tokens,
@@ -93,7 +94,7 @@ def make_task(
     Args:
         source: Of the model; its tokenizer is used for text.
         model: Tells a language model from others; its tensors may be empty.
-        data: Text as `load_texts` takes it, or an iterable of tensor batches as `load_rows` does.
+        data: Text as `read_texts` takes it, or an iterable of tensor batches as `load_rows` does.
         metric: A name, a `Metric`, or a function (model, batch) -> number or one number an
             example, higher is better. By default perplexity for language models on text, else
             what `fitting` finds.
@@ -118,45 +119,55 @@ def _text_task(
     max_tokens: int,
     tunes: bool,
 ) -> Task:
-    if source.tokenizer is None:
-        raise InputError(
-            f"{source.name} has no tokenizer, so it can't read text: pass tokenizer= (an object or "
-            "a folder), the folder that holds model and tokenizer, or tensor batches as data"
-        )
     own = None if metric is None or isinstance(metric, str) else as_metric(metric)
     if own is not None and own.named:
         raise InputError(f"groups of {own.named} are those of rows; documents are units of text")
-    read, tokenizer = read_texts(data, None, source.tokenizer), source.tokenizer()
-    documents, name = read.documents, read.name
-    parts = split(documents, [document.name for document in documents], seed, tunes)
+    read, tokenizer = texts_for(source, data)
+    parts = split(read.documents, [document.name for document in read.documents], seed, tunes)
     counts = {key: len(value) for key, value in vars(parts).items()}
+    tokens: dict[str, int] = {}
+    kinds: dict[str, Kind] = {Similarity.name: Similarity}
+    noun = "document"
     if is_plain(model):
-        plain = Splits(*(tuple(plain_batches(p, tokenizer, model)) for p in vars(parts).values()))
-        counts = {key: sum(map(rows_of, value)) for key, value in vars(plain).items()}
-        kinds = _fitting(
-            source, model, (plain.development or plain.test)[0], isinstance(metric, str)
-        )
-        chosen = _named(metric, kinds, None) if own is None else lambda: own
-        return Task(chosen, plain, name, counts, {}, False, "window")
-    kind: type[Measure] = Perplexity if is_language_model(model) else Similarity
-    chosen = _named(metric, {kind.name: kind}, None) if own is None else lambda: own
-    if not is_language_model(model):
-        splits = Splits(
-            *(tuple(encoder_batches(part, tokenizer, model)) for part in vars(parts).values())
-        )
-        return Task(chosen, splits, name, counts, {}, False, "document")
-    longest, batches = min(512, positions(model)), dict[str, tuple[TokenBatch, ...]]()
+        splits = _batched(parts, lambda part: plain_batches(part, tokenizer, model))
+        counts = {key: sum(map(rows_of, value)) for key, value in vars(splits).items()}
+        judged = (splits.development or splits.test)[0]
+        kinds, noun = _fitting(source, model, judged, isinstance(metric, str)), "window"
+    elif is_language_model(model):
+        splits = _windows(parts, tokenizer, min(512, positions(model)), max_tokens)
+        counts = {key: _heard(value) for key, value in vars(splits).items()}
+        tokens = {key: count_tokens(value) for key, value in vars(splits).items()}
+        kinds = {Perplexity.name: Perplexity}
+    else:
+        splits = _batched(parts, lambda part: encoder_batches(part, tokenizer, model))
+    chosen = _named(metric, kinds) if own is None else lambda: own
+    return Task(chosen, splits, read.name, counts, tokens, bool(tokens), noun)
+
+
+def _batched(
+    parts: Splits[Document], make: Callable[[Sequence[Document]], Sequence[Any]]
+) -> Splits[Any]:
+    """The batches of each part; none of an empty one."""
+    return Splits(*(tuple(make(part)) if part else () for part in vars(parts).values()))
+
+
+def _windows(
+    parts: Splits[Document], tokenizer: Any, longest: int, max_tokens: int
+) -> Splits[TokenBatch]:
+    """Windows of at most `longest` tokens, shorter where a part is judged by them."""
+    made: dict[str, tuple[TokenBatch, ...]] = dict.fromkeys(vars(parts), ())
     for key, part in vars(parts).items():
-        batches[key] = ()
-        if not part:
-            continue
-        judges = key != "calibration"
-        window = judged_window(len(part), max_tokens, longest) if judges else longest
-        batches[key] = tuple(token_batches(part, tokenizer, window, max_tokens))
-        _log.info("%s: %s", key, used(batches[key], len(part)))
-        counts[key] = len(torch.cat([batch.documents for batch in batches[key]]).unique())
-    tokens = {key: count_tokens(value) for key, value in batches.items()}
-    return Task(chosen, Splits(**batches), name, counts, tokens, True, "document")
+        if part:
+            judges = key != "calibration"
+            window = judged_window(len(part), max_tokens, longest) if judges else longest
+            made[key] = tuple(token_batches(part, tokenizer, window, max_tokens))
+            _log.info("%s: %s", key, used(made[key], len(part)))
+    return Splits(**made)
+
+
+def _heard(batches: Sequence[TokenBatch]) -> int:
+    """How many documents gave a window."""
+    return len({document for batch in batches for document in batch.documents.tolist()})
 
 
 def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed: int) -> Task:
@@ -223,7 +234,7 @@ def as_metric(metric: Any) -> Metric:
     return metric if isinstance(metric, Metric) else Metric(metric)
 
 
-def _named(name: str | None, kinds: dict[str, Kind], groups: Any) -> Callable[[], Measure]:
+def _named(name: str | None, kinds: dict[str, Kind], groups: Any = None) -> Callable[[], Measure]:
     """The metric of a name, or the first of those that serve this model and data."""
     if name is None:
         return next(iter(kinds.values()))
