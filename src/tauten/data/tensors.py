@@ -19,11 +19,10 @@ from tauten.core.rows import count_rows
 from tauten.core.trees import same_values, tensors_of
 from tauten.data.calls import Call, as_call, is_item_list
 from tauten.data.items import ItemReader, Kind
-from tauten.data.text_rows import holds_text
+from tauten.data.text_rows import SCALARS, holds_text
 from tauten.data.texts import is_text
 
 ROWS_PER_BATCH = 64
-_BESIDE = (str, bool, int, float, type(None))  # what may stand beside tensors in a dict
 _MAIN = ("logits", "sentence_embedding", "last_hidden_state")  # outputs, where a model names them
 _log = logging.getLogger(__name__)
 
@@ -143,8 +142,7 @@ def _calls(model: nn.Module, batches: Sequence[Any]) -> list[Call]:
 
 
 def _announce(rows: Rows, batches: int, kind: Kind, unused: Sequence[str], model: str) -> None:
-    count = "1 batch" if batches == 1 else f"{batches:,} batches"
-    how = "" if kind is Kind.ROW else f" in {count}"
+    how = "" if kind is Kind.ROW else f" in {plural(batches, 'batch')}"
     how += f", each {Kind.WHOLE.value}" if kind is Kind.WHOLE else ""
     said = f"data: {plural(len(rows), 'example')}{how}"
     if unused:
@@ -176,7 +174,7 @@ def _check(number: int, batch: Any) -> None:
     leaves, _ = _flatten(batch)
     is_dict = isinstance(batch[0] if isinstance(batch, tuple | list) and batch else batch, dict)
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    wrong = [x for x in others if not (is_dict and isinstance(x, (*_BESIDE, list)))]
+    wrong = [x for x in others if not (is_dict and isinstance(x, (*SCALARS, list)))]
     if wrong or len(others) == len(leaves):
         found = f": a {type(wrong[0]).__name__}" if wrong else ""
         raise InputError(

@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from tauten.core.errors import InputError
 
 LoadTokenizer = Callable[[], Any] | None
+SCALARS = (str, bool, int, float, type(None))  # what may stand beside texts or tensors in a row
 _TEXT, _CHATS = "text", ("messages", "conversations")
 
 
@@ -85,9 +86,8 @@ def holds_text(row: Any) -> bool:
     """Whether an item of data is text: a string, a chat, or columns of which none is of numbers."""
     if isinstance(row, Mapping):
         values = list(row.values())
-        scalars = (str, bool, int, float, type(None))
         return any(isinstance(v, str) or is_chat(v) for v in values) and all(
-            isinstance(v, scalars) or is_chat(v) for v in values
+            isinstance(v, SCALARS) or is_chat(v) for v in values
         )
     return isinstance(row, str) or is_chat(row)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauten.core.errors import TautenError
+from tauten.core.errors import InputError, TautenError
 from tauten.core.measurement import Drop
 from tauten.core.progress import track
 from tauten.data.windows import TokenBatch
@@ -99,18 +99,10 @@ class Perplexity(Measure):
     @staticmethod
     def gathered(batches: Sequence[TokenBatch], found: Sequence[tuple[Tensor, Tensor]]) -> Scores:
         """Scores by document from those of the windows of each batch."""
-        count = 1 + max(int(batch.documents.max()) for batch in batches)
-        total, weight = (
-            torch.zeros(count, dtype=torch.float32).double(),
-            torch.zeros(count, dtype=torch.float32).double(),
-        )
-        for batch, (losses, tokens) in zip(batches, found, strict=True):
-            total.index_add_(0, batch.documents, losses)
-            weight.index_add_(0, batch.documents, tokens)
-        if not total.isfinite().all():
+        losses, tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if not losses.isfinite().all():
             raise TautenError("perplexity isn't finite: the model returned NaN or infinity")
-        held = weight > 0
-        return Scores(total[held], weight[held])
+        return joined(Scores(losses, tokens), torch.cat([batch.documents for batch in batches]))
 
     def value(self, scores: Scores) -> float:
         return float((scores.total.sum() / scores.weight.sum()).exp())
@@ -137,10 +129,7 @@ class Mean(Measure):
         for index, batch in enumerate(track(batches, self.name, len(batches))):
             with torch.inference_mode():
                 parts.append(self.score(model, batch, index).double().flatten())
-        total = torch.cat(parts)
-        if not total.isfinite().all():
-            raise TautenError(f"the metric {self.name} returned NaN or infinity")
-        return Scores(total, torch.ones_like(total))
+        return alike(torch.cat(parts), self.name)
 
     def value(self, scores: Scores) -> float:
         return float(scores.total.sum() / scores.weight.sum())
@@ -154,6 +143,39 @@ class Mean(Measure):
     ) -> Drop:
         scores = original.total, candidate.total, original.weight
         return linear_drop(*scores, self.higher_is_better, confidence, unit)
+
+
+def alike(values: Tensor, name: str) -> Scores:
+    """Scores of examples that weigh the same.
+
+    Args:
+        values: (n,) float64.
+        name: Of the metric.
+    Raises:
+        TautenError: One is NaN or infinite.
+    """
+    if not values.isfinite().all():
+        raise TautenError(f"the metric {name} returned NaN or infinity")
+    return Scores(values, torch.ones_like(values))
+
+
+def joined(scores: Scores, units: Tensor) -> Scores:
+    """Scores of units that hold several examples each, by ascending number of the unit.
+
+    Args:
+        scores: Of the examples.
+        units: (n,) int64, which unit each example belongs to.
+    Raises:
+        InputError: There isn't one score for each example.
+    """
+    if len(units) != len(scores.total):
+        raise InputError("a metric of groups or documents must give one number for each example")
+    _, index = units.unique(return_inverse=True)
+    total = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
+    weight = torch.zeros_like(total)
+    total.index_add_(0, index, scores.total)
+    weight.index_add_(0, index, scores.weight)
+    return Scores(total, weight)
 
 
 def next_token_losses(logits: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from tauten.core.errors import InputError, TautenError
+from tauten.core.errors import InputError
 from tauten.data.tensors import call_model, main_output
-from tauten.evaluation.metrics import Mean, Scores
+from tauten.evaluation.metrics import Mean, Scores, alike
 from tauten.evaluation.targets import group_ids, has_targets, targets_of
 
 
@@ -55,10 +55,7 @@ class RankCorrelation(Mean):
         kept = [spearman(f, w) for f, w in pairs if len(np.unique(w)) > 1]
         if not kept:
             raise InputError(f"{self.name}: in no query anything is wanted above another")
-        total = torch.tensor(kept, dtype=torch.float64)
-        if not total.isfinite().all():
-            raise TautenError(f"the metric {self.name} returned NaN or infinity")
-        return Scores(total, torch.ones_like(total))
+        return alike(torch.tensor(kept, dtype=torch.float64), self.name)
 
 
 def spearman(found: Any, wanted: Any) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from tauten.core.errors import InputError, TautenError
+from tauten.core.errors import InputError
 from tauten.evaluation.metrics import Mean, Scores
 from tauten.evaluation.targets import LABELS, targets_of
 
@@ -61,6 +61,4 @@ class WordErrors(Mean):
         with torch.inference_mode():
             found = [self.score(model, batch, i) for i, batch in enumerate(batches)]
         counts = torch.cat(found).double()
-        if not counts.isfinite().all():
-            raise TautenError(f"the metric {self.name} returned NaN or infinity")
         return Scores(counts[:, 0], counts[:, 1])

@@ -12,7 +12,7 @@ from tauten.core.measurement import Drop
 from tauten.data.tensors import rows_of
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.identity import identity
-from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Scores
+from tauten.evaluation.metrics import MODEL_ERRORS, Mean, Measure, Scores, joined
 from tauten.evaluation.statistics import CONFIDENCE
 from tauten.evaluation.targets import group_ids
 
@@ -89,22 +89,6 @@ class Metric(Mean):
             f"expected {wanted}{'' if self.groups else ', or one number for the batch'}; join "
             "numbers of tokens, pixels or boxes by the example that they belong to"
         )
-
-
-def joined(scores: Scores, units: Tensor) -> Scores:
-    """Scores of units that hold several examples each.
-
-    Args:
-        units: (n,) int64, which unit each example belongs to.
-    """
-    if len(units) != len(scores.total):
-        raise InputError("a metric of groups or documents must give one number for each example")
-    _, index = units.unique(return_inverse=True)
-    total = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
-    weight = torch.zeros_like(total)
-    total.index_add_(0, index, scores.total)
-    weight.index_add_(0, index, scores.weight)
-    return Scores(total, weight)
 
 
 def grouped(kind: Callable[[], Measure], groups: Callable[[Any], Any]) -> Measure:
