@@ -118,6 +118,13 @@ def test_training_reads_rows_of_a_data_set_and_of_a_loader_alike() -> None:
     assert all(torch.equal(one, rows) for one in found)
 
 
+def test_an_iterator_serves_every_pass() -> None:
+    model = tiny_mlp()
+    training = load_training(module_source(model), model, iter(BATCHES))
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch.args[0] for batch in training]), torch.cat(BATCHES))
+
+
 def test_an_iterable_without_items_is_refused() -> None:
     model = tiny_mlp()
     with pytest.raises(InputError, match="data is empty"):

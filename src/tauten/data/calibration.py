@@ -3,24 +3,20 @@
 import inspect
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
 from tauten.data.calls import as_call
 from tauten.data.items import ItemReader
 from tauten.data.plain_models import is_plain, plain_batches
-from tauten.data.reading import texts_for
+from tauten.data.reading import is_read_anew, texts_for
 from tauten.data.splits import shuffled
 from tauten.data.tensors import ROWS_PER_BATCH, Rows, listed, load_rows
-from tauten.data.texts import Texts
 from tauten.data.windows import (
     TokenBatch,
     encoder_batches,
@@ -113,11 +109,11 @@ def load_training(source: Source, model: nn.Module, data: Any) -> Iterable[Calib
     """All data, for techniques that train; arguments and errors as for `load_calibration`.
 
     Returns:
-        A list; `Passes` where the data is an iterable of batches other than a list.
+        A list; `Passes` where the data may give other batches each time it is read.
     """
-    if isinstance(data, str | Path | Texts | Mapping | Tensor | np.ndarray | Sequence | Dataset):
-        return load_calibration(source, model, data, max_tokens=None)
-    return Passes(data, model)
+    if is_read_anew(data):
+        return Passes(data, model)
+    return load_calibration(source, model, data, max_tokens=None)
 
 
 def _rows_per_batch(rows: Rows) -> int:

@@ -57,7 +57,7 @@ def read_data(
     Raises:
         InputError: It is text that can't be read, or a column is named and there is no text.
     """
-    if data is not None and not _is_read_anew(data):
+    if data is not None and not is_read_anew(data):
         data, is_text = listed(data)
     else:
         data, is_text = _peeked(data)
@@ -99,7 +99,7 @@ class _Begun:
         return self._begun
 
 
-def _is_read_anew(data: Any) -> bool:
+def is_read_anew(data: Any) -> bool:
     """Whether each pass over data may give other batches, as those of an augmenting loader."""
     at_hand = isinstance(data, str | Sequence | Mapping | Tensor | ndarray | Dataset | Iterator)
     return isinstance(data, Iterable) and not at_hand and not hasattr(data, "columns")
