@@ -48,10 +48,10 @@ class Home:
                 )
                 return model
         model._apply(self._moved)
+        modules = dict(model.named_modules())
         for (name, key), value in self.settings.items():
-            module = dict(model.named_modules()).get(name)
-            if module is not None and key in vars(module):
-                setattr(module, key, value)
+            if name in modules and key in vars(modules[name]):
+                setattr(modules[name], key, value)
         return model
 
     def _moved(self, tensor: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def to_cpu(model: nn.Module) -> tuple[nn.Module, Home | None]:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a model's modules with their names, also plain attributes."""
-    for name, module in model.named_modules(remove_duplicate=True):
+    for name, module in model.named_modules():
         for store in (module._parameters, module._buffers, vars(module)):
             for key, value in store.items():
                 if isinstance(value, Tensor):
@@ -110,6 +110,6 @@ def _settings(model: nn.Module, device: torch.device) -> Iterator[tuple[tuple[st
     names = (str(device), device.type)
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            name_of_it = isinstance(value, torch.device | str) and str(value) in names
-            if name_of_it or (isinstance(value, Tensor) and value.device == device):
+            is_name = isinstance(value, torch.device | str) and str(value) in names
+            if is_name or (isinstance(value, Tensor) and value.device == device):
                 yield (name, key), value

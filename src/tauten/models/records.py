@@ -1,5 +1,6 @@
 """What the report says of a layer, and of what was lost by packing it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -46,13 +47,10 @@ def layer_record(
 
 def relative_error(matrix: Tensor, packed: PackedWeight) -> float:
     """|W - W'| / |W| (Frobenius), 0 for a zero weight: matrix (out, in, ...) floating."""
-    flat = matrix.flatten(1)
-    step = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
     lost = total = 0.0
-    for start in range(0, flat.shape[0], step):
-        rows = slice(start, start + step)
-        exact = flat[rows].float()
-        lost += float((exact - packed.dequantize_rows(rows)).square().sum())
+    for before, after in _by_rows(matrix, packed):
+        exact = before.float()
+        lost += float((exact - after).square().sum())
         total += float(exact.square().sum())
     return round((lost / total) ** 0.5, 6) if total else 0.0
 
@@ -67,13 +65,18 @@ def zeros_of(matrix: Tensor, packed: PackedWeight) -> tuple[float, float]:
     share = zero_share(matrix)
     if share < PRUNED:
         return 0.0, 0.0
+    pairs = _by_rows(matrix, packed)
+    lost = sum(int(((before == 0) & (after != 0)).sum()) for before, after in pairs)
+    return share, lost / matrix.numel()
+
+
+def _by_rows(matrix: Tensor, packed: PackedWeight) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few rows of a matrix at a time, (rows, in), beside what became of them."""
     flat = matrix.flatten(1)
-    rows = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
-    lost = 0
-    for start in range(0, flat.shape[0], rows):
-        part = slice(start, start + rows)
-        lost += int(((flat[part] == 0) & (packed.dequantize_rows(part) != 0)).sum())
-    return share, lost / flat.numel()
+    step = max(1, ERROR_CHUNK // max(1, flat.shape[1]))
+    for start in range(0, flat.shape[0], step):
+        rows = slice(start, start + step)
+        yield flat[rows], packed.dequantize_rows(rows)
 
 
 def zero_share(weight: Tensor) -> float:
