@@ -12,6 +12,7 @@ ROOT = Path(tauten.__file__).parent
 PILLARS = {"compression", "quantization", "parallel"}
 FACES = {
     *("api", "api_parallel", "api_distributed", "cli", "cli_distributed", "methods"),
+    *("cli_command", "cli_options"),
     *("faces", "faces_inspect", "faces_parallel", "faces_distributed", "faces_timing"),
     *("__init__", "__main__"),
 }

@@ -1,130 +1,28 @@
-"""The command line: reads options, calls the API, prints. Errors are one line and exit code 2."""
+"""The command line: each command reads its options, calls the API and prints."""
 
-import errno
 import io
-import logging
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
 
-from tauten.core.errors import TautenError
-from tauten.core.version import __version__
-
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    add_completion=False,
+from tauten.cli_command import app, command, console
+from tauten.cli_options import (
+    Base,
+    Calibration,
+    Coding,
+    Data,
+    Model,
+    Out,
+    Seed,
+    TextColumn,
+    Tokenizer,
+    Tokens,
+    Workers,
 )
-console = Console()
-errors = Console(stderr=True)
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A Hugging Face folder or id, a .gguf file, a folder that Tauten wrote, "
-        "or package.module:factory.",
-        show_default=False,
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="Text to measure on: a file or folder (.txt, .md, .json, .jsonl, .csv, .tsv or "
-        ".parquet, also compressed), a name of the datasets library, or python-docs (the language "
-        "reference that comes with Python)."
-    ),
-]
-Calibration = Annotated[
-    str | None, typer.Option("--data", help="Text to calibrate on, for techniques that look at it.")
-]
-TextColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of the data's rows to read; by default text, or the only one."),
-]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Folder of the tokenizer, where the model has none of its own.")
-]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist yet.")]
-Base = Annotated[
-    str | None,
-    typer.Option("--model", help="What the folder was made from, if that was a module factory."),
-]
-Tokens = Annotated[int, typer.Option(help="Most tokens of text a split.", min=64)]
-Coding = Annotated[
-    bool,
-    typer.Option("--entropy-coding", help="Code the file losslessly into fewer bytes."),
-]
-Seed = Annotated[int, typer.Option(help="Deals documents out to calibration, development, test.")]
-
-
-Workers = Annotated[
-    str | None,
-    typer.Option(help="Work on so many processes, or on a hosts file, ray://host:port or auto."),
-]
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        console.print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
-    """Make PyTorch models smaller and faster, and prove that they still work."""
-
-
-def command(function: Callable[..., None], **settings: Any) -> Callable[..., None]:
-    """Register a command whose expected errors end in one line and exit code 2.
-
-    Args:
-        function: Named as the command.
-        settings: For typer.
-    """
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        handler: logging.Handler = logging.StreamHandler()  # a line each, however long
-        if errors.is_terminal:
-            handler = RichHandler(
-                console=errors, show_time=False, show_path=False, show_level=False
-            )
-        logging.getLogger("tauten").addHandler(handler)
-        logging.getLogger("tauten").setLevel(logging.INFO)
-        try:
-            function(*args, **kwargs)
-        except TautenError as error:
-            errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(2) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            said = f"{where}{error.strerror or error}"
-            if error.errno == errno.ENOSPC:
-                said += "; free some disk, then the same command goes on where it stopped"
-            errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt as stop:
-            errors.print("stopped; the same command goes on from here")
-            raise typer.Exit(stop.args[0] if stop.args else 130) from None
-        finally:
-            logging.getLogger("tauten").removeHandler(handler)
-
-    app.command(function.__name__.rstrip("_"), **settings)(run)
-    return run
 
 
 @command

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tauten.cli import command, console
+from tauten.cli_command import command, console
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 Interface = Annotated[
