@@ -1,6 +1,5 @@
 """Calibration batches from whatever the user has."""
 
-import inspect
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
-from tauten.data.calls import as_call
+from tauten.data.calls import as_call, parameters_of
 from tauten.data.items import ItemReader
 from tauten.data.plain_models import is_plain, plain_batches
 from tauten.data.reading import is_read_anew, texts_for
@@ -38,8 +37,7 @@ TRAINING_TOKENS = 8192  # in a batch that techniques cut to the size they step b
 def calibration_batches(batches: Sequence[Any], model: nn.Module) -> list[CalibrationBatch]:
     """Calls of a model from batches of tokens or tensors, padding masked out."""
     # A cache is of no use for whole texts, and takes memory.
-    known = inspect.signature(model.forward).parameters
-    options = {"use_cache": False} if "use_cache" in known else {}
+    options = {"use_cache": False} if "use_cache" in parameters_of(model).named else {}
     return [_call(model, batch, options) for batch in batches]
 
 
