@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tauten.compression.imitation import Imitation, compared_blocks
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import InputError
 from tauten.core.technique import Questions, TuningTechnique
 from tauten.models.calibration import CalibrationBatch, fast_dtype
@@ -110,7 +111,7 @@ class Distill(TuningTechnique):
         order = (index for index, _ in passes(pieces, schedule.seed, 0) if index is not None)
         asked = dict.fromkeys(itertools.islice(order, schedule.steps))
         blocks = [theirs for _, theirs in compared_blocks(model, original, parts)]
-        dtype = str(fast_dtype()).removeprefix("torch.")
+        dtype = dtype_name(fast_dtype())
         settings = {"blocks": blocks, "parts": parts, "dtype": dtype}
         return Questions(settings, {index: pieces[index] for index in asked}, ANSWERS)
 

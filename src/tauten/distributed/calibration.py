@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import InputError
 from tauten.distributed.crew import Crew, dealt_out
 from tauten.distributed.engine import Engine
@@ -42,7 +43,7 @@ class DistributedCalibration(Calibration):
         shards = min(SHARDS, len(batches))
         self._parts = list(dealt_out(shards, min(shards, engine.size)))
         settings = {"model": model, "correct": correct, "counted": counted}
-        settings["dtype"] = str(self.dtype).removeprefix("torch.")
+        settings["dtype"] = dtype_name(self.dtype)
         job = Job("tauten.distributed.calibration_shard:CalibrationShards", settings)
         self._is_remembered = False  # the workers have the block as it was
         self.crew = Crew(engine, job, len(self._parts))

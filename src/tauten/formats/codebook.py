@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name, dtype_named
 from tauten.core.errors import InputError
 from tauten.formats.bits import pack, packed_bytes
 from tauten.formats.interleaved import (
@@ -16,7 +17,7 @@ from tauten.formats.interleaved import (
     padded_rows,
     take_codes,
 )
-from tauten.formats.packed import PackedWeight, take_rows
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight, take_rows
 
 
 class CodebookWeight(Interleavable, PackedWeight):
@@ -155,7 +156,7 @@ class CodebookWeight(Interleavable, PackedWeight):
             "shape": list(self.shape),
             "bits": self.bits,
             "books": books,
-            "codebook_dtype": str(self.codebook.dtype).removeprefix("torch."),
+            "codebook_dtype": dtype_name(self.codebook.dtype),
             **shared,
         }
 
@@ -164,11 +165,9 @@ class CodebookWeight(Interleavable, PackedWeight):
         shape, bits, books = tuple(spec["shape"]), spec["bits"], spec["books"]
         if bits not in range(1, 9):
             raise ValueError("bits is out of range")
-        if spec["codebook_dtype"] not in ("float16", "float32"):
-            raise ValueError("codebook_dtype is unknown")
         columns = int(torch.Size(shape[1:]).numel())
         codes = torch.empty(shape[0], packed_bytes(columns, bits), dtype=torch.uint8, device="meta")
-        dtype = getattr(torch, spec["codebook_dtype"])
+        dtype = dtype_named(spec["codebook_dtype"], SCALE_DTYPES)
         codebook = torch.empty(books, 2**bits, dtype=dtype, device="meta")
         packed = cls(shape, bits, {"codes": codes, "codebook": codebook}, spec.get("book_rows", 0))
         if not packed._fits():

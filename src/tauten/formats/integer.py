@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name, dtype_named
 from tauten.core.errors import InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.interleaved import (
@@ -16,7 +17,7 @@ from tauten.formats.interleaved import (
     take_codes,
     take_groups,
 )
-from tauten.formats.packed import PackedWeight
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight
 
 ZERO_KINDS = ("none", "integer", "float")
 
@@ -212,18 +213,19 @@ class IntegerWeight(Interleavable, PackedWeight):
             "bits": self.bits,
             "group_size": self.group_size,
             "zero": self.zero_kind,
-            "scale_dtype": str(self.scale.dtype).removeprefix("torch."),
+            "scale_dtype": dtype_name(self.scale.dtype),
         }
 
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "IntegerWeight":
         shape, bits, group_size = tuple(spec["shape"]), spec["bits"], spec["group_size"]
         _check_grid(bits, group_size)
-        if spec["zero"] not in ZERO_KINDS or spec["scale_dtype"] not in ("float16", "float32"):
-            raise ValueError("zero or scale_dtype is unknown")
+        if spec["zero"] not in ZERO_KINDS:
+            raise ValueError("zero is unknown")
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
         groups = -(-columns // (group_size or columns))
-        scale = torch.empty(rows, groups, dtype=getattr(torch, spec["scale_dtype"]), device="meta")
+        dtype = dtype_named(spec["scale_dtype"], SCALE_DTYPES)
+        scale = torch.empty(rows, groups, dtype=dtype, device="meta")
         codes = torch.empty(rows, packed_bytes(columns, bits), dtype=torch.uint8, device="meta")
         tensors = {"codes": codes, "scale": scale}
         if spec["zero"] == "float":

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import CorruptError, InputError, NotApplicableError
 
+SCALE_DTYPES = (torch.float16, torch.float32)  # of scales, offsets and codebooks
 FORMATS: dict[str, type["PackedWeight"]] = {}
 
 

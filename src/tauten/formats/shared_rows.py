@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name, dtype_named
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight, take_rows
 
@@ -78,13 +79,13 @@ class SharedRowsWeight(PackedWeight):
             "kind": self.kind,
             "shape": list(self.shape),
             "rows": len(self.shared),
-            "dtype": str(self.shared.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.shared.dtype),
         }
 
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "SharedRowsWeight":
         shape, rows = tuple(spec["shape"]), spec["rows"]
-        dtype = {str(d).removeprefix("torch."): d for d in ROW_DTYPES}[spec["dtype"]]
+        dtype = dtype_named(spec["dtype"], ROW_DTYPES)
         shared = torch.empty(rows, torch.Size(shape[1:]).numel(), dtype=dtype, device="meta")
         index = torch.empty(shape[0], dtype=_index_dtype(rows), device="meta")
         return cls(shape, shared, index, torch.empty(shape[0], device="meta", dtype=torch.float32))

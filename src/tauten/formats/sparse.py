@@ -6,16 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauten.core.dtypes import dtype_name, dtype_named
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import ZERO_KINDS, grid_values
 from tauten.formats.interleaved import COLUMNS, Interleavable
-from tauten.formats.packed import PackedWeight, from_spec, take_rows
+from tauten.formats.masks import PATTERNS, layout, pack_mask, pack_rows, unpack_rows
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight, from_spec, take_rows
 
 VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SCALE_DTYPES = (torch.float16, torch.float32)
-PATTERNS = ("any", "2:4")
-_PAIRS = (0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100)  # which 2 of 4 columns are kept
 _STEP_ROWS = 512  # rows that are made dense at a time, to bound the memory for their positions
 
 
@@ -45,8 +44,8 @@ class SparseWeight(Interleavable, PackedWeight):
     mask and isn't stored.
 
     Buffers:
-        mask: (out, packed_bytes(in, 1)) uint8, a bit a weight, laid out by `bits.pack`. With
-            pattern `2:4` (out, packed_bytes(in / 4, 3)): which of the 6 pairs of each 4 columns.
+        mask: (out, bytes) uint8, as `masks.pack_rows` makes it: a bit a weight, or with pattern
+            `2:4` three bits for each 4 columns.
             While interleaved a bit a weight, rows padded with zeros to multiples of 32 columns.
         values: (slots,) float16, bfloat16 or float32; codes are (packed_bytes(slots, bits),)
             uint8, each row filled up to a multiple of 8, so that it starts on a byte.
@@ -99,7 +98,7 @@ class SparseWeight(Interleavable, PackedWeight):
         if weight.dtype not in VALUE_DTYPES:
             raise InputError(f"weight is {weight.dtype}: expected float16, bfloat16 or float32")
         shape = tuple(weight.shape)
-        packed, pattern = _pack_mask(mask, shape)
+        packed, pattern = pack_mask(mask, shape)
         values = weight.detach()[mask]
         return cls(shape, pattern, len(values), None, {"mask": packed, "values": values})
 
@@ -127,23 +126,18 @@ class SparseWeight(Interleavable, PackedWeight):
         """
         kind = "none" if zero is None else "float" if zero.is_floating_point() else "integer"
         grid, shape = Grid(bits, group_size, kind), tuple(mask.shape)
-        packed, pattern = _pack_mask(mask, shape)
+        packed, pattern = pack_mask(mask, shape)
         _check_codes(mask.flatten(1), grid, codes, scale, zero)
         kept = _kept_codes(codes, mask.flatten(1))
-        slots = len(kept)
         tensors = {"mask": packed, "values": pack(kept, bits), "scale": scale}
         if zero is not None:
             tensors["zero"] = pack(zero, bits) if kind == "integer" else zero
-        return cls(shape, pattern, slots, grid, tensors)
+        return cls(shape, pattern, len(kept), grid, tensors)
 
     def kept(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(rows, in) bool, True where a weight is kept."""
-        packed = take_rows(self.mask, rows)
-        if self.pattern == "any" or self.interleaved:
-            return unpack(packed, 1, self.in_features).bool()
-        pairs = torch.tensor([*_PAIRS, 0, 0], dtype=torch.uint8, device=packed.device)
-        found = pairs[unpack(packed, 3, self.in_features // 4).int()]  # (rows, in / 4) of 4 bits
-        return unpack(found[..., None], 1, 4).flatten(1).bool()
+        pattern = "any" if self.interleaved else self.pattern
+        return unpack_rows(take_rows(self.mask, rows), pattern, self.in_features)
 
     def row_starts(self) -> Tensor:
         """(out + 1,) int64: the first slot of each row, and the number of slots.
@@ -200,7 +194,7 @@ class SparseWeight(Interleavable, PackedWeight):
     @property
     def interleaved_bytes(self) -> int:
         rows, columns = self.out_features, self.in_features
-        codes, bits = (columns, 1) if self.pattern == "any" else (columns // 4, 3)
+        bits, codes = layout(self.pattern, columns)
         unmasked_bytes = self.size_bytes - rows * packed_bytes(codes, bits)
         return unmasked_bytes + rows * -(-columns // COLUMNS) * COLUMNS // 8 + 8 * (rows + 1)
 
@@ -214,12 +208,11 @@ class SparseWeight(Interleavable, PackedWeight):
 
     def row_tensors(self) -> dict[str, Tensor | None]:
         """The mask as on disk."""
-        packed = [_pack_rows(part, self.pattern) for part in self.kept().split(_STEP_ROWS)]
+        packed = [pack_rows(part, self.pattern) for part in self.kept().split(_STEP_ROWS)]
         return {"mask": torch.cat(packed), "starts": None}
 
     def code_layouts(self) -> dict[str, tuple[int, int]]:
-        pairs = self.pattern == "2:4"
-        layouts = {"mask": (3, self.in_features // 4) if pairs else (1, self.in_features)}
+        layouts = {"mask": layout(self.pattern, self.in_features)}
         if self.grid is not None and self.scale is not None:
             layouts["values"] = (self.grid.bits, self.slots)
             if self.grid.zero_kind == "integer":
@@ -227,20 +220,16 @@ class SparseWeight(Interleavable, PackedWeight):
         return layouts
 
     def spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = {
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "pattern": self.pattern,
-            "slots": self.slots,
-        }
+        spec: dict[str, Any] = {"kind": self.kind, "shape": list(self.shape)}
+        spec |= {"pattern": self.pattern, "slots": self.slots}
         if self.grid is None or self.scale is None:
-            return spec | {"values": _name(self.values.dtype)}
+            return spec | {"values": dtype_name(self.values.dtype)}
         return spec | {
             "values": "codes",
             "bits": self.grid.bits,
             "group_size": self.grid.group_size,
             "zero": self.grid.zero_kind,
-            "scale_dtype": _name(self.scale.dtype),
+            "scale_dtype": dtype_name(self.scale.dtype),
         }
 
     @classmethod
@@ -251,14 +240,15 @@ class SparseWeight(Interleavable, PackedWeight):
             raise ValueError("slots is no count")
         if pattern not in PATTERNS or (pattern == "2:4" and columns % 4):
             raise ValueError("pattern is unknown or doesn't fit the columns")
-        width = packed_bytes(columns // 4, 3) if pattern == "2:4" else packed_bytes(columns, 1)
+        bits, codes = layout(pattern, columns)
+        width = packed_bytes(codes, bits)
         tensors = {"mask": torch.empty(rows, width, dtype=torch.uint8, device="meta")}
         if spec["values"] != "codes":
-            dtype = dict(zip(map(_name, VALUE_DTYPES), VALUE_DTYPES, strict=True))[spec["values"]]
+            dtype = dtype_named(spec["values"], VALUE_DTYPES)
             tensors["values"] = torch.empty(slots, dtype=dtype, device="meta")
             return cls(shape, pattern, slots, None, tensors)
         grid = Grid(spec["bits"], spec["group_size"], spec["zero"])
-        dtype = dict(zip(map(_name, SCALE_DTYPES), SCALE_DTYPES, strict=True))[spec["scale_dtype"]]
+        dtype = dtype_named(spec["scale_dtype"], SCALE_DTYPES)
         groups = -(-columns // (grid.group_size or columns))
         length = packed_bytes(slots, grid.bits)
         tensors["values"] = torch.empty(length, dtype=torch.uint8, device="meta")
@@ -269,10 +259,6 @@ class SparseWeight(Interleavable, PackedWeight):
             width = packed_bytes(groups, grid.bits)
             tensors["zero"] = torch.empty(rows, width, dtype=torch.uint8, device="meta")
         return cls(shape, pattern, slots, grid, tensors)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _steps(rows: Tensor) -> tuple[Tensor, ...]:
@@ -292,28 +278,6 @@ def _kept_codes(codes: Tensor, mask: Tensor) -> Tensor:
     kept = codes.new_zeros(int(starts[-1]))
     kept[(starts[:-1, None] + mask.cumsum(1) - 1)[mask]] = codes[mask]
     return kept
-
-
-def _pack_mask(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str]:
-    """The mask buffer of a (out, in, ...) bool mask, and its pattern."""
-    if mask.dtype != torch.bool or tuple(mask.shape) != shape or len(shape) < 2 or 0 in shape:
-        got = f"{tuple(mask.shape)} {mask.dtype}"
-        raise InputError(f"mask is {got}: expected (out, in, ...) bool, shaped as the weight")
-    mask = mask.flatten(1)
-    halves = mask.shape[1] % 4 == 0 and bool((mask.unflatten(1, (-1, 4)).sum(2) == 2).all())
-    pattern = "2:4" if halves else "any"
-    return _pack_rows(mask, pattern), pattern
-
-
-def _pack_rows(mask: Tensor, pattern: str) -> Tensor:
-    """Rows of a mask, (rows, in) bool, as on disk."""
-    bits = mask.to(torch.uint8)
-    if pattern == "any":
-        return pack(bits, 1)
-    number_of = torch.zeros(16, dtype=torch.uint8, device=mask.device)
-    number_of[list(_PAIRS)] = torch.arange(len(_PAIRS), dtype=torch.uint8, device=mask.device)
-    fours = pack(bits.unflatten(1, (-1, 4)), 1).squeeze(2)  # (rows, in / 4), 4 bits each
-    return pack(number_of[fours.int()], 3)
 
 
 def _check_codes(

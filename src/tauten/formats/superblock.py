@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name, dtype_named
 from tauten.core.errors import InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import IntegerWeight, center, fits_float16, grid_values
 from tauten.formats.interleaved import interleaved_code_bytes, padded_rows, take_codes
-from tauten.formats.packed import PackedWeight, take_rows
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight, take_rows
 
 
 class TwoLevelScales(NamedTuple):
@@ -221,21 +222,20 @@ class SuperblockWeight(IntegerWeight):
         return SuperblockWeight.from_scales(shape, self.grid, codes, kept)
 
     def spec(self) -> dict[str, Any]:
-        scale_dtype = str(self.super_scale.dtype).removeprefix("torch.")
+        scale_dtype = dtype_name(self.super_scale.dtype)
         described = {"kind": self.kind, "shape": list(self.shape), "scale_dtype": scale_dtype}
         return described | asdict(self.grid)
 
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "SuperblockWeight":
         shape, grid = tuple(spec["shape"]), TwoLevelGrid(**{k: spec[k] for k in _GRID_FIELDS})
-        if spec["scale_dtype"] not in ("float16", "float32"):
-            raise ValueError("scale_dtype is unknown")
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
 
         def codes(count: int, bits: int) -> Tensor:
             return torch.empty(rows, packed_bytes(count, bits), dtype=torch.uint8, device="meta")
 
-        dtype, superblocks = getattr(torch, spec["scale_dtype"]), grid.superblocks(columns)
+        dtype = dtype_named(spec["scale_dtype"], SCALE_DTYPES)
+        superblocks = grid.superblocks(columns)
         tensors = {"codes": codes(columns, grid.bits)}
         for name in ("scale", "zero") if grid.zero_kind == "float" else ("scale",):
             tensors[f"{name}_codes"] = codes(grid.groups(columns), grid.scale_bits)

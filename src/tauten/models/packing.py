@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight, from_spec
 from tauten.models.replacing import take_over
@@ -121,7 +122,7 @@ def module_spec(module: PackedModule, tied_to: str | None) -> dict[str, Any]:
         "layer": getattr(module, "stands_for", type(module).__name__),
         "activation": module.activation,
         "bias": module.bias is not None,
-        "dtype": str(module.dtype_like.dtype).removeprefix("torch."),
+        "dtype": dtype_name(module.dtype_like.dtype),
         "settings": module.settings,
         "weight": module.packed.spec() if tied_to is None else {"tied_to": tied_to},
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.measurement import LayerRecord
 from tauten.formats.packed import PackedWeight
 
@@ -35,7 +36,7 @@ def layer_record(
         reason: Why.
     """
     if packed is None:
-        held = str(weight.dtype).removeprefix("torch.")
+        held = dtype_name(weight.dtype)
         bits, size_bytes = 8 * original_bytes / weight.numel(), original_bytes
     else:
         held, bits = packed.label, packed.bits_per_weight

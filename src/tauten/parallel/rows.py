@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import InputError
 from tauten.core.rows import map_rows
 from tauten.core.trees import children, map_tensors, same_values, tensors_of, unflatten
@@ -137,7 +138,7 @@ def describe_call(inputs: tuple[Any, Any]) -> dict[str, Any]:
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+            return {"shape": list(leaf.shape), "dtype": dtype_name(leaf.dtype)}
         return repr(leaf)
 
     args, kwargs = inputs

@@ -5,6 +5,7 @@ dtype, shape, device and layout are named here, and checked where its address is
 import torch
 from torch import Tensor
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import InputError
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def check(
 ) -> None:
     """Raise InputError unless a tensor is of this shape and one of these dtypes, as it lies."""
     if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != device:
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        expected = " or ".join(map(dtype_name, dtypes))
         got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
         raise InputError(f"{name} is {got}: expected {tuple(shape)} {expected} on {device}")
     if not tensor.is_contiguous():

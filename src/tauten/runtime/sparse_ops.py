@@ -13,7 +13,8 @@ from tauten.core.errors import CorruptError, InputError
 from tauten.formats.bits import packed_bytes
 from tauten.formats.integer import ZERO_KINDS
 from tauten.formats.interleaved import COLUMNS
-from tauten.formats.sparse import SCALE_DTYPES, VALUE_DTYPES
+from tauten.formats.packed import SCALE_DTYPES
+from tauten.formats.sparse import VALUE_DTYPES
 from tauten.runtime import ops
 from tauten.runtime.buffers import address, check, floats
 
