@@ -11,7 +11,7 @@ from tauten.core.errors import InputError
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.interleaved import COLUMNS
-from tauten.formats.packed import PackedWeight
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight
 from tauten.formats.sparse import SparseWeight
 from tauten.formats.sum import SumWeight
 from tauten.runtime import library, ops, reference
@@ -220,7 +220,7 @@ def _fits(weight: PackedWeight) -> bool:
     """Whether the native library can multiply by a weight."""
     if isinstance(weight, IntegerWeight):
         grouped = weight.group_size % COLUMNS == 0 and weight.columns_per_group <= ops.MAX_GROUP
-        return grouped and weight.scale.dtype in ops.GRID_DTYPES
+        return grouped and weight.scale.dtype in SCALE_DTYPES
     if isinstance(weight, CodebookWeight):
         return weight.bits <= ops.MAX_BOOK_BITS and weight.in_features <= ops.MAX_GROUP
     if isinstance(weight, SparseWeight):

@@ -12,13 +12,13 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.formats.integer import ZERO_KINDS
 from tauten.formats.interleaved import COLUMNS, ROWS
+from tauten.formats.packed import SCALE_DTYPES
 from tauten.runtime import library
 from tauten.runtime.buffers import address, check, floats
 
 # Above this many columns that share a scale, a sum of products of bytes can leave int32.
 MAX_GROUP = 1 << 16
 MAX_BOOK_BITS = 4  # a vector instruction looks into tables of 16
-GRID_DTYPES = (torch.float16, torch.float32)
 
 torch.library.define(
     "tauten::integer_linear",
@@ -210,7 +210,7 @@ def check_integer(
     blocks, chunks = -(-rows // ROWS), -(-columns // COLUMNS)
     cells = (blocks, -(-columns // (group_size or columns)), ROWS)
     check("codes", codes, (blocks, chunks, bits, 64), (torch.uint8,))
-    check("scale", scale, cells, GRID_DTYPES)
+    check("scale", scale, cells, SCALE_DTYPES)
     if zero is None:
         return "none"
     check("zero", zero, cells, (torch.uint8, scale.dtype))

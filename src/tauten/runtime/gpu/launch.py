@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.formats.bits import packed_bytes, planes
+from tauten.formats.packed import SCALE_DTYPES
 from tauten.runtime.buffers import check
 from tauten.runtime.gpu import products
 from tauten.runtime.gpu.ops import DTYPES, takes_group
-from tauten.runtime.ops import GRID_DTYPES
 
 FEW_TOKENS = 4  # up to here reading the weight costs more than multiplying without matrix units
 
@@ -83,7 +83,7 @@ def integer_linear(
         raise InputError(f"group_size={group_size}: expected {expected}")
     cells = (rows, -(-columns // (group_size or columns)))
     check("codes", codes, (rows, packed_bytes(columns, bits)), (torch.uint8,), x.device)
-    check("scale", scale, cells, GRID_DTYPES, x.device)
+    check("scale", scale, cells, SCALE_DTYPES, x.device)
     if zero is not None and zero.is_floating_point():
         check("zero", zero, cells, (scale.dtype,), x.device)
     elif zero is not None:
@@ -114,7 +114,7 @@ def codebook_linear(
     columns = _check_sizes(x, bits, rows)
     books = len(table) if len(table) == rows else 1
     check("codes", codes, (rows, packed_bytes(columns, bits)), (torch.uint8,), x.device)
-    entries = GRID_DTYPES if step is None else (torch.int8,)
+    entries = SCALE_DTYPES if step is None else (torch.int8,)
     check("table", table, (books, 2**bits), entries, x.device)
     if step is not None:
         check("step", step, (books, 1), (torch.float32,), x.device)

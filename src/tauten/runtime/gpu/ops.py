@@ -10,10 +10,9 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
-from tauten.formats.packed import PackedWeight
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight
 from tauten.formats.ternary import TernaryWeight
 from tauten.runtime import book_ops  # noqa: F401 (defines an op)
-from tauten.runtime.ops import GRID_DTYPES
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of activations
 TRITON = importlib.util.find_spec("triton") is not None
@@ -41,9 +40,9 @@ def takes(weight: PackedWeight, dtype: torch.dtype) -> bool:
     if isinstance(weight, TernaryWeight):  # five trits a byte, which these kernels do not unpack
         return False
     if isinstance(weight, IntegerWeight):
-        fits = takes_group(weight.group_size) and weight.scale.dtype in GRID_DTYPES
+        fits = takes_group(weight.group_size) and weight.scale.dtype in SCALE_DTYPES
     else:
-        fits = isinstance(weight, CodebookWeight) and weight.codebook.dtype in GRID_DTYPES
+        fits = isinstance(weight, CodebookWeight) and weight.codebook.dtype in SCALE_DTYPES
     return fits and dtype in DTYPES
 
 
