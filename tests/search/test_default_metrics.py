@@ -94,9 +94,7 @@ def test_a_number_a_batch_is_one_unit(caplog: pytest.LogCaptureFixture) -> None:
         MODEL, [(X, Y)], GOAL, metric=lambda model, batch: right(model, batch).mean()
     )
     assert result.test.counted == "batch" and result.test.drop.examples == 4
-    assert "4 independent batches: too few for a certificate" in line(caplog).replace(
-        ", and certified on as many others", ""
-    )
+    assert line(caplog).endswith("4 independent batches: too few for a certificate")
     assert not result.certified and "4 batches in a split are too few" in result.reason
 
 
@@ -111,7 +109,8 @@ def test_errors_of_an_original_without_any_are_limited_in_points() -> None:
     assert result.certified and 0 < result.test.drop.high <= 6
     assert result.test.drop.unit == "points"
     assert float(wrong(result.model, (X, Y)).mean()) <= 0.06
-    assert all("points" in trial.verdict for trial in result.trials if "rise" in trial.verdict)
+    missed = [trial.verdict for trial in result.trials if "rise" in trial.verdict]
+    assert missed and all("points" in verdict for verdict in missed)
 
 
 def test_repeated_examples_count_once(caplog: pytest.LogCaptureFixture) -> None:

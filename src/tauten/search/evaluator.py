@@ -176,14 +176,13 @@ class Evaluator:
         metric, scores = self._metric, self._original.total / self._original.weight
         better = "higher" if metric.higher_is_better else "lower"
         units = self._task.counted("development", len(scores))
-        on = f"{plural(len(scores), f'independent {units}')}, and certified on as many others"
+        on = plural(len(scores), f"independent {units}")
         said = f"quality is {metric.name} ({metric.meaning}), {better} is better"
         said += f"; the original's is {format_number(metric.value(self._original))} on {on}"
         if len(scores) < FEWEST_UNITS:
-            said += ": too few for a certificate"
-        elif bool((scores == scores[0]).all()):
-            said += ": the same on each of them"
-        return said
+            return f"{said}: too few for a certificate"
+        alike = bool((scores == scores[0]).all())
+        return f"{said}{', the same on each' * alike}; certified on as many others"
 
     def _reference_divergence(self) -> Divergence | None:
         if not self._task.is_text:
