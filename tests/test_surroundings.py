@@ -3,22 +3,14 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tauten
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+from tauten.core.dtypes import default_dtype
 
 
 @contextlib.contextmanager
@@ -88,3 +80,13 @@ def test_what_was_made_in_inference_mode_can_be_trained_on() -> None:
         made = tauten.compress(net(), technique="distill", data=[rows(256)])
     with torch.no_grad():
         assert torch.equal(made(rows(32)), expected(rows(32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_folder_is_opened_in_float32(llama_folder: Path, dtype: torch.dtype) -> None:
+    ids = torch.arange(40)[None]
+    wanted = tauten.quantize(llama_folder, 4)
+    with default_dtype(dtype):
+        made = tauten.quantize(llama_folder, 4)
+    with torch.no_grad():
+        assert torch.equal(made(ids).logits, wanted(ids).logits)

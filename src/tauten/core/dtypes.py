@@ -1,6 +1,7 @@
-"""Names of torch's dtypes, as files and messages have them."""
+"""Names of torch's dtypes, as files and messages have them, and its default."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,3 +22,14 @@ def dtype_named(name: Any, known: Iterable[torch.dtype]) -> torch.dtype:
     if name not in dtypes:
         raise ValueError(f"dtype {name!r}: expected one of {', '.join(dtypes)}")
     return dtypes[name]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Have what names no dtype made in this one, whatever the user's default is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

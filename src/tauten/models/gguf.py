@@ -11,11 +11,13 @@ from unittest.mock import patch
 
 import gguf
 import numpy as np
+import torch
 import transformers
 from accelerate.big_modeling import init_empty_weights
 from gguf import GGUFValueType
 from torch import nn
 
+from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
@@ -47,7 +49,7 @@ def source(file: Path) -> Source:
         return model
 
     def outline() -> nn.Module:
-        with init_empty_weights(include_buffers=False):
+        with default_dtype(torch.float32), init_empty_weights(include_buffers=False):
             model: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         model.tie_weights()
         return unfuse_experts(model.eval())

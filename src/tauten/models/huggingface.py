@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate.big_modeling import init_empty_weights
 from torch import nn
 
+from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import write_json
 from tauten.models.companions import (
@@ -109,7 +111,7 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
     options = {POOLING: False} if getattr(config, POOLING, None) is False else {}
 
     def build() -> nn.Module:
-        with init_empty_weights(include_buffers=False):
+        with default_dtype(torch.float32), init_empty_weights(include_buffers=False):
             # Of its own: a surgery on one skeleton must not change the configuration of the next.
             model: Any = model_class(copy.deepcopy(config), **options)
         model.tie_weights()
