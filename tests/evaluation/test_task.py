@@ -94,6 +94,13 @@ def test_targets_that_no_metric_knows_are_refused(targets: torch.Tensor) -> None
     assert task_of(tiny_mlp(), data, "similarity").metric is Similarity
 
 
+def test_weights_behind_targets_are_said_not_to_count(caplog: pytest.LogCaptureFixture) -> None:
+    x, y = torch.randn(64, 10), torch.arange(64) % 10
+    task = task_of(tiny_mlp(), [(x, y, torch.rand(64))])
+    assert task.metric is Accuracy
+    assert "the third part of each batch, such as weights of examples, isn't used" in caplog.text
+
+
 def test_rows_without_targets_are_compared_with_the_original() -> None:
     task = task_of(tiny_mlp(), torch.randn(50, 10))
     assert task.metric is Similarity

@@ -9,6 +9,7 @@ import transformers
 from faulty_models import Parts
 from parallel_layouts import by_parts, laid_out
 from tiny_models import MODELS, tiny_llama
+from torch import Tensor, nn
 
 import tauten
 from tauten.core.errors import InputError
@@ -109,6 +110,28 @@ def test_a_map_that_is_left_early_leaves_nothing_behind(llama: Any) -> None:
     for _ in tauten.map(llama, [TOKENS] * 4):
         break
     assert torch.equal(llama(TOKENS).logits, by_parts(tiny_llama(), TOKENS, [4, 3]))
+
+
+class Scaled(nn.Module):
+    """Requires two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        made: Tensor = self.layer(x) * scale
+        return made
+
+
+def test_items_of_a_map_are_what_a_model_takes() -> None:
+    model, x, scale = Scaled().eval(), torch.randn(4, 8), torch.randn(4, 8)
+    expected, labels = model(x, scale).detach(), torch.zeros(4)
+    items = [(x, scale), [x, scale], ((x, scale), labels), {"x": x, "scale": scale}]
+    laid_out = tauten.parallelize(model, workers=2, mode="data", example_inputs=(x, scale))
+    for many in (laid_out, tauten.distribute(model, workers=2)):
+        with many:
+            assert all(torch.allclose(made, expected) for made in many.map(items))
 
 
 def test_map_of_a_plain_model() -> None:

@@ -63,9 +63,12 @@ class DistributedModule(InferenceOnWorkers):
         fingerprint: Tells the model from others; called where results are kept.
         config: The model's, if it has one.
         closers: What ends workers that are there already.
+        model: Says what calls take, where it is a module.
     Attributes:
         config: The model's.
     """
+
+    _takes: Any
 
     def __init__(
         self,
@@ -74,8 +77,10 @@ class DistributedModule(InferenceOnWorkers):
         fingerprint: Callable[[], str],
         config: Any = None,
         closers: Sequence[Callable[[], Any]] = (),
+        model: Any = None,
     ):
         super().__init__()
+        vars(self)["_takes"] = model  # no part of this module
         self.config, self._name, self._fingerprint = config, name, fingerprint
         self._starter, self._lock = starter, threading.Lock()
         self._turn = threading.Lock()  # threads call one after the other
@@ -130,7 +135,7 @@ class DistributedModule(InferenceOnWorkers):
         """
         total = len(inputs) if isinstance(inputs, Sized) else None
         record = None if folder is None else Record(Path(folder), self._run_id())
-        calls = (("forward", *self._checked(arguments(item))) for item in inputs)
+        calls = (("forward", *self._checked(arguments(item, self._takes))) for item in inputs)
         workers = self._started()
         with progress_bars():
             results = workers.cluster.run(workers.job, calls, total, record)

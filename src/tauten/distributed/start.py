@@ -84,11 +84,12 @@ def start(
     if cluster is None:
         given = Given(model)
         starter = functools.partial(_start_here, given, workers)
-        return DistributedModule(starter, given.name, fingerprint, given.config)
+        return DistributedModule(starter, given.name, fingerprint, given.config, model=given.model)
     reference, name, config, _ = for_workers(model, cluster, access)
     cuts = RowCuts(name, tolerance(model))
     remote = Workers(Cluster(open_engine(cluster, workers, access)), reference, cuts)
-    return DistributedModule(lambda: remote, name, fingerprint, config, [remote.close])
+    closers = [remote.close]
+    return DistributedModule(lambda: remote, name, fingerprint, config, closers, model)
 
 
 def _start_here(given: Given, workers: int | None) -> Workers:

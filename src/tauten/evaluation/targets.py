@@ -13,10 +13,10 @@ LABELS = "labels"  # as transformers' models and collators name them
 
 
 def has_targets(batch: Any) -> bool:
-    """Whether a batch is (inputs, targets), one tensor of targets, or a dict with labels."""
+    """Whether a batch is (inputs, targets), perhaps with weights, or a dict with labels."""
     if isinstance(batch, Mapping):
         return isinstance(batch.get(LABELS), Tensor)
-    return isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    return isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[1], Tensor)
 
 
 def targets_of(batch: Any) -> Tensor:

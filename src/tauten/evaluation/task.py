@@ -30,7 +30,7 @@ from tauten.evaluation.fitting import Kind, fitting, of_speech
 from tauten.evaluation.identity import identity
 from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Perplexity
 from tauten.evaluation.ranking import RankCorrelation
-from tauten.evaluation.targets import group_ids
+from tauten.evaluation.targets import group_ids, has_targets
 from tauten.evaluation.tensor_metrics import Similarity
 from tauten.evaluation.transcripts import WordErrors
 from tauten.evaluation.user_metric import Metric, grouped
@@ -184,7 +184,13 @@ def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed:
     noun = "example" if groups is None else "group"
     if isinstance(own, Metric) and not own.named:
         return Task(lambda: own, splits, "tensors", counts, {}, False, noun)
-    kinds = _fitting(source, model, splits.development[0], own is not None)
+    first = splits.development[0]
+    if isinstance(first, tuple) and len(first) == 3 and has_targets(first):
+        _log.warning(
+            "data: the third part of each batch, such as weights of examples, isn't used: pass "
+            "metric= for one that does"
+        )
+    kinds = _fitting(source, model, first, own is not None)
     name = own.named if isinstance(own, Metric) else own
     kind = _named(name, kinds, groups)
     if groups is not None and name != RankCorrelation.name:

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any, Protocol
 
+from torch import nn
+
 from tauten.core.errors import InputError, TautenError
 from tauten.core.progress import progress_bars, track
+from tauten.data.calls import as_call
 from tauten.data.tensors import inputs_of
 from tauten.parallel.closing import InferenceOnWorkers
 from tauten.parallel.executors import Executor
@@ -94,7 +97,8 @@ class ParallelModule(InferenceOnWorkers):
     def map(self, inputs: Iterable[Any]) -> Iterator[Any]:
         """Outputs for a stream of inputs, in order; see `tauten.map`."""
         total = len(inputs) if isinstance(inputs, Sized) else 0
-        calls = (("forward", *self._checked(arguments(item))) for item in inputs)
+        model = self._starter.given.model
+        calls = (("forward", *self._checked(arguments(item, model))) for item in inputs)
         first = next(calls, None)
         if first is None:
             return
@@ -148,7 +152,16 @@ class ParallelModule(InferenceOnWorkers):
             self._executor = None
 
 
-def arguments(item: Any) -> Call:
-    """Positional and keyword arguments of an item of data: a dict, or (inputs, targets), or one."""
+def arguments(item: Any, model: Any) -> Call:
+    """Positional and keyword arguments of an item of data; see `as_call`.
+
+    Args:
+        item: A tensor, a dict of keywords, or inputs and targets.
+        model: Says what it takes, where it is a module; None where it isn't at hand, and a tuple
+            is then inputs and targets.
+    """
+    if isinstance(model, nn.Module):
+        call = as_call(model, item)
+        return call.args, call.kwargs
     inputs = inputs_of(item)
     return ((), dict(inputs)) if isinstance(inputs, dict) else ((inputs,), {})
