@@ -95,6 +95,7 @@ def compress(
     technique: str | Technique | Recipe | None = None,
     data: Any = None,
     goal: Goal | None = None,
+    metric: str | Metric | Callable[[nn.Module, Any], Any] | None = None,
     teacher: ModelLike | None = None,
     where: str = "*",
     out: str | os.PathLike[str] | None = None,
@@ -115,6 +116,7 @@ def compress(
             several; by default `share_kmeans`.
         data: Text or tensor batches as for `optimize`; without a goal all may be looked at.
         goal: What the result must keep, measured on the data; takes the place of a technique.
+        metric: That a goal is about; as for `optimize`.
         teacher: For techniques that train: the model to imitate, of the same kinds of inputs and
             outputs. By default the model as it is given.
         where: Pattern of the layers to compress.
@@ -137,8 +139,10 @@ def compress(
             raise InputError("a goal chooses techniques: give either, and no knobs beside a goal")
         if data is None:
             raise InputError("a goal is measured on data: pass data=...")
-        reading = {"tokenizer": tokenizer, "text_column": text_column}
-        return _compressed_to(model, data, goal, out, entropy_coding, workers, reading)
+        measuring = {"metric": metric, "tokenizer": tokenizer, "text_column": text_column}
+        return _compressed_to(model, data, goal, out, entropy_coding, workers, measuring)
+    if metric is not None:
+        raise InputError("a metric is what a goal is about: pass goal=tauten.Goal(...) too")
     path = _checked_out(out, entropy_coding)
     recipe = compression_recipe(technique or "share_kmeans", where, knobs)
     recipe = replace(recipe, entropy_coding=entropy_coding or recipe.entropy_coding)
@@ -154,9 +158,9 @@ def _compressed_to(
     out: str | os.PathLike[str] | None,
     entropy_coding: bool,
     workers: int | str | None,
-    reading: dict[str, Any],
+    measuring: dict[str, Any],
 ) -> nn.Module:
-    options: dict[str, Any] = {"entropy_coding": entropy_coding, "workers": workers, **reading}
+    options: dict[str, Any] = {"entropy_coding": entropy_coding, "workers": workers, **measuring}
     result = optimize(model, data, goal, pillars=("compress",), out=out, **options)
     _log.info("compressed by %s: %s", result.recipe, result.reason)
     if result.model is not None:

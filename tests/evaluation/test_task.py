@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -12,8 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from tauten.core.errors import InputError
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.metrics import Perplexity
+from tauten.evaluation.targets import group_ids
 from tauten.evaluation.task import Task, is_language_model, make_task
 from tauten.evaluation.tensor_metrics import Accuracy, Similarity
+from tauten.evaluation.user_metric import Metric
 from tauten.models.source import Source
 
 # One character a document, so that a token tells where it came from.
@@ -188,3 +191,39 @@ def test_encoders_get_no_more_tokens_than_positions(pads: bool) -> None:
     batch = task.splits.development[0]
     assert batch["input_ids"].shape == (12 if pads else 1, 24)  # two rows stand before the first
     assert model(**batch).last_hidden_state.isfinite().all()
+
+
+def test_what_a_metric_does_to_a_batch_is_gone_at_its_next_call() -> None:
+    def popping(model: nn.Module, batch: Any) -> Tensor:
+        labels = batch.pop("labels")
+        batch["x"].mul_(3)
+        return labels.float() + batch["x"][:, 0]
+
+    task = task_of(tiny_mlp(), [{"x": torch.randn(64, 10), "labels": torch.arange(64)}], popping)
+    first, again = (task.metric().scores(tiny_mlp(), task.splits.test).total for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_groups_may_be_names() -> None:
+    names = [f"patient {i // 4}" for i in range(48)]
+    found = []
+    for part in (names[:26], names[26:]):  # a patient in both
+        ids = group_ids(lambda _, part=part: part, torch.zeros(len(part), 1))  # type: ignore[misc]
+        again = group_ids(lambda _, part=part: np.array(part), torch.zeros(len(part), 1))  # type: ignore[misc]
+        assert torch.equal(ids, again)
+        found += ids.tolist()
+    assert [found.index(i) for i in found] == [names.index(name) for name in names]
+
+
+PAIR = torch.randn(40, 10), torch.arange(40) % 10
+
+
+def test_one_batch_in_the_place_of_data_is_told_how_to_be_passed() -> None:
+    with pytest.raises(InputError, match=r"2 examples, too few .*data=\[\(x, y\)\]"):
+        task_of(tiny_mlp(), PAIR)
+
+
+def test_too_few_groups_are_called_groups() -> None:
+    metric = Metric(lambda model, batch: 1.0, groups=lambda batch: batch[1] % 2)
+    with pytest.raises(InputError, match=r"2 groups, too few .*groups="):
+        task_of(tiny_mlp(), [PAIR], metric)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tauten
 from tauten.core.errors import InputError
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.packed import PackedWeight
@@ -157,3 +158,11 @@ def test_cast_changes_what_layers_compute_in_and_not_what_they_hold(dtype: torch
     assert (found.float() - expected).norm() < 3e-2 * expected.norm()
     packed = [name for name in held if ".packed." in name]
     assert all(torch.equal(model.state_dict()[name], held[name]) for name in packed)
+
+
+def test_a_packed_network_takes_the_memory_format_of_images() -> None:
+    layers = nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)
+    model, x = tauten.quantize(nn.Sequential(*layers).eval(), 4), torch.randn(2, 8, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.allclose(model.to(memory_format=torch.channels_last)(x), expected)

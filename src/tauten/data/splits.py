@@ -10,6 +10,11 @@ from tauten.core.figures import plural
 
 T = TypeVar("T")
 SHARES = (0.2, 0.4, 0.4)
+_ONE = {
+    "document": "a file, a line of JSONL or a row is one",
+    "example": "a row of a batch is one; one batch is passed as a list of it: data=[(x, y)]",
+    "group": "what groups= gives the same for is one",
+}
 FEWEST = 4  # a confidence interval needs a few independent examples in each part
 
 
@@ -35,7 +40,11 @@ def shuffled(names: Sequence[str], seed: int = 0) -> list[int]:
 
 
 def split(
-    examples: Sequence[T], names: Sequence[str], seed: int = 0, tunes: bool = True
+    examples: Sequence[T],
+    names: Sequence[str],
+    seed: int = 0,
+    tunes: bool = True,
+    noun: str = "document",
 ) -> Splits[T]:
     """Deal examples out by a hash of name and seed, so that the order given doesn't matter.
 
@@ -44,6 +53,7 @@ def split(
         names: One for each, distinct.
         seed: Of the hash.
         tunes: The first two parts are needed; else, of too few for that, all are the test part.
+        noun: What an example is called: `document`, `example` or `group`.
     Raises:
         InputError: There are too few.
     """
@@ -51,8 +61,8 @@ def split(
         if not tunes:
             return Splits((), (), tuple(examples))
         raise InputError(
-            f"the data is {plural(len(examples), 'document')}, too few to tune and certify on: "
-            f"pass at least {FEWEST * 3}, better 100 (a file, a line of JSONL or a row is one)"
+            f"the data is {plural(len(examples), noun)}, too few to tune and certify on: "
+            f"pass at least {FEWEST * 3}, better 100 ({_ONE[noun]})"
         )
     order = shuffled(names, seed)
     first = max(FEWEST, round(SHARES[0] * len(order)))

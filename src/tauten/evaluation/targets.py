@@ -1,8 +1,10 @@
 """What of a batch says what is right, and which examples of it belong together."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,10 +37,18 @@ def mask_of(batch: Any) -> Tensor | None:
 def group_ids(groups: Callable[[Any], Any] | None, batch: Any) -> Tensor:
     """(rows,) int64, the group of each example of a batch."""
     assert groups is not None, "only grouped examples have ids"
-    found, rows = torch.as_tensor(groups(batch)), rows_of(batch)
+    named, rows = groups(batch), rows_of(batch)
+    if isinstance(named, list | tuple | np.ndarray) and any(isinstance(n, str) for n in named):
+        named = [_number(name) for name in named]
+    found = torch.as_tensor(named)
     if found.shape != (rows,) or found.is_floating_point():
         raise InputError(
             f"groups gave {found.dtype} of shape {tuple(found.shape)} for a batch of {rows} "
-            f"examples: expected ({rows},) whole numbers"
+            f"examples: expected ({rows},) whole numbers or names"
         )
     return found.long()
+
+
+def _number(name: Any) -> int:
+    """The same for the same name, in whatever batch."""
+    return int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:7])

@@ -178,10 +178,10 @@ def _tensor_task(source: Source, model: nn.Module, data: Any, metric: Any, seed:
     units = [[row] for row in kept]
     if groups is not None:
         units = _grouped(kept, [group_ids(groups, batch) for batch in rows.take(kept)])
-    parts = split(units, [str(unit[0]) for unit in units], seed)
+    noun = "example" if groups is None else "group"
+    parts = split(units, [str(unit[0]) for unit in units], seed, noun=noun)
     splits = Splits(*(tuple(rows.take([*chain(*part)])) for part in vars(parts).values()))
     counts = {key: len(value) for key, value in vars(parts).items()}
-    noun = "example" if groups is None else "group"
     if isinstance(own, Metric) and not own.named:
         return Task(lambda: own, splits, "tensors", counts, {}, False, noun)
     first = splits.development[0]

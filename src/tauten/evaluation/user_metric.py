@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError, TautenError
 from tauten.core.measurement import Drop
+from tauten.core.trees import copied
 from tauten.data.tensors import rows_of
 from tauten.data.windows import TokenBatch
 from tauten.evaluation.identity import identity
@@ -75,7 +76,8 @@ class Metric(Mean):
 
     def score(self, model: nn.Module, batch: Any, index: int) -> Tensor:
         try:
-            found = torch.as_tensor(self._function(model, batch), dtype=torch.float64)
+            # A copy: what a metric pops or writes in place isn't gone at its next call.
+            found = torch.as_tensor(self._function(model, copied(batch)), dtype=torch.float64)
         except MODEL_ERRORS as error:
             raise TautenError(f"the metric {self.name} raised {error!r}") from error
         rows = len(batch.ids) if isinstance(batch, TokenBatch) else rows_of(batch)

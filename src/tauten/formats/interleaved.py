@@ -139,7 +139,7 @@ class Interleavable(nn.Module):
         """
 
         def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
+            moved = fn(tensor).contiguous()  # `channels_last` is for images, not for codes
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
 from tauten.models.companions import copy_companions
 from tauten.models.generation import use_native_decoder
+from tauten.models.outline import check_layers
 from tauten.models.packing import install_empty
 from tauten.models.reader import SafetensorsReader
 from tauten.models.saving import refuse_saving
@@ -98,6 +99,8 @@ def source(folder: Path, model: Any = None) -> Source:
         )
     else:
         original = open_source(model)
+        if manifest.get("made_from"):  # of folders that say it
+            check_layers(manifest["made_from"], original.skeleton(), str(folder))
     original = reshaped_source(original, manifest.get("structure", []))
     packed = packed_source(original, manifest["modules"], reader, str(folder))
     return dataclasses.replace(packed, written_out=tuple(manifest.get("written_out", [])))

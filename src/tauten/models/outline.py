@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
+from tauten.core.errors import InputError
 from tauten.models.config_changes import config_of
 from tauten.models.loader import tensor_slots
 from tauten.runtime.modules import unsaved
@@ -92,3 +94,40 @@ def _is_plain(value: Any) -> bool:
 
 def _jsonable(value: Any) -> Any:
     return [_jsonable(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def layers_of(model: nn.Module) -> dict[str, Any]:
+    """What a file can tell of a module that it doesn't hold: its classes and torch's settings.
+
+    Returns:
+        By module name the name of its class, and of torch's own classes what they were made with:
+        all that changes what they compute in evaluation.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        kind = type(module)
+        own = kind.__module__.startswith("torch.nn.") and not isinstance(module, _DropoutNd)
+        settings = {k: v for k, v in _attributes(module).items() if k != "inplace"} if own else {}
+        absent = [key for key, tensor in module._parameters.items() if tensor is None]
+        found[name] = {"class": kind.__qualname__, **settings, "without": absent}
+    return found
+
+
+def check_layers(written: dict[str, Any], model: nn.Module, file: str) -> None:
+    """Raise InputError where a module isn't built as the one that a file was made from.
+
+    Args:
+        written: `layers_of` that one.
+        model: That is passed instead.
+        file: For the message.
+    """
+    given = layers_of(model)
+    for name in [*written, *(name for name in given if name not in written)]:
+        mine, other = (layers.get(name, {"class": "missing"}) for layers in (given, written))
+        for key in sorted({*mine, *other}):
+            if mine.get(key) != other.get(key):
+                where = f"{name or 'the model itself'}: {key}"
+                raise InputError(
+                    f"the model isn't what {file} was made from: {where} is {mine.get(key)!r}, and "
+                    f"was {other.get(key)!r}; pass a module that is built the same"
+                )

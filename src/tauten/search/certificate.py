@@ -38,7 +38,8 @@ def _shortfall(search: Search, development: Quality, test: Quality, limit: float
     """What the certificate lacks: documents, or quality."""
     least = min(test, development, key=lambda quality: quality.drop.examples)
     if least.drop.examples < FEWEST_UNITS:
-        return f"{plural(least.drop.examples, least.counted)} in a split are too few"
+        few = f"{plural(least.drop.examples, least.counted)} in a split are too few"
+        return few + "; return one number an example" * (least.counted == "batch")
     if search.evaluator.ruined <= limit:
         return "a model of which all weights changed places would be within the goal too"
     found = test if test.drop.high > limit else development

@@ -26,6 +26,7 @@ from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import Task
 from tauten.models import artifact
 from tauten.models.artifact import packed_source
+from tauten.models.outline import layers_of
 from tauten.models.reader import SafetensorsReader
 from tauten.models.source import Source
 from tauten.search.candidate import Candidate
@@ -128,6 +129,7 @@ def make_manifest(candidate: Candidate, facts: Facts, result: Result) -> dict[st
         "memory_bytes": candidate.memory_bytes + facts.more_bytes,
         "shaping": list(candidate.shaping),
         "structure": list(candidate.dense.structure),
+        "made_from": layers_of(facts.model) if source.kind in ("module", "factory") else None,
         "modules": candidate.specs,
         "written_out": list(facts.written_out),
         "layers": [asdict(layer) for layer in result.layers],
