@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sentences", type=int, default=200)
-    parser.add_argument("--goal", default="2 points")
+    parser.add_argument("--goal", default="3 points")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         texts = sentences(brown(Path(name)), options.sentences)
