@@ -51,4 +51,4 @@ def group_ids(groups: Callable[[Any], Any] | None, batch: Any) -> Tensor:
 
 def _number(name: Any) -> int:
     """The same for the same name, in whatever batch."""
-    return int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:7])
+    return int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:7], "big")
