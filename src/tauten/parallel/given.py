@@ -38,7 +38,7 @@ class Given:
 
     def __init__(self, model: Any):
         self._source = None if isinstance(model, nn.Module) else open_source(model)
-        self._own: nn.Module | None = None
+        self._own: Any = None  # where the user's module lies
         on_disk = isinstance(model, str | os.PathLike) and self._source is not None
         if self._source is not None and on_disk and self._source.reader is not None:
             self.name, self.model = self._source.name, self._source.skeleton()
@@ -47,8 +47,7 @@ class Given:
             check_loaded(whole)
             say_if_training(whole)
             self.name = type(whole).__name__ if self._source is None else self._source.name
-            self._source, (self.model, home) = None, to_cpu(whole)
-            self._own = whole if home is not None else None
+            self._source, self._own, (self.model, _) = None, whole, to_cpu(whole)
 
     @property
     def config(self) -> Any:
@@ -75,9 +74,9 @@ class Given:
         """The model for calls in this process; streamed from disk it needs a block's memory."""
         if self._source is None:
             try:
-                model = twin(self._own or self.model).eval()
+                model = twin(self._own).eval()
             except UnsendableError:
-                return Uncopied(self._own or self.model)
+                return Uncopied(self._own)
         else:
             blocks = find_structure(self.model).blocks if stream else ()
             model = self._source.open(blocks, stream)
