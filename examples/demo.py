@@ -41,7 +41,7 @@ if __name__ == "__main__":
     out = parser.parse_args().out
     make_room(out)
     options = ["--data", "python-docs", "--max-drop", "2%", "--minimize", "size"]
-    options += ["--max-tokens", "5120", "-o", str(out)]  # of each split: five minutes on two cores
+    options += ["-o", str(out)]
     sys.argv = ["tauten", "optimize", str(model_file()), *options]
     print("$ tauten optimize SmolLM2-135M-Instruct.Q4_1.gguf", *options, flush=True)
     main()

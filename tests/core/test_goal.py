@@ -60,6 +60,18 @@ def test_a_drop_of_another_unit_is_refused_with_those_known(text: str) -> None:
         Goal(0.5, drop_unit=text)
 
 
+def test_limits_take_text_with_units() -> None:
+    goal = Goal(max_size_bytes="60MB", max_latency_s="20ms", max_memory_bytes="1.5GiB")
+    assert goal.limits == {
+        "max_drop": 0.01,
+        "max_size_bytes": 60_000_000,
+        "max_latency_s": 0.02,
+        "max_memory_bytes": 3 * 2**29,
+    }
+    with pytest.raises(GoalError, match=r"isn't a size: write 60MB or 1\.5GiB$"):
+        Goal(max_size_bytes="4x")
+
+
 def test_numpy_numbers_are_numbers() -> None:
     goal = Goal(max_drop=np.float32(0.5), max_size_bytes=np.int64(7))  # type: ignore[arg-type]
     assert (goal.max_drop, goal.max_size_bytes) == (0.5, 7)

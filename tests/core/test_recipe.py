@@ -79,7 +79,7 @@ def test_knobs_left_out_take_their_defaults() -> None:
         ("steps: [{technique: rtn, bit: 4}]", "step 1: rtn has no knob 'bit'.*bits"),
         ("steps: [{technique: rtn, bits: 9}]", "bits=9"),
         ("steps: [{technique: rtn, bits: 4.0}]", "bits=4.0"),
-        ("steps: [{technique: rtn, bits: '4'}]", "bits=4"),
+        ("steps: [{technique: rtn, bits: '4'}]", "bits='4'"),
         ("steps: [{technique: rtn, group_size: 1.5}]", "group_size=1.5"),
         ("steps: [{technique: rtn, zero: [none]}]", "zero="),
         ("steps: [{technique: rtn, where: 3}]", "step 1: where=3"),

@@ -110,7 +110,7 @@ def test_windows_keep_their_length_however_many_documents_there_are() -> None:
         batches = token_batches(documents, byte_tokenizer(), window=64, max_tokens=1024)
         lengths = torch.cat([batch.lengths for batch in batches])
         assert (len(lengths), set(lengths.tolist())) == (16, {64})
-        assert judged_window(count, 1024, 512) == max(128, min(512, 1024 // count))
+        assert judged_window(count, 1024, 512) == max(256, min(512, 1024 // count))
 
 
 def test_documents_beyond_the_budget_are_not_even_tokenized() -> None:

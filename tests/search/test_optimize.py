@@ -12,13 +12,15 @@ from torch import nn
 
 import tauten
 from tauten.core.errors import BusyError, GoalError, InputError, TautenError
-from tauten.core.measurement import Trial
+from tauten.core.measurement import Quality, Trial
 from tauten.data.texts import read_texts
 from tauten.evaluation.metrics import Perplexity
 from tauten.evaluation.task import make_task
 from tauten.models.packing import packed_modules, write_out
 from tauten.models.source import open_source
 from tauten.report.html import render_html
+from tauten.search.candidate import Candidate
+from tauten.search.evaluator import Evaluator
 from tauten.search.run import run_recipe
 from tauten.search.techniques import TECHNIQUES
 
@@ -244,6 +246,54 @@ def test_model_that_breaks_is_a_recorded_failure(sensitive_folder, texts) -> Non
     failed = [trial for trial in result.trials if trial.error]
     assert failed and all("NaN or infinity" in trial.error for trial in failed)
     assert result.certified
+
+
+def test_an_error_in_one_trial_is_recorded_and_the_search_goes_on(classifier: nn.Module) -> None:
+    """Whatever class of error a technique raises."""
+
+    class OwnError(Exception):
+        pass
+
+    original = tauten.KQuant.encode
+
+    def broken(self: tauten.KQuant, weight: torch.Tensor, inputs: object = None) -> object:
+        if self.bits == 4:
+            raise OwnError("four")
+        return original(self, weight, inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tauten.KQuant, "encode", broken)
+        result = tauten.optimize(classifier, labelled_images(), tauten.Goal(max_drop=0.2))
+    failed = [trial.error for trial in result.trials if trial.error]
+    assert any(error.startswith("OwnError: four (test_optimize.py:") for error in failed)
+    assert result.certified and result.model is not None
+
+
+def test_a_certificate_that_cannot_be_measured_loses_no_run(
+    classifier: nn.Module, tmp_path: Path
+) -> None:
+    """A metric that fails on the sealed split alone."""
+    late = False
+    certify = Evaluator.certify
+
+    def correct(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        if late:
+            raise ArithmeticError("late")
+        return (model(batch[0]).argmax(1) == batch[1]).float()
+
+    def certified(self: Evaluator, candidate: Candidate) -> Quality:
+        nonlocal late
+        late = True
+        return certify(self, candidate)
+
+    goal = tauten.Goal(max_drop=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "certify", certified)
+        data, out = labelled_images(), tmp_path / "o"
+        result = tauten.optimize(classifier, data, goal, metric=correct, out=out)
+    assert result.model is not None and not result.certified and result.test is None
+    assert "raised ArithmeticError" in (out / "report.html").read_text()
+    assert "not certified: the metric correct raised ArithmeticError('late')" in result.reason
 
 
 def test_a_failed_memory_measurement_loses_no_run(

@@ -133,6 +133,12 @@ def many(noun: str) -> str:
     return f"{noun}{'es' if noun.endswith('ch') else 's'}"
 
 
+def listed(names: Sequence[str], shown: int = 8) -> str:
+    """Names, the first few of many."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
 def is_number(value: float | None) -> TypeGuard[float]:
     """Whether it is a finite number; JSON files may hold null, NaN or Infinity instead."""
     return value is not None and math.isfinite(value)

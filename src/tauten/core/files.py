@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tauten.core.errors import BusyError, InputError, TautenError
+from tauten.core.errors import BusyError, DiskError, InputError
 from tauten.core.figures import format_bytes
 
 try:
@@ -38,7 +38,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file under a temporary name; it takes its own when its bytes are on the disk.
 
     Raises:
-        TautenError: The disk is full; nothing is left behind.
+        DiskError: The disk is full; nothing is left behind.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -51,7 +51,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TautenError(
+            raise DiskError(
                 f"{path}: the disk is full; free some space and run the same command again"
             ) from None
         raise
@@ -98,7 +98,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if needed_bytes > free:
-        raise TautenError(
+        raise DiskError(
             f"{folder}: needs {format_bytes(needed_bytes)} of disk, {format_bytes(free)} are free; "
             "free some and run the same again, or pass another output folder"
         )

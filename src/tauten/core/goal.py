@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import Any
 
 from tauten.core.errors import GoalError
 
@@ -33,9 +35,11 @@ class Goal:
             and other metrics fall. `0.02 absolute` is in the metric's own unit instead, and
             `0.5 points` in hundredths of it, as of accuracies in percent.
         drop_unit: What `max_drop` counts: empty for shares, `absolute` or `points`; text says it.
-        max_size_bytes: Largest file of weights.
-        max_latency_s: Longest time of one token (language models) or one call (others).
-        max_memory_bytes: Most resident memory, for the optimization itself and for its result.
+        max_size_bytes: Largest file of weights; a number, or text such as `60MB`.
+        max_latency_s: Longest time of one token (language models) or one call (others); a number,
+            or text such as `20ms`.
+        max_memory_bytes: Most resident memory, for the optimization itself and for its result; as
+            for a size.
         minimize: `size`, `latency` or `memory`; with a limit on bytes and none on the drop, what
             loses least within them is best, whatever it costs.
     Raises:
@@ -52,15 +56,20 @@ class Goal:
     def __init__(
         self,
         max_drop: float | str | None = 0.01,
-        max_size_bytes: int | None = None,
-        max_latency_s: float | None = None,
-        max_memory_bytes: int | None = None,
+        max_size_bytes: int | str | None = None,
+        max_latency_s: float | str | None = None,
+        max_memory_bytes: int | str | None = None,
         minimize: str = "size",
         drop_unit: str = "",
     ):
         if isinstance(max_drop, str):
             max_drop, drop_unit = parse_drop(max_drop)
-        values = (max_drop, max_size_bytes, max_latency_s, max_memory_bytes, minimize, drop_unit)
+        limits = (
+            _read("max_size_bytes", max_size_bytes, parse_bytes),
+            _read("max_latency_s", max_latency_s, parse_seconds),
+            _read("max_memory_bytes", max_memory_bytes, parse_bytes),
+        )
+        values = (max_drop, *limits, minimize, drop_unit)
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
         self._check()
@@ -96,6 +105,14 @@ class Goal:
             raise GoalError(f"max_drop={self.max_drop}: is a ratio; write 0.02 for 2%")
 
 
+def _read(name: str, value: Any, parse: Callable[[str], float]) -> Any:
+    """A limit, perhaps given as text."""
+    try:
+        return parse(value) if isinstance(value, str) else value
+    except GoalError as error:
+        raise GoalError(f"{name}: {error}") from None
+
+
 def parse_drop(text: str) -> tuple[float, str]:
     """Read '2%', '0.02', '0.5 points' or '0.02 absolute' as a number and its unit."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*(points?|absolute)\s*", text)
@@ -128,7 +145,8 @@ def parse_bytes(text: str, original_bytes: int | None = None) -> int:
             raise GoalError(f"{text!r}: a factor must be positive")
         return int(original_bytes / factor)
     if not match or unit not in _BYTE_UNITS:
-        raise GoalError(f"{text!r} isn't a size: write 60MB, 1.5GiB, or 4x (a quarter)")
+        quarter = "" if original_bytes is None else ", or 4x (a quarter)"
+        raise GoalError(f"{text!r} isn't a size: write 60MB or 1.5GiB{quarter}")
     return int(_number(match[1], text) * _BYTE_UNITS[unit])
 
 

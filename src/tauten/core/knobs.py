@@ -6,19 +6,21 @@ from tauten.core.errors import InputError
 def check_bits(technique: str, bits: int) -> None:
     """Raise InputError unless 1 to 8."""
     if type(bits) is not int or bits not in range(1, 9):
-        raise InputError(f"{technique}: bits={bits}: expected an integer from 1 to 8")
+        raise InputError(f"{technique}: bits={bits!r}: expected an integer from 1 to 8")
 
 
 def check_group_size(technique: str, group_size: int) -> None:
     """Raise InputError unless 0 (a scale a row) or a number of columns."""
     if type(group_size) is not int or group_size < 0:
-        raise InputError(f"{technique}: group_size={group_size}: expected 0 or a positive integer")
+        raise InputError(
+            f"{technique}: group_size={group_size!r}: expected 0 or a positive integer"
+        )
 
 
 def check_damping(technique: str, damping: float) -> None:
     """Raise InputError unless it is relative to a mean diagonal: above 0, at most 1."""
     if not 0 < damping <= 1:
-        raise InputError(f"{technique}: damping={damping}: expected more than 0, at most 1")
+        raise InputError(f"{technique}: damping={damping!r}: expected more than 0, at most 1")
 
 
 def check_activation(technique: str, activation: str) -> None:
@@ -30,7 +32,7 @@ def check_activation(technique: str, activation: str) -> None:
 def check_rounds(technique: str, rounds: int) -> None:
     """Refuse anything but 0 and positive integers."""
     if not isinstance(rounds, int) or rounds < 0:
-        raise InputError(f"{technique}: rounds={rounds}: expected 0 or a positive integer")
+        raise InputError(f"{technique}: rounds={rounds!r}: expected 0 or a positive integer")
 
 
 def check_sparsity(technique: str, sparsity: float, pattern: str) -> None:
@@ -38,7 +40,7 @@ def check_sparsity(technique: str, sparsity: float, pattern: str) -> None:
     if pattern not in ("unstructured", "2:4"):
         raise InputError(f"{technique}: pattern={pattern!r}: expected unstructured or 2:4")
     if not 0 < sparsity < 1:
-        raise InputError(f"{technique}: sparsity={sparsity}: expected above 0, below 1")
+        raise InputError(f"{technique}: sparsity={sparsity!r}: expected above 0, below 1")
     if pattern == "2:4" and sparsity != 0.5:
         raise InputError(f"{technique}: sparsity={sparsity}: pattern 2:4 is 0.5, leave it at that")
 
@@ -58,10 +60,10 @@ def check_allocation(technique: str, allocation: str, pattern: str) -> None:
 def check_fraction(technique: str, fraction: float) -> None:
     """Refuse what leaves nothing to remove or nothing to keep."""
     if not 0 < fraction < 1:
-        raise InputError(f"{technique}: fraction={fraction}: expected between 0 and 1")
+        raise InputError(f"{technique}: fraction={fraction!r}: expected between 0 and 1")
 
 
 def check_multiple(technique: str, multiple: int) -> None:
     """Refuse anything but positive integers."""
     if not isinstance(multiple, int) or multiple < 1:
-        raise InputError(f"{technique}: multiple={multiple}: expected a positive integer")
+        raise InputError(f"{technique}: multiple={multiple!r}: expected a positive integer")

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 ENCODER_TOKENS = 256  # an encoder's text is cut here
 ENCODER_ROWS = 16
 SHORTEST = 16  # tokens; a shorter piece says little and costs a forward pass
-JUDGED = 128  # tokens of a window at least, where documents have so many: a model is to use them
+JUDGED = 256  # tokens of a window at least, where documents have so many: a model is to use them
 FEWEST = 4  # documents that are heard, whatever the budget
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.data.windows import TokenBatch
-from tauten.evaluation.metrics import token_mask
+from tauten.evaluation.metrics import pieces, token_mask
 
 
 class Divergence:
@@ -27,8 +27,11 @@ class Divergence:
         """(tokens,) KL of each token in nats."""
         parts = []
         for batch, reference in zip(self._batches, self._reference, strict=True):
-            moved = _log_probabilities(candidate, batch)
-            divergence = (reference.exp() * (reference - moved)).sum(-1)
+            moved = []
+            for start, rows in pieces(_logits(candidate, batch)):
+                known = reference[start : start + len(rows)]
+                moved.append((known.exp() * (known - rows.float().log_softmax(-1))).sum(-1))
+            divergence = torch.cat(moved).view(batch.ids.shape)[:, :-1]
             parts.append(divergence[token_mask(batch).bool()])
         return torch.cat(parts)
 
@@ -48,6 +51,11 @@ def batches_within(
 
 
 def _log_probabilities(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """(windows * length, vocabulary)."""
+    return _logits(model, batch).flatten(0, 1).float().log_softmax(-1)
+
+
+def _logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     with torch.inference_mode():
-        logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
-        return torch.log_softmax(logits.float(), -1)  # (windows, length - 1, vocabulary)
+        logits: Tensor = model(input_ids=batch.ids, use_cache=False).logits
+        return logits

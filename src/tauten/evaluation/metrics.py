@@ -1,7 +1,7 @@
 """What quality means: one score an independent example."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from tauten.evaluation.statistics import CONFIDENCE, linear_drop, log_drop
 
 # What a model or a user's metric raises when it is called on something that doesn't suit it.
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+PIECE = 2**20  # logits looked at at once: 4 MB, which malloc keeps for the next
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,24 @@ def next_token_losses(logits: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor
     Returns:
         (windows, length - 1) float32 losses, and a mask of the same shape: 1 at real tokens.
     """
-    targets = batch.ids[:, 1:]
-    losses = nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="none"
-    ).view(targets.shape)
-    return losses, token_mask(batch)
+    targets = nn.functional.pad(batch.ids[:, 1:], (0, 1)).flatten()
+    losses = [
+        nn.functional.cross_entropy(
+            rows.float(), targets[start : start + len(rows)], reduction="none"
+        )
+        for start, rows in pieces(logits)
+    ]
+    return torch.cat(losses).view(batch.ids.shape)[:, :-1], token_mask(batch)
+
+
+def pieces(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Rows of logits (windows, length, vocabulary), a few at a time, and the number of the first.
+
+    The system would have to hand out and clear as much memory again for all of them at once.
+    """
+    rows = logits.flatten(0, 1)
+    step = max(1, PIECE // rows.shape[1])
+    yield from ((start, rows[start : start + step]) for start in range(0, len(rows), step))
 
 
 def token_mask(batch: TokenBatch) -> Tensor:

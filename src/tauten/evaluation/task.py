@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauten.core.errors import InputError, first_line
+from tauten.core.errors import InputError
 from tauten.core.figures import plural
 from tauten.data.documents import Document
 from tauten.data.plain_models import is_plain, plain_batches
@@ -34,6 +34,7 @@ from tauten.evaluation.targets import group_ids, has_targets
 from tauten.evaluation.tensor_metrics import Similarity
 from tauten.evaluation.transcripts import WordErrors
 from tauten.evaluation.user_metric import Metric, grouped
+from tauten.models.batch import misfit
 from tauten.models.source import Source
 from tauten.models.structure import find_structure
 
@@ -230,8 +231,7 @@ def _fitting(source: Source, skeleton: nn.Module, batch: Any, is_named: bool) ->
             returned = call_model(model, batch)
             kinds = fitting(batch, returned, is_named)
     except MODEL_ERRORS as error:
-        reason = first_line(error)
-        raise InputError(f"the model can't be called on this data: {reason}") from error
+        raise InputError(f"the model can't be called on this data: {misfit(error)}") from error
     return kinds if speech is None else {WordErrors.name: speech, **kinds}
 
 

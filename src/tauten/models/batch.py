@@ -67,6 +67,14 @@ def first_tokens(batch: CalibrationBatch) -> CalibrationBatch:
     return CalibrationBatch(tuple(map(cut, batch.args)), kwargs)
 
 
+_CAST = "cast the data to the model's dtype, as by .float()"
+_REMEDIES = {  # by words of torch
+    "the same dtype": _CAST,
+    "expected scalar type": _CAST,
+    "index out of range": "an id is none of the model's table: tokenize by its own tokenizer",
+}
+
+
 @contextlib.contextmanager
 def called_with(number: int) -> Iterator[None]:
     """Name the batch of data that a model can't be called with.
@@ -81,5 +89,12 @@ def called_with(number: int) -> Iterator[None]:
             raise
         raise InputError(
             f"the model can't be called with batch {number} of the calibration data: "
-            f"{first_line(error)}; pass batches of what the model is called with"
+            f"{misfit(error)}"
         ) from error
+
+
+def misfit(error: Exception) -> str:
+    """What a model says of data that it can't take, and what to pass instead."""
+    said = first_line(error)
+    found = (remedy for words, remedy in _REMEDIES.items() if words in said)
+    return f"{said}; {next(found, 'pass batches of what the model is called with')}"

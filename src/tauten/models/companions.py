@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tauten.core.errors import CorruptError
+from tauten.core.figures import listed
 
 MODULES = "modules.json"  # of sentence-transformers
 TEMPLATES = "additional_chat_templates"
@@ -21,7 +22,6 @@ _SUFFIXES = {
 PATTERNS = [*(f"*{suffix}" for suffix in sorted(_SUFFIXES)), "tokenizer*", "LICENSE*", "NOTICE*"]
 _STARTS = ("tokenizer", "licen", "notice", "copying")
 _POINTER = b"version https://git-lfs."
-_SHOWN = 8  # names of what stays behind
 
 
 def copy_companions(folder: Path, out: Path, with_heads: bool = True) -> None:
@@ -48,8 +48,7 @@ def left_behind(folder: Path) -> str:
         and not entry.name.startswith(".")
         and not entry.name.endswith((WEIGHTS, ".safetensors.index.json"))
     ]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return listed(names)
 
 
 def module_folders(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.figures import listed
 from tauten.core.inputs import LayerInputs
 from tauten.core.measurement import LayerRecord
 from tauten.core.progress import track
@@ -136,6 +137,9 @@ class Walk:
             has_layers = any(True for _ in packable_modules(self.model))
             reasons = {record.reason for record in self.layers if has_layers}
             reasons = reasons or {self._nothing_to_do()}
+            names = [name for name, _ in packable_modules(self.model)]
+            if names and not any(map(self.recipe.step_for, names)):
+                reasons = {f"no layer has such a name; its layers are {listed(names)}"}
             raise InputError(
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"

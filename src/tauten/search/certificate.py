@@ -2,6 +2,7 @@
 
 import math
 
+from tauten.core.errors import ENDING, told
 from tauten.core.figures import format_loss, loss_word, plural
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Result, Trial
@@ -21,8 +22,14 @@ def conclude(search: Search, chosen: int, candidate: Candidate, slow: bool) -> R
     """
     trial, limit = search.trials[chosen], search.goal.max_drop
     assert trial.measurement is not None
-    test = search.evaluator.certify(candidate)
     missed = search.verdict(trial.measurement)
+    try:
+        test = search.evaluator.certify(candidate)
+    except ENDING:
+        raise
+    except Exception as error:  # of a user's metric, too: what was found isn't lost
+        reason = f"{_reason(search, trial, missed, slow)}; not certified: {told(error)}"
+        return Result(None, trial.recipe, False, reason, search.trials, candidate.layers, None)
     enough = min(q.drop.examples for q in (test, trial.measurement.quality)) >= FEWEST_UNITS
     enough = enough and (limit is None or search.evaluator.ruined > limit)
     certified = limit is not None and not missed and enough and test.drop.high <= limit

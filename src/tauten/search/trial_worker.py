@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tauten.core.errors import TautenError
+from tauten.core.errors import ENDING, told
 from tauten.core.recipe import Recipe
 from tauten.data.calibration import calibration_batches
 from tauten.data.splits import Splits
@@ -76,8 +76,10 @@ class TrialWorker:
         try:
             candidate = self._workspace.apply(recipe)
             measured = asdict(self._evaluator.measure(candidate))
-        except TautenError as error:
-            return {"measurement": None, "error": str(error), "entries": [], "files": {}}
+        except ENDING:
+            raise
+        except Exception as error:  # as for the loop's own trials
+            return {"measurement": None, "error": told(error), "entries": [], "files": {}}
         made = self._workspace.handed_out(before)
         self._workspace.discard(recipe)
         return {"measurement": measured, "error": ""} | made

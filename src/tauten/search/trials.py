@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from time import monotonic
 from typing import Any
 
-from tauten.core.errors import TautenError
+from tauten.core.errors import ENDING, told
 from tauten.core.figures import format_bytes, format_loss, loss_word
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
@@ -105,8 +105,9 @@ class Trials:
             return _trial(recipe, known)
         made = self.ahead.take(recipe) if self.ahead is not None and not parents else None
         trial = self._tried(recipe, parents) if made is None else self._judged(recipe, made)
-        entry = {**asdict(trial), "recipe": recipe.to_dict()}
-        self.workspace.journal.add("trial", trial=recipe_id(recipe), **entry)
+        if trial.measurement is not None:  # a run that goes on tries what failed again
+            entry = {**asdict(trial), "recipe": recipe.to_dict()}
+            self.workspace.journal.add("trial", trial=recipe_id(recipe), **entry)
         return trial
 
     def _tried(self, recipe: Recipe, parents: Mapping[str, Candidate] | None) -> Trial:
@@ -114,8 +115,10 @@ class Trials:
             workspace = self.workspace
             candidate = workspace.cut(recipe, parents) if parents else workspace.apply(recipe)
             measurement = self.evaluator.measure(candidate)
-        except TautenError as error:
-            return Trial(recipe, None, "failed", str(error))
+        except ENDING:
+            raise
+        except Exception as error:  # a technique or metric may be a user's: others go on without it
+            return Trial(recipe, None, "failed", told(error))
         return Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
 
     def _judged(self, recipe: Recipe, made: dict[str, Any]) -> Trial:
