@@ -102,7 +102,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
         ('["text"]', "is a list"),
         ("3", "is a int"),
         ('{"text": 3}', "`text` is a int"),
-        ('{"text": null}', "`text` is a NoneType"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.jsonl", "x.NDJSON", "x.json"])
@@ -317,3 +316,10 @@ def test_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         f"data: {tmp_path}: 3 documents of 11 characters in 3 files, from `text`; {again}; "
         "1 document without text; 1 file (.png)",
     ]
+
+
+def test_rows_without_text_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tauten")
+    found = read_texts([{"text": None, "id": 1}, {"text": "a tale", "id": 2}])
+    assert [document.text for document in found.documents] == ["a tale"]
+    assert "left out: 1 document without text" in caplog.text

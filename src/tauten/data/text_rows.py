@@ -58,6 +58,8 @@ class RowTexts:
                 "pass text_column= (--text-column) with the name of the one to read"
             )
         value = row[self.column]
+        if value is None:  # a row without text is left out, and counted
+            return ""
         if is_chat(value):
             return self._of_chat(place, value)
         if not isinstance(value, str):
