@@ -207,8 +207,8 @@ def optimize(
         seed: Deals data out to calibration, development and test.
         max_tokens: Most tokens a split of text.
         entropy_coding: As for `quantize`; sizes are those of the coded files.
-        max_time_s: Time in which to find the best; what was found by then is the answer, certified
-            and written in some time more. A killed run that goes on has it anew.
+        max_time_s: Time in which to find, certify and write the best, as far as that can be told
+            ahead; one recipe is always tried. A killed run that goes on has it anew.
         workers: Processes of this machine, or a cluster as for `distribute`, that try recipes side
             by side; the result is the same. Unused with a limit on time or a goal of latency.
         effort: `quick`, `normal` or `thorough`: how much a further trial must promise for the work

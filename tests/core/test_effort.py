@@ -7,10 +7,10 @@ from tauten.core.errors import InputError
 
 
 def test_a_trial_is_worth_its_work_by_its_share_of_what_was_done() -> None:
-    assert NORMAL.is_worth(gain=0.0501, work=10, done=50)
-    assert not NORMAL.is_worth(gain=0.0499, work=10, done=50)
-    assert NORMAL.is_worth(gain=0.0499, work=10, done=51)
-    assert not QUICK.is_worth(gain=0.0501, work=10, done=50)
+    assert NORMAL.is_worth(gain=0.0301, work=10, done=50)
+    assert not NORMAL.is_worth(gain=0.0299, work=10, done=50)
+    assert NORMAL.is_worth(gain=0.0299, work=10, done=51)
+    assert not QUICK.is_worth(gain=0.0301, work=10, done=50)
 
 
 def test_a_thorough_search_leaves_only_what_gains_nothing() -> None:

@@ -15,6 +15,7 @@ from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.recipe import Recipe
 from tauten.search.certificate import conclude, documents_needed, relaxations
+from tauten.search.work import Work
 
 
 def measured(size_bytes: int, high: float) -> Measurement:
@@ -76,10 +77,15 @@ def test_a_time_too_short_for_one_recipe_is_refused_with_the_least(
 def test_when_time_is_up_the_best_so_far_is_the_answer(
     strict_run: Any, sensitive_folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each trial seems to take half an hour, so that two fit."""
+    """Each trial seems to take half an hour, which the certificate leaves less for."""
     goal, many = Goal(max_drop=0.001), strict_run.result
     clock = itertools.count(0.0, 1800.0)
     monkeypatch.setattr("tauten.search.trials.monotonic", lambda: next(clock))
-    few = tauten.optimize(sensitive_folder, texts, goal, max_tokens=1500, max_time_s=9000.0)
-    assert 1 <= len(few.trials) < len(many.trials)
+
+    def within(closing_s: float) -> Any:
+        monkeypatch.setattr(Work, "closing_s", closing_s)
+        return tauten.optimize(sensitive_folder, texts, goal, max_tokens=1500, max_time_s=9000.0)
+
+    few, fewer = within(0.0), within(4000.0)
+    assert 1 <= len(fewer.trials) < len(few.trials) < len(many.trials)
     assert few.model is not None and few.test is not None

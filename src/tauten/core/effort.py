@@ -37,7 +37,7 @@ class Effort:
 
 
 QUICK = Effort("quick", 0.7, 1, far=False, probes=False)
-NORMAL = Effort("normal", 0.25, 1, far=False, probes=False)
+NORMAL = Effort("normal", 0.15, 1, far=False, probes=False)
 THOROUGH = Effort("thorough", 0.0, 2, far=True, probes=True)
 EFFORTS = {effort.name: effort for effort in (QUICK, NORMAL, THOROUGH)}
 

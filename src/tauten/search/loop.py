@@ -44,8 +44,8 @@ class Search:
         goal: What to reach.
         stream: Load blocks one at a time.
         entropy_coding: Of recipes that it makes.
-        max_time_s: Time in which to find the best; the last trial ends before, as far as those
-            before it tell. A run that goes on after a kill has it anew.
+        max_time_s: Time in which to find and certify the best, as far as the trials before the
+            last tell; one is always tried. A run that goes on after a kill has it anew.
         effort: What one more trial must promise.
     """
 
@@ -117,7 +117,6 @@ class Search:
             InputError: The original can't be measured on this data.
             TautenError: No recipe could be measured.
         """
-        self._made.start()
         self.start()
         found = self._ladders(skeleton, pillars)
         combines = self._mixes and {"quantize", "compress"} <= set(pillars)

@@ -31,7 +31,7 @@ class Trials:
         goal: To judge by.
         work: Counts what trials take.
         mixes: Layers of some will be mixed, so that those stay on disk.
-        max_time_s: Time for all of them; None for no limit.
+        max_time_s: Time for all of them and the certificate; None for no limit.
     Attributes:
         tried: In order.
         ahead: Workers that try recipes before they are asked for; None to try each when it is.
@@ -49,12 +49,8 @@ class Trials:
         self.workspace, self.evaluator, self.goal, self.work = workspace, evaluator, goal, work
         self.tried: list[Trial] = []
         self._mixes, self._max_time_s = mixes, max_time_s
-        self._started = self._longest_s = 0.0
+        self._started, self._longest_s = monotonic(), 0.0
         self.ahead: Ahead | None = None
-
-    def start(self) -> None:
-        """The time given begins."""
-        self._started = monotonic()
 
     def expect(self, recipes: Sequence[Recipe]) -> None:
         """Recipes that will probably be tried next, in this order."""
@@ -169,11 +165,11 @@ class Trials:
         return limit is not None and measurement.quality.drop.low > HOPELESS * limit
 
     def time_is_up(self) -> bool:
-        """Whether another trial, as long as the longest so far, would end after the time given."""
+        """Whether another trial, as long as the longest so far, would bring the end too late."""
         if self._max_time_s is None or not self.tried:
             return False
         spent = monotonic() - self._started
-        return spent + self._longest_s > self._max_time_s
+        return spent + self._longest_s + self.work.closing_s > self._max_time_s
 
     def _cost(self, m: Measurement) -> tuple[float, float]:
         if self.goal.is_budget:

@@ -92,7 +92,12 @@ class Work:
         mixed = self.evaluate + self.judge(effort) + mixes * self.evaluate
         return packed + mixed + refined + CERTIFYING * self.evaluate
 
+    @property
+    def closing_s(self) -> float:
+        """Seconds from the last trial to the end."""
+        return CERTIFYING * self.evaluate * self.pace + CLOSING_S
+
     def left_s(self, effort: Effort) -> float:
         """Seconds until the end of a search that takes as much as is usual."""
-        left = max(self.total(effort) - self.done, CERTIFYING * self.evaluate)
-        return left * self.pace + CLOSING_S
+        trials = self.total(effort) - self.done - CERTIFYING * self.evaluate
+        return max(0.0, trials) * self.pace + self.closing_s
