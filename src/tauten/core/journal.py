@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tauten.core.errors import BusyError, CorruptError
+from tauten.core.description import checked, parse_json
+from tauten.core.errors import BusyError
+from tauten.core.journal_entries import ENTRIES, Entry
 
 
 class Journal:
@@ -67,10 +69,8 @@ def read_entries(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:  # of JSON and of UTF-8 alike
-        entry = None
-    if not isinstance(entry, dict) or "event" not in entry:
-        raise CorruptError(f"{path}:{number}: damaged; delete the folder to start the run anew")
+    where, remedy = f"{path}:{number}", "delete the folder to start the run anew"
+    entry: dict[str, Any] = parse_json(line, where, remedy, wide=True)
+    kind = ENTRIES.get(checked(Entry, entry, where, remedy)["event"], Entry)
+    checked(kind, entry, where, remedy)
     return entry

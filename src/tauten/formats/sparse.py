@@ -11,8 +11,9 @@ from tauten.core.errors import CorruptError, InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import ZERO_KINDS, grid_values
 from tauten.formats.interleaved import COLUMNS, Interleavable
-from tauten.formats.masks import PATTERNS, layout, pack_mask, pack_rows, unpack_rows
-from tauten.formats.packed import SCALE_DTYPES, PackedWeight, from_spec, take_rows
+from tauten.formats.masks import layout, pack_mask, pack_rows, unpack_rows
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight, take_rows
+from tauten.formats.specs import SparseSpec
 
 VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STEP_ROWS = 512  # rows that are made dense at a time, to bound the memory for their positions
@@ -56,6 +57,7 @@ class SparseWeight(Interleavable, PackedWeight):
     """
 
     kind = "sparse"
+    described_by = SparseSpec
     told_by = "starts"
     mask: Tensor
     values: Tensor
@@ -147,7 +149,7 @@ class SparseWeight(Interleavable, PackedWeight):
         """
         if self.starts is not None:
             return self.starts
-        for name, twin in from_spec(self.spec()).named_buffers():
+        for name, twin in self.empty(self.spec()).named_buffers():
             buffer = self.get_buffer(name)
             if buffer.shape != twin.shape or buffer.dtype != twin.dtype:
                 got, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (buffer, twin))
@@ -236,10 +238,8 @@ class SparseWeight(Interleavable, PackedWeight):
     def empty(cls, spec: dict[str, Any]) -> "SparseWeight":
         shape, pattern, slots = tuple(spec["shape"]), spec["pattern"], spec["slots"]
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
-        if not isinstance(slots, int) or slots < 0:
-            raise ValueError("slots is no count")
-        if pattern not in PATTERNS or (pattern == "2:4" and columns % 4):
-            raise ValueError("pattern is unknown or doesn't fit the columns")
+        if pattern == "2:4" and columns % 4:
+            raise InputError(f"pattern 2:4 of {columns} columns: expected a multiple of 4")
         bits, codes = layout(pattern, columns)
         width = packed_bytes(codes, bits)
         tensors = {"mask": torch.empty(rows, width, dtype=torch.uint8, device="meta")}
