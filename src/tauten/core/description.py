@@ -28,15 +28,19 @@ from pydantic import (
 from tauten.core.errors import CorruptError, InputError
 
 MOST_BYTES = 2**26
-MOST_VALUES = 2**22  # in a text; Python takes about 60 bytes for each
+MOST_VALUES = 2**22  # in JSON; Python takes about 60 bytes for each
+MOST_YAML_VALUES = 2**19  # which takes 10 microseconds for each
 MOST_DEPTH = 64
 MOST_CHARACTERS = 2**22  # of a string
 MOST_ELEMENTS = 2**48  # of a tensor
 ANEW = "make it anew"
 _SHOWN = 60  # characters of a value in a message
+_WORDS = {"an object": "a mapping", "array": "list", "a valid boolean": "true or false"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 
-exact = with_config(ConfigDict(extra="forbid"))  # decorates a type that has no other fields
+# Decorate types: one without other fields, and one whose other fields are kept as they are.
+exact = with_config(ConfigDict(extra="forbid"))
+at_least = with_config(ConfigDict(extra="allow"))
 
 
 def _fits_memory(sizes: list[int]) -> list[int]:
@@ -63,7 +67,27 @@ def read_json(file: Path, kind: Any = Any, remedy: str = ANEW, wide: bool = Fals
     Raises:
         CorruptError: It isn't there, too large, no JSON, or of another kind.
     """
-    return checked(kind, parse_json(_content(file, remedy), str(file), remedy, wide), file, remedy)
+    return checked(kind, parse_json(read_text(file, remedy), str(file), remedy, wide), file, remedy)
+
+
+def read_text(file: Path, remedy: str = ANEW) -> str:
+    """What a file of text says, in UTF-8.
+
+    Raises:
+        CorruptError: It isn't there, is empty, too large or no text.
+    """
+    try:
+        if not file.is_file():  # also a folder, a pipe or a link to nothing
+            raise CorruptError(f"{file}: no file there; {remedy}")
+        with file.open("rb") as opened:
+            text = opened.read(MOST_BYTES + 1).decode()
+    except OSError as error:
+        raise CorruptError(f"{file}: can't be read ({error.strerror}); {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"{file}: damaged ({error}); {remedy}") from None
+    if not text:
+        raise CorruptError(f"{file} is empty; {remedy}")
+    return text
 
 
 def parse_json(text: bytes | str, where: str, remedy: str = ANEW, wide: bool = False) -> Any:
@@ -79,7 +103,7 @@ def parse_json(text: bytes | str, where: str, remedy: str = ANEW, wide: bool = F
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        _check_size(text)
+        _check_size(text, MOST_VALUES)
         values = json.loads(text, object_pairs_hook=_unique)
         _check_values(values, wide)
     except RecursionError:
@@ -98,7 +122,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         InputError: It isn't YAML within bounds.
     """
     try:
-        _check_size(text)
+        _check_size(text, MOST_YAML_VALUES)
         _check_events(yaml.parse(text, _YamlLoader))
         loader = _YamlLoader(text)
         try:
@@ -169,30 +193,18 @@ def _told(error: ValidationError) -> str:
                 return said
         case _:
             said = first["msg"].replace("Input should be", "expected")
-            said = said.replace("an object", "a mapping").replace("array", "list")
+            for word, plain in _WORDS.items():
+                said = said.replace(word, plain)
     value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
     return f"{path}={value}: {said}" if path else f"{value}: {said}"
 
 
-def _content(file: Path, remedy: str) -> bytes:
-    try:
-        if not file.is_file():  # also a folder, a pipe or a link to nothing
-            raise CorruptError(f"{file}: no file there; {remedy}")
-        with file.open("rb") as opened:
-            content = opened.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise CorruptError(f"{file}: can't be read ({error.strerror}); {remedy}") from None
-    if not content:
-        raise CorruptError(f"{file} is empty; {remedy}")
-    return content
-
-
-def _check_size(text: str) -> None:
-    """Raise ValueError where a text would take far more memory than it should."""
+def _check_size(text: str, most_values: int) -> None:
+    """Raise ValueError where a text would take far more memory or time than it should."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES} bytes")
-    if sum(map(text.count, ",[{:\n")) > MOST_VALUES:
-        raise ValueError(f"more than {MOST_VALUES} values")
+    if sum(map(text.count, ",[{:\n")) > most_values:
+        raise ValueError(f"more than {most_values} values")
 
 
 def _check_values(root: Any, wide: bool) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, StringConstraints
 from typing_extensions import NotRequired, TypedDict
 
 from tauten.core.description import Count, Digest
@@ -18,7 +18,7 @@ class Entry(TypedDict):
 class Task(Entry):
     """A result of a task that was given an input."""
 
-    id: str
+    id: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}$")]
     sha256: Digest
     input: Digest
 

@@ -12,7 +12,7 @@ from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import ZERO_KINDS, grid_values
 from tauten.formats.interleaved import COLUMNS, Interleavable
 from tauten.formats.masks import layout, pack_mask, pack_rows, unpack_rows
-from tauten.formats.packed import SCALE_DTYPES, PackedWeight, take_rows
+from tauten.formats.packed import SCALE_DTYPES, PackedWeight, from_spec, take_rows
 from tauten.formats.specs import SparseSpec
 
 VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -149,7 +149,8 @@ class SparseWeight(Interleavable, PackedWeight):
         """
         if self.starts is not None:
             return self.starts
-        for name, twin in self.empty(self.spec()).named_buffers():
+        compiling = torch.compiler.is_compiling()  # it sees no values
+        for name, twin in () if compiling else from_spec(self.spec()).named_buffers():
             buffer = self.get_buffer(name)
             if buffer.shape != twin.shape or buffer.dtype != twin.dtype:
                 got, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (buffer, twin))
@@ -157,7 +158,7 @@ class SparseWeight(Interleavable, PackedWeight):
         rows = torch.arange(self.out_features, device=self.mask.device)
         counts = torch.cat([self.kept(part).sum(1) for part in rows.split(_STEP_ROWS)])
         starts = _starts(counts, 1 if self.grid is None else 8)
-        if torch.compiler.is_compiling():  # it sees no values
+        if compiling:
             return starts
         pairs = self.pattern == "2:4" and not bool((2 * counts == self.in_features).all())
         if pairs or int(starts[-1]) != self.slots:

@@ -60,7 +60,9 @@ def read_timing(folder: Path) -> dict[str, Any]:
     file = folder / TIMING
     if not file.is_file():
         return {}
-    timing: dict[str, Any] = read_json(file, Timing, "delete it, or make the artifact anew")
+    remedy = "delete it, or make the artifact anew"
+    timing: dict[str, Any] = read_json(file, dict[str, Any], remedy)
+    checked(Timing, timing, file, remedy)
     return timing
 
 

@@ -21,9 +21,9 @@ from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.figures import format_bytes
 
 # Of any file, however small.
-LAYERS, SIZE, PARAMETERS, ELEMENTS, BUFFER_BYTES = 1000, 2**20, 10_000, 2**24, 2**28
+LAYERS, SIZE, PARAMETERS, ELEMENTS, BUFFER_BYTES = 1000, 2**20, 10_000, 2**24, 2**27
 _LAYERS = re.compile(r"(^|[._])(n_?)?(layers?|blocks?|block_count)$")
-_SIZES = re.compile(r"(^|[._])(\w*size|dim|labels|experts|heads?|channels|count|depth|embd)s?$")
+_SIZES = re.compile(r"(^|[._])(\w*size|dim|labels|experts|heads?|channels|depth|embd)s?$")
 
 
 @dataclass(frozen=True)

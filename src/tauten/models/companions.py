@@ -27,8 +27,9 @@ _POINTER = b"version https://git-lfs."
 _SHOWN = 8  # names of what stays behind
 
 
+@description.at_least
 class Module(TypedDict):
-    """An entry of `modules.json`; there are others."""
+    """An entry of `modules.json`."""
 
     path: str
 

@@ -13,6 +13,7 @@ from accelerate.big_modeling import init_empty_weights
 from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
+from tauten.core.description import at_least
 from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import write_json
@@ -33,6 +34,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.j
 _log = logging.getLogger(__name__)
 
 
+@at_least
 class _Config(TypedDict):
     """What is looked at here of `config.json`; the rest is for transformers."""
 
