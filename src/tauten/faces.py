@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from tauten.core.description import parse_yaml, read_text
 from tauten.core.errors import InputError
 from tauten.core.figures import format_percent, loss_word, plural
 from tauten.core.files import write_text
@@ -51,11 +51,7 @@ def goal_from_text(
 
 def read_recipe(file: Path) -> Recipe:
     """A recipe.yaml."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{file}: can't be read: {why}") from None
+    text = read_text(file, "pass a recipe.yaml")
     try:
         return Recipe.from_yaml(text, TECHNIQUES)
     except InputError as error:
@@ -125,10 +121,7 @@ def _knob(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise InputError(f"--knob {text}: expected name=value, such as max_error=0.02")
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--knob {text}: the value can't be read ({error})") from error
+    read, _ = parse_yaml(value, f"--knob {text}")
     if isinstance(read, str):
         with contextlib.suppress(ValueError):
             read = float(read)  # to YAML 1e-4 is text

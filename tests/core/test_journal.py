@@ -14,20 +14,20 @@ RUN = {"source": "model", "seed": 0, "goal": {"max_drop": 0.01, "limits": (1, 2)
 
 def test_what_was_added_is_read_back_in_order(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", RUN)
-    journal.add("block", index=0, sha="ab")
-    journal.add("block", index=1, sha="cd")
-    journal.add("trial", recipe=("x", 1))
+    journal.add("piece", index=0, sha="ab")
+    journal.add("piece", index=1, sha="cd")
+    journal.add("other piece", recipe=("x", 1))
     again = Journal(tmp_path / "journal", RUN)
     assert again.entries == journal.entries
-    assert [entry["event"] for entry in again.entries] == ["run", "block", "block", "trial"]
-    assert again.find("block", index=1) == {"event": "block", "index": 1, "sha": "cd"}
-    assert again.find("block", index=1, sha="ab") is None
-    assert again.find("other") is None
+    assert [entry["event"] for entry in again.entries] == ["run", "piece", "piece", "other piece"]
+    assert again.find("piece", index=1) == {"event": "piece", "index": 1, "sha": "cd"}
+    assert again.find("piece", index=1, sha="ab") is None
+    assert again.find("another") is None
 
 
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    Journal(path, RUN).add("block", index=0)
+    Journal(path, RUN).add("piece", index=0)
     before = path.read_bytes()
     Journal(path, RUN)
     assert path.read_bytes() == before
@@ -36,8 +36,8 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
 def test_a_journal_cut_at_any_byte_goes_on_from_its_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     full = Journal(path, RUN)
-    full.add("block", index=0)
-    full.add("block", index=1)
+    full.add("piece", index=0)
+    full.add("piece", index=1)
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
@@ -72,7 +72,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path: Path, damage: bytes) 
     path = tmp_path / "journal"
     Journal(path, RUN)
     with path.open("ab") as opened:
-        opened.write(damage + json.dumps({"event": "block"}).encode() + b"\n")
+        opened.write(damage + json.dumps({"event": "piece"}).encode() + b"\n")
     with pytest.raises(CorruptError, match="journal:2"):
         Journal(path, RUN)
 
@@ -82,5 +82,5 @@ def test_an_entry_is_on_the_disk_before_add_returns(
 ) -> None:
     path, synced = tmp_path / "journal", []
     monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_bytes().count(b"\n")))
-    Journal(path, RUN).add("block", index=0)
+    Journal(path, RUN).add("piece", index=0)
     assert synced == [1, 2]

@@ -91,9 +91,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345
     ("name", "content", "message"),
     [
         ("tokenizer.json", "", r"tokenizer\.json is empty"),
-        ("tokenizer.json", '{"model": [1, 2', r"tokenizer\.json is no whole JSON file"),
+        ("tokenizer.json", '{"model": [1, 2', r"tokenizer\.json: damaged"),
         ("config.json", "", r"config\.json is empty"),
-        ("config.json", '{"model_type": "lla', r"config\.json is no whole JSON file"),
+        ("config.json", '{"model_type": "lla', r"config\.json: damaged"),
         ("tokenizer.model", POINTER, r"tokenizer\.model is a git-lfs pointer.*git lfs pull"),
         ("model.safetensors", POINTER, r"model\.safetensors is a git-lfs pointer"),
         ("config.json", POINTER, r"config\.json is a git-lfs pointer"),

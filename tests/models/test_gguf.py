@@ -1,5 +1,6 @@
 """A GGUF file is read in one go, and inspected without its vocabulary and tensors."""
 
+import random
 from pathlib import Path
 
 import gguf
@@ -7,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tauten.core.errors import CorruptError
+from tauten.core.errors import CorruptError, InputError
 from tauten.faces_inspect import inspect_facts
 from tauten.models import gguf as gguf_source
 from tauten.models.gguf import LONG
@@ -81,3 +82,56 @@ def test_a_file_that_ends_early_is_refused(file: Path, tmp_path: Path, size: int
     short.write_bytes(file.read_bytes()[:size])
     with pytest.raises(CorruptError, match="not a whole GGUF file"):
         gguf_source.source(short)
+
+
+ODD_NUMBERS = (0, 1, 2**7, 2**15, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1)
+
+
+def replaced(content: bytes, place: int, value: int, length: int) -> bytes:
+    return (
+        content[:place]
+        + (value % 256**length).to_bytes(length, "little")
+        + content[place + length :]
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own, of odd settings
+def test_odd_numbers_in_a_header_are_refused_or_read(file: Path, tmp_path: Path) -> None:
+    content, odd = file.read_bytes(), tmp_path / "odd.gguf"
+    words = content.index(b"tokenizer.ggml.tokens") + 100  # the vocabulary is long, all else short
+    refused = 0
+    for seed in range(60):
+        chance = random.Random(seed)
+        length, value = chance.choice((1, 4, 8)), chance.choice(ODD_NUMBERS)
+        odd.write_bytes(replaced(content, chance.randrange(words), value, length))
+        try:
+            gguf_source.source(odd)
+        except InputError as error:
+            refused += 1
+            assert "odd.gguf" in str(error) and "\n" not in str(error), seed
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("after", "skip", "value", "length"),
+    [
+        (b"tokenizer.ggml.tokens", 8, 2**40, 8),  # items of a list
+        (b"tokenizer.ggml.tokens", 8, 2**22, 8),
+        (b"general.name", 4, 10**8, 8),  # bytes of a text
+        (b"llama.block_count", 4, 10**7, 4),
+        (b"llama.embedding_length", 4, 2**31, 4),
+        (b"blk.0.attn_q.weight", 4, 2**62, 8),  # of a dimension
+        (b"blk.0.attn_q.weight", 0, 2**31, 4),  # dimensions
+        (b"blk.0.attn_q.weight", 20, 99, 4),  # type
+        (b"GGUF", 4, 2**60, 8),  # tensors
+        (b"GGUF", 12, 2**60, 8),  # settings
+    ],
+)
+def test_a_header_that_claims_too_much_is_refused(
+    file: Path, tmp_path: Path, after: bytes, skip: int, value: int, length: int
+) -> None:
+    content = file.read_bytes()
+    place = content.index(after) + len(after) + skip
+    (tmp_path / "odd.gguf").write_bytes(replaced(content, place, value, length))
+    with pytest.raises(CorruptError, match=r"odd\.gguf"):
+        gguf_source.source(tmp_path / "odd.gguf")

@@ -180,14 +180,14 @@ def break_generation(folder: Path) -> None:
 
 
 DAMAGE = {
-    break_generation: "generation_config.json is no whole JSON file",
+    break_generation: "generation_config.json: damaged",
     truncate: "not a whole safetensors file",
     remove_shard: "is missing, though the index names it",
     poison: "'model.norm.weight' holds NaN or infinity",
     lose_tensor: r"lacks tensor 'model.layers.1.mlp.up_proj.weight'",
     reshape_tensor: r"up_proj.weight' is 95x64 .*needs 96x64",
     index_outside: r"names '../secret.safetensors'",
-    break_index: "index.json is no whole JSON file",
+    break_index: "index.json: damaged",
     unknown_architecture: r"unknown architecture \(MyOwnForCausalLM\)",
     already_quantized: r"already quantized \(gptq\)",
     unknown_type: "can't read this configuration",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 ABSENT = "-"
+_UNTOLD = 1e100  # squares of smaller figures are finite
 _BYTE_STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _SMALL_CHANGE = 1.2  # Below this factor a percentage reads better than "1.1x".
 _NO_CHANGE = 1.005
@@ -140,8 +141,8 @@ def listed(names: Sequence[str], shown: int = 8) -> str:
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
-    """Whether it is a finite number; JSON files may hold null, NaN or Infinity instead."""
-    return value is not None and math.isfinite(value)
+    """Whether it can be shown; JSON files may hold null, NaN or Infinity instead."""
+    return value is not None and abs(value) < _UNTOLD
 
 
 def _three_digits(value: float) -> str:

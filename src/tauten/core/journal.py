@@ -5,7 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tauten.core.description import checked, parse_json
 from tauten.core.errors import BusyError, CorruptError
+from tauten.core.journal_entries import ENTRIES, Entry
+
+_REMEDY = "delete the folder to start the run anew"
 
 
 class Journal:
@@ -58,7 +62,7 @@ def read_entries(path: Path) -> tuple[list[dict[str, Any]], int]:
     """What a journal holds, its run first, and how many bytes of whole lines; none of no file."""
     entries: list[dict[str, Any]] = []
     whole = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    for line in _content(path).splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
         entries.append(_entry(path, len(entries) + 1, line))
@@ -66,11 +70,16 @@ def read_entries(path: Path) -> tuple[list[dict[str, Any]], int]:
     return entries, whole
 
 
-def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _content(path: Path) -> bytes:
     try:
-        entry = json.loads(line)
-    except ValueError:  # of JSON and of UTF-8 alike
-        entry = None
-    if not isinstance(entry, dict) or "event" not in entry:
-        raise CorruptError(f"{path}:{number}: damaged; delete the folder to start the run anew")
+        return path.read_bytes() if os.path.lexists(path) else b""
+    except OSError as error:
+        raise CorruptError(f"{path}: can't be read ({error.strerror}); {_REMEDY}") from None
+
+
+def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    where = f"{path}:{number}"
+    entry: dict[str, Any] = parse_json(line, where, _REMEDY, wide=True)
+    kind = ENTRIES.get(checked(Entry, entry, where, _REMEDY)["event"], Entry)
+    checked(kind, entry, where, _REMEDY)
     return entry

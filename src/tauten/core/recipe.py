@@ -8,7 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
+from typing_extensions import NotRequired, TypedDict
 
+from tauten.core.description import Count, checked, exact, parse_yaml
 from tauten.core.errors import InputError
 from tauten.core.technique import (
     BlockTuning,
@@ -68,6 +70,7 @@ class Step:
         return {"technique": self.technique.name, "where": self.where, **knobs, **layers}
 
 
+@exact
 @dataclass(frozen=True)
 class DataSplit:
     """How a run dealt out its data: techniques looked at the calibration part alone.
@@ -77,8 +80,27 @@ class DataSplit:
         max_tokens: Of a part, for text.
     """
 
-    seed: int
-    max_tokens: int
+    seed: Count
+    max_tokens: Count
+
+
+class _StepFields(TypedDict):
+    """A step in a file; its other fields are knobs."""
+
+    technique: str
+    where: NotRequired[str]
+    layers: NotRequired[dict[str, dict[str, Any]]]
+
+
+@exact
+class _Fields(TypedDict):
+    """A recipe in a file."""
+
+    tauten: NotRequired[int]
+    entropy_coding: NotRequired[bool]
+    apart: NotRequired[bool]
+    split: NotRequired[DataSplit | None]
+    steps: list[Any]
 
 
 @dataclass(frozen=True)
@@ -195,16 +217,12 @@ class Recipe:
         Raises:
             InputError: A field is missing, unknown or out of range; the message names it.
         """
-        if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
-            raise InputError("recipe: expected a mapping with a list of steps")
-        if data.get("tauten", VERSION) != VERSION:
-            raise InputError(f"recipe: version {data['tauten']}; this Tauten reads {VERSION}")
-        flags = {name: data.get(name, False) for name in FLAGS}
-        for name, value in flags.items():
-            if not isinstance(value, bool):
-                raise InputError(f"recipe: {name}={value!r}: expected true or false")
+        if isinstance(data, dict) and data.get("tauten", VERSION) != VERSION:
+            raise InputError(f"recipe: version {data['tauten']!r}; this Tauten reads {VERSION}")
+        found: _Fields = _checked(_Fields, data, "recipe")
+        split = found.get("split")
         steps = tuple(_step(raw, i, known) for i, raw in enumerate(data["steps"], 1))
-        return cls(steps, **flags, split=_split(data.get("split")))
+        return cls(steps, found.get("entropy_coding", False), found.get("apart", False), split)
 
     def to_yaml(self) -> str:
         """The recipe as `recipe.yaml` holds it."""
@@ -217,16 +235,11 @@ class Recipe:
         Raises:
             InputError: As `from_dict`, with the line that the step begins on.
         """
-        try:
-            data, lines = yaml.safe_load(text), _lines_of_steps(yaml.compose(text, yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-            place = "" if mark is None else f"line {mark.line + 1}: "
-            raise InputError(f"recipe: {place}not YAML: {problem}") from error
+        data, root = parse_yaml(text, "recipe")
         try:
             return cls.from_dict(data, known)
         except InputError as error:
-            raise InputError(_with_line(str(error), lines)) from None
+            raise InputError(_with_line(str(error), _lines_of_steps(root))) from None
 
     def __str__(self) -> str:
         return self._described(map(str, self.steps))
@@ -258,17 +271,8 @@ def _in_one(steps: list[Step]) -> str:
     return technique.described({**technique.set_knobs(), "bits": f"{bits[0]} to {bits[-1]}"})
 
 
-def _split(raw: Any) -> DataSplit | None:
-    if raw is None:
-        return None
-    names = {field.name for field in fields(DataSplit)}
-    if (
-        not isinstance(raw, dict)
-        or set(raw) != names
-        or not all(isinstance(value, int) and value >= 0 for value in raw.values())
-    ):
-        raise InputError(f"recipe: split={raw!r}: expected {' and '.join(sorted(names))}, numbers")
-    return DataSplit(**raw)
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    return checked(kind, value, where, error_class=InputError)
 
 
 def _lines_of_steps(root: yaml.Node | None) -> list[int]:
@@ -291,22 +295,16 @@ def _with_line(message: str, lines: Sequence[int]) -> str:
 
 
 def _step(raw: Any, index: int, known: Mapping[str, type[Technique]]) -> Step:
-    if not isinstance(raw, dict) or "technique" not in raw:
-        raise InputError(f"recipe: step {index}: expected a mapping with `technique`")
-    knobs = {key: v for key, v in raw.items() if key not in ("technique", "where", "layers")}
-    name = raw["technique"]
-    if not isinstance(name, str) or name not in known:
+    step: _StepFields = _checked(_StepFields, raw, f"recipe: step {index}")
+    knobs = {key: v for key, v in raw.items() if key not in _StepFields.__annotations__}
+    name, layers = step["technique"], raw.get("layers", {})
+    if name not in known:
         raise InputError(f"recipe: step {index}: unknown technique {name!r}; known: {list(known)}")
-    where, layers = raw.get("where", "*"), raw.get("layers", {})
-    if not isinstance(where, str):
-        raise InputError(f"recipe: step {index}: where={where!r}: expected a pattern of names")
-    if not isinstance(layers, dict) or not all(isinstance(own, dict) for own in layers.values()):
-        raise InputError(f"recipe: step {index}: layers: expected knobs by the name of a layer")
     made = _technique(known[name], knobs, index)
     own = [
         (layer, _technique(known[name], {**knobs, **its}, index)) for layer, its in layers.items()
     ]
-    return Step(made, where, tuple(own))
+    return Step(made, step.get("where", "*"), tuple(own))
 
 
 def _technique(kind: type[Technique], knobs: dict[str, Any], index: int) -> Technique:
@@ -316,9 +314,5 @@ def _technique(kind: type[Technique], knobs: dict[str, Any], index: int) -> Tech
             raise InputError(
                 f"recipe: step {index}: {kind.name} has no knob {key!r}; it has {allowed}"
             )
-    try:
-        return kind(**knobs)
-    except InputError as error:
-        raise InputError(f"recipe: step {index}: {error}") from error
-    except TypeError as error:  # a knob compared with a value of another type, such as '1e-2'
-        raise InputError(f"recipe: step {index}: {kind.name} of {knobs}: {error}") from error
+    _checked(kind, knobs, f"recipe: step {index}")
+    return kind(**knobs)  # not what was checked: JSON makes 1.0 of a 1, and a recipe's id tells

@@ -100,7 +100,7 @@ def _json_rows(file: Path, text: str, by_lines: bool) -> Iterator[tuple[int, Any
     if not by_lines:
         try:
             whole = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             by_lines = True  # many files of lines are named .json
         else:
             if not isinstance(whole, list):
@@ -112,7 +112,7 @@ def _json_rows(file: Path, text: str, by_lines: bool) -> Iterator[tuple[int, Any
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise InputError(f"{file}:{number}: not a line of JSON") from None
 
 

@@ -13,6 +13,10 @@ from transformers.utils.generic import ModelOutput
 
 from tauten.core.errors import CorruptError, InputError
 
+_FAULTS = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(SafetensorError, RecursionError, StopIteration),
+)
 _HEAD_BYTES = 8  # the length of the JSON, little endian
 
 
@@ -43,7 +47,7 @@ def decode(data: bytes) -> Any:
     try:
         form = json.loads(data[_HEAD_BYTES:end])
         return _tree(form, safetensors.torch.load(data[end:]))
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except _FAULTS as error:
         raise CorruptError(f"a message of {len(data)} bytes is damaged ({error})") from error
 
 

@@ -18,6 +18,7 @@ from tauten.formats.interleaved import (
     take_codes,
 )
 from tauten.formats.packed import SCALE_DTYPES, PackedWeight, take_rows
+from tauten.formats.specs import CodebookSpec
 
 
 class CodebookWeight(Interleavable, PackedWeight):
@@ -35,6 +36,7 @@ class CodebookWeight(Interleavable, PackedWeight):
     """
 
     kind = "codebook"
+    described_by = CodebookSpec
     codes: Tensor
     codebook: Tensor
     table: Tensor | None
@@ -46,7 +48,11 @@ class CodebookWeight(Interleavable, PackedWeight):
     ):
         super().__init__()
         self.shape, self.bits = tuple(shape), bits
-        self.book_rows = book_rows or (1 if len(tensors["codebook"]) > 1 else self.shape[0])
+        books, rows = len(tensors["codebook"]), self.shape[0]
+        self.book_rows = book_rows or (1 if books > 1 else rows)
+        if self.book_rows < 1 or books != -(-rows // self.book_rows):
+            got = f"{books} codebooks of {self.book_rows} rows"
+            raise InputError(f"{got}: expected as many as {rows} rows need")
         self.register_buffer("codes", tensors["codes"])
         self.register_buffer("codebook", tensors["codebook"])
         self.register_buffer("table", None, persistent=False)
@@ -75,14 +81,7 @@ class CodebookWeight(Interleavable, PackedWeight):
         """
         if bits not in range(1, 9):
             raise InputError(f"bits={bits}: expected an integer from 1 to 8")
-        packed = cls(shape, bits, {"codes": pack(codes, bits), "codebook": codebook}, book_rows)
-        if not packed._fits():
-            got = f"{len(codebook)} codebooks of {packed.book_rows} rows"
-            raise InputError(f"{got}: expected as many as {shape[0]} rows need")
-        return packed
-
-    def _fits(self) -> bool:
-        return self.book_rows > 0 and len(self.codebook) == -(-self.shape[0] // self.book_rows)
+        return cls(shape, bits, {"codes": pack(codes, bits), "codebook": codebook}, book_rows)
 
     def by_row(self, books: Tensor) -> Tensor:
         """What stands once a book, (books, n), once for all rows (1, n) or once a row (out, n)."""
@@ -163,13 +162,8 @@ class CodebookWeight(Interleavable, PackedWeight):
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "CodebookWeight":
         shape, bits, books = tuple(spec["shape"]), spec["bits"], spec["books"]
-        if bits not in range(1, 9):
-            raise ValueError("bits is out of range")
         columns = int(torch.Size(shape[1:]).numel())
         codes = torch.empty(shape[0], packed_bytes(columns, bits), dtype=torch.uint8, device="meta")
         dtype = dtype_named(spec["codebook_dtype"], SCALE_DTYPES)
         codebook = torch.empty(books, 2**bits, dtype=dtype, device="meta")
-        packed = cls(shape, bits, {"codes": codes, "codebook": codebook}, spec.get("book_rows", 0))
-        if not packed._fits():
-            raise ValueError("books don't fit the rows")
-        return packed
+        return cls(shape, bits, {"codes": codes, "codebook": codebook}, spec.get("book_rows", 0))

@@ -1,6 +1,6 @@
 """Integer weights of 1 to 8 bits, one scale a row or a group of columns."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from tauten.formats.interleaved import (
     take_groups,
 )
 from tauten.formats.packed import SCALE_DTYPES, PackedWeight
+from tauten.formats.specs import IntegerSpec
 
 ZERO_KINDS = ("none", "integer", "float")
 
@@ -48,6 +49,7 @@ class IntegerWeight(Interleavable, PackedWeight):
     """
 
     kind = "integer"
+    described_by: ClassVar[Any] = IntegerSpec
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
@@ -219,9 +221,6 @@ class IntegerWeight(Interleavable, PackedWeight):
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "IntegerWeight":
         shape, bits, group_size = tuple(spec["shape"]), spec["bits"], spec["group_size"]
-        _check_grid(bits, group_size)
-        if spec["zero"] not in ZERO_KINDS:
-            raise ValueError("zero is unknown")
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
         groups = -(-columns // (group_size or columns))
         dtype = dtype_named(spec["scale_dtype"], SCALE_DTYPES)

@@ -10,7 +10,6 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.formats.bits import pack, unpack
 
-PATTERNS = ("any", "2:4")
 _PAIRS = (0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100)  # which 2 of 4 columns are kept
 
 

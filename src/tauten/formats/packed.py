@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tauten.core.description import checked
 from tauten.core.errors import CorruptError, InputError, NotApplicableError
 
 SCALE_DTYPES = (torch.float16, torch.float32)  # of scales, offsets and codebooks
@@ -19,10 +20,12 @@ class PackedWeight(nn.Module):
     with the model. A tied weight is one `PackedWeight` object in two places.
 
     Attributes:
+        described_by: Type of what `spec` gives; see `formats.specs`.
         shape: Shape of the weight it stands for: (out, in) or (out, in, *kernel).
     """
 
     kind: ClassVar[str]
+    described_by: ClassVar[Any]
     shape: tuple[int, ...]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,7 +76,13 @@ class PackedWeight(nn.Module):
     @classmethod
     @abstractmethod
     def empty(cls, spec: dict[str, Any]) -> "PackedWeight":
-        """A twin on the meta device: right buffer shapes and dtypes, no data."""
+        """A twin on the meta device: right buffer shapes and dtypes, no data.
+
+        Args:
+            spec: Of type `described_by`; `from_spec` checks what others wrote.
+        Raises:
+            InputError: Its values contradict each other.
+        """
 
     @abstractmethod
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -144,16 +153,18 @@ def from_spec(spec: dict[str, Any]) -> PackedWeight:
     """Rebuild an empty packed weight from what `spec()` wrote.
 
     Raises:
-        CorruptError: The description is of an unknown kind or lacks a field.
+        CorruptError: The description is of an unknown kind, or not as that kind has it.
     """
     kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in FORMATS:
         known = ", ".join(sorted(FORMATS))
         raise CorruptError(f"packed weight of unknown kind {kind!r}; this version knows {known}")
+    where = f"description of a packed weight of kind {kind}"
+    checked(FORMATS[kind].described_by, spec, where)
     try:
         return FORMATS[kind].empty(spec)
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise CorruptError(f"packed weight description {spec} is damaged: {error}") from error
+    except InputError as error:
+        raise CorruptError(f"{where}: {error}; make it anew") from None
 
 
 def take_rows(tensor: Tensor, rows: Tensor | slice) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from tauten.core.dtypes import dtype_name, dtype_named
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight, take_rows
+from tauten.formats.specs import SharedRowsSpec
 
 ROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -24,6 +25,7 @@ class SharedRowsWeight(PackedWeight):
     """
 
     kind = "shared_rows"
+    described_by = SharedRowsSpec
     shared: Tensor
     index: Tensor
     scale: Tensor

@@ -11,8 +11,9 @@ from tauten.core.errors import CorruptError, InputError
 from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import ZERO_KINDS, grid_values
 from tauten.formats.interleaved import COLUMNS, Interleavable
-from tauten.formats.masks import PATTERNS, layout, pack_mask, pack_rows, unpack_rows
+from tauten.formats.masks import layout, pack_mask, pack_rows, unpack_rows
 from tauten.formats.packed import SCALE_DTYPES, PackedWeight, from_spec, take_rows
+from tauten.formats.specs import SparseSpec
 
 VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STEP_ROWS = 512  # rows that are made dense at a time, to bound the memory for their positions
@@ -56,6 +57,7 @@ class SparseWeight(Interleavable, PackedWeight):
     """
 
     kind = "sparse"
+    described_by = SparseSpec
     told_by = "starts"
     mask: Tensor
     values: Tensor
@@ -147,7 +149,8 @@ class SparseWeight(Interleavable, PackedWeight):
         """
         if self.starts is not None:
             return self.starts
-        for name, twin in from_spec(self.spec()).named_buffers():
+        compiling = torch.compiler.is_compiling()  # it sees no values
+        for name, twin in () if compiling else from_spec(self.spec()).named_buffers():
             buffer = self.get_buffer(name)
             if buffer.shape != twin.shape or buffer.dtype != twin.dtype:
                 got, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (buffer, twin))
@@ -155,7 +158,7 @@ class SparseWeight(Interleavable, PackedWeight):
         rows = torch.arange(self.out_features, device=self.mask.device)
         counts = torch.cat([self.kept(part).sum(1) for part in rows.split(_STEP_ROWS)])
         starts = _starts(counts, 1 if self.grid is None else 8)
-        if torch.compiler.is_compiling():  # it sees no values
+        if compiling:
             return starts
         pairs = self.pattern == "2:4" and not bool((2 * counts == self.in_features).all())
         if pairs or int(starts[-1]) != self.slots:
@@ -236,10 +239,8 @@ class SparseWeight(Interleavable, PackedWeight):
     def empty(cls, spec: dict[str, Any]) -> "SparseWeight":
         shape, pattern, slots = tuple(spec["shape"]), spec["pattern"], spec["slots"]
         rows, columns = shape[0], int(torch.Size(shape[1:]).numel())
-        if not isinstance(slots, int) or slots < 0:
-            raise ValueError("slots is no count")
-        if pattern not in PATTERNS or (pattern == "2:4" and columns % 4):
-            raise ValueError("pattern is unknown or doesn't fit the columns")
+        if pattern == "2:4" and columns % 4:
+            raise InputError(f"pattern 2:4 of {columns} columns: expected a multiple of 4")
         bits, codes = layout(pattern, columns)
         width = packed_bytes(codes, bits)
         tensors = {"mask": torch.empty(rows, width, dtype=torch.uint8, device="meta")}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tauten.core.errors import InputError
 from tauten.formats.packed import PackedWeight, from_spec
+from tauten.formats.specs import SumSpec
 
 
 class SumWeight(PackedWeight):
@@ -20,6 +21,7 @@ class SumWeight(PackedWeight):
     """
 
     kind = "sum"
+    described_by = SumSpec
 
     def __init__(self, first: PackedWeight, second: PackedWeight):
         super().__init__()
@@ -47,7 +49,4 @@ class SumWeight(PackedWeight):
 
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> "SumWeight":
-        parts = spec["first"], spec["second"]
-        if not all(isinstance(part, dict) for part in parts):
-            raise ValueError("a part of the sum has no description")
-        return cls(*map(from_spec, parts))
+        return cls(from_spec(spec["first"]), from_spec(spec["second"]))

@@ -12,6 +12,7 @@ from tauten.formats.bits import pack, packed_bytes, unpack
 from tauten.formats.integer import IntegerWeight, center, fits_float16, grid_values
 from tauten.formats.interleaved import interleaved_code_bytes, padded_rows, take_codes
 from tauten.formats.packed import SCALE_DTYPES, PackedWeight, take_rows
+from tauten.formats.specs import SuperblockSpec
 
 
 class TwoLevelScales(NamedTuple):
@@ -118,6 +119,7 @@ class SuperblockWeight(IntegerWeight):
     """
 
     kind = "superblock"
+    described_by = SuperblockSpec
     scale_codes: Tensor
     super_scale: Tensor
     zero_codes: Tensor | None

@@ -8,6 +8,7 @@ from torch import Tensor
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import take_rows
+from tauten.formats.specs import TernarySpec
 
 TRITS = 5  # 3**5 = 243 of the 256 values of a byte
 BITS = 2  # of a code in memory, interleaved
@@ -26,6 +27,7 @@ class TernaryWeight(IntegerWeight):
     """
 
     kind = "ternary"
+    described_by = TernarySpec
 
     @property
     def label(self) -> str:
@@ -78,8 +80,6 @@ class TernaryWeight(IntegerWeight):
 
     @classmethod
     def empty(cls, spec: dict[str, Any]) -> IntegerWeight:
-        if spec["bits"] != BITS or spec["zero"] != "none":
-            raise ValueError("a ternary weight has codes of 2 bits and no zero")
         twin = super().empty(spec)
         size = (twin.out_features, trit_bytes(twin.in_features))
         twin.codes = torch.empty(size, dtype=torch.uint8, device="meta")

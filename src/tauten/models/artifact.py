@@ -2,16 +2,17 @@
 
 import copy
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from tauten.core.description import ANEW, checked, read_json
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
 from tauten.models.companions import copy_companions
 from tauten.models.generation import use_native_decoder
+from tauten.models.manifest import Manifest, Timing
 from tauten.models.outline import check_layers
 from tauten.models.packing import install_empty
 from tauten.models.reader import SafetensorsReader
@@ -33,7 +34,7 @@ def is_artifact(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact.
+    """The manifest of an artifact, a `Manifest`.
 
     Raises:
         InputError: The folder is no artifact, or a newer Tauten wrote it.
@@ -41,28 +42,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     if not is_artifact(folder):
         raise InputError(f"{folder}: no {MANIFEST} there; pass a folder that Tauten wrote")
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = int(manifest["format"])
-        needed = manifest["modules"], manifest["weights"]["sha256"], manifest["source"]["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{folder / MANIFEST}: damaged ({error}); make it anew") from error
-    if version > FORMAT or not isinstance(needed[0], dict):
+    file = folder / MANIFEST
+    manifest: dict[str, Any] = read_json(file, dict[str, Any])
+    version = manifest.get("format", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
         raise InputError(
             f"{folder}: format {version}, but this Tauten reads up to {FORMAT}; upgrade Tauten"
         )
+    checked(Manifest, manifest, file)
+    if (chosen := manifest.get("chosen")) is not None and chosen >= len(manifest["trials"]):
+        raise CorruptError(f"{file}: damaged (chosen={chosen} is none of the trials); {ANEW}")
     return manifest
 
 
 def read_timing(folder: Path) -> dict[str, Any]:
-    """Figures that differ from run to run; empty where nothing was timed."""
+    """Figures that differ from run to run, a `Timing`; empty where nothing was timed."""
     file = folder / TIMING
     if not file.is_file():
         return {}
-    try:
-        timing: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptError(f"{file}: damaged ({error}); delete it and run bench again") from error
+    remedy = "delete it, or make the artifact anew"
+    timing: dict[str, Any] = read_json(file, dict[str, Any], remedy)
+    checked(Timing, timing, file, remedy)
     return timing
 
 
@@ -86,7 +86,8 @@ def source(folder: Path, model: Any = None) -> Source:
     if (folder / sentence.LAYOUT).is_file():
         original = _of_sentences(folder, manifest["weights"]["sha256"], reader.size_bytes)
     elif (folder / "config.json").is_file():
-        build = huggingface.skeleton_builder(huggingface.read_config(folder), folder)
+        build = huggingface.skeleton_builder(huggingface.read_config(folder, reader), folder)
+        reader.bounds.check_model(build, str(folder))
         original = Source(
             str(folder), "artifact", build, manifest["weights"]["sha256"], reader.size_bytes
         )
@@ -109,7 +110,7 @@ def source(folder: Path, model: Any = None) -> Source:
 def _of_sentences(folder: Path, fingerprint: str, size_bytes: int) -> Source:
     from tauten.models import sentence
 
-    model: Any = sentence.empty_model(folder)
+    model: Any = sentence.empty_model(folder, 64 * size_bytes + 2**24)
     return Source(
         name=str(folder),
         kind="artifact",

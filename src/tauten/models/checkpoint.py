@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tauten.core.description import checked, parse_json
 from tauten.core.errors import CorruptError
 from tauten.core.files import whole_file
 
 STATE = "state"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
 class Checkpoint:
@@ -46,9 +48,11 @@ class Checkpoint:
         with whole_file(self._file) as opened:
             opened.write(encoded)
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self, kind: Any) -> Any:
         """Put what was saved into its places; None if nothing was saved.
 
+        Args:
+            kind: Type of the plain values.
         Returns:
             The plain values.
         Raises:
@@ -59,15 +63,35 @@ class Checkpoint:
         try:
             with safe_open(self._file, framework="pt") as opened:
                 saved = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                state: dict[str, Any] = json.loads(opened.metadata()[STATE])
+                text = opened.metadata()[STATE]
+            state = checked(kind, parse_json(text, STATE, wide=True), STATE)
+            moments = self._moments(saved)
             with torch.no_grad():
                 for name, tensor in self._tensors.items():
-                    tensor.copy_(saved.pop(name))
+                    tensor.copy_(saved[name])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CorruptError(
                 f"{self._file}: no checkpoint of this training ({error}); delete it to start anew"
             ) from error
-        for place, value in saved.items():
-            name, _, key = place.rpartition("/")
-            self._optimizer.state[self._tensors[name]][key] = value
+        for place, (tensor, key) in moments.items():
+            self._optimizer.state[tensor][key] = saved[place]
         return state
+
+    def _moments(self, saved: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
+        """Of each saved tensor of the optimizer, what it belongs to and its key there.
+
+        Raises:
+            ValueError: A saved tensor belongs nowhere, is of another shape, or is missing.
+        """
+        learned = [name for name in self._tensors if f"{name}/{_MOMENTS[0]}" in saved]
+        moments = {
+            f"{name}/{key}": (self._tensors[name], key) for name in learned for key in _MOMENTS
+        }
+        if saved.keys() != self._tensors.keys() | moments.keys():
+            other = min(saved.keys() ^ (self._tensors.keys() | moments.keys()))
+            raise ValueError(f"tensor {other!r} is unknown or missing")
+        for place, value in saved.items():
+            tensor, key = moments.get(place) or (self._tensors[place], "")
+            if value.shape != (() if key == "step" else tensor.shape):
+                raise ValueError(f"tensor {place!r} is of another shape")
+        return moments

@@ -3,12 +3,14 @@
 Knows names only. Weights, code and model cards stay behind: they tell of another file than ours.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from tauten.core import description
 from tauten.core.errors import CorruptError
 from tauten.core.figures import listed
 
@@ -21,7 +23,15 @@ _SUFFIXES = {
 }
 PATTERNS = [*(f"*{suffix}" for suffix in sorted(_SUFFIXES)), "tokenizer*", "LICENSE*", "NOTICE*"]
 _STARTS = ("tokenizer", "licen", "notice", "copying")
+_REMEDY = "copy or download it again"
 _POINTER = b"version https://git-lfs."
+
+
+@description.at_least
+class Module(TypedDict):
+    """An entry of `modules.json`."""
+
+    path: str
 
 
 def copy_companions(folder: Path, out: Path, with_heads: bool = True) -> None:
@@ -59,11 +69,8 @@ def module_folders(folder: Path) -> list[str]:
     """
     if not (folder / MODULES).is_file():
         return []
-    modules = read_json(folder / MODULES)
-    try:
-        names = [str(module["path"]) for module in modules]
-    except (KeyError, TypeError) as error:
-        raise CorruptError(f"{folder / MODULES}: not a list of modules ({error!r})") from None
+    modules: list[Module] = read_json(folder / MODULES, list[Module])
+    names = [module["path"] for module in modules]
     for name in names:
         if not is_inside(name):
             raise CorruptError(f"{folder / MODULES} names {name!r}, which isn't in that folder")
@@ -75,19 +82,14 @@ def is_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file says.
+def read_json(file: Path, kind: Any = Any) -> Any:
+    """What a JSON file says; see `description.read_json`.
 
     Raises:
-        CorruptError: It is empty, cut off, or a pointer in the place of the file.
+        CorruptError: It is damaged, or a pointer in the place of the file.
     """
     check_fetched(file)
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        size = file.stat().st_size
-        what = "empty" if not size else f"no whole JSON file ({error}; {size} bytes)"
-        raise CorruptError(f"{file} is {what}; copy or download it again") from None
+    return description.read_json(file, kind, _REMEDY, wide=True)
 
 
 def check_folder(folder: Path) -> None:

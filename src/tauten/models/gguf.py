@@ -21,10 +21,14 @@ from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
+from tauten.models.bounds import Bounds
 from tauten.models.experts import unfuse_experts
 from tauten.models.source import Source, shared_copy
 
 LONG = 4096  # a list with more items is a vocabulary, not a setting
+# What a file may hold; each takes about 100 bytes of memory, and a tensor's name about 2,000.
+MOST_ITEMS, MOST_ENTRIES, MOST_CHARACTERS = 2**21, 2**17, 2**20
+MOST_DEPTH = 8  # of lists in lists
 
 
 def source(file: Path) -> Source:
@@ -36,7 +40,10 @@ def source(file: Path) -> Source:
         CorruptError: The file is truncated or no GGUF.
         InputError: transformers doesn't know its architecture.
     """
-    with _read_by(_settings(_reader(file))), _refused(file):
+    reader = _settings(_reader(file))
+    bounds = Bounds(len(reader.tensors), file.stat().st_size)
+    bounds.check_numbers(reader.numbers(), str(file))
+    with _read_by(reader), _refused(file):
         config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
 
     @functools.cache
@@ -54,8 +61,10 @@ def source(file: Path) -> Source:
         model.tie_weights()
         return unfuse_experts(model.eval())
 
+    bounds.check_model(outline, str(file))
+
     def tokenizer() -> Any:
-        with _read_by(_reader(file)):
+        with _read_by(_reader(file)), _refused(file):
             return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
     def save_companions(out: Path) -> None:
@@ -83,7 +92,7 @@ def _refused(file: Path) -> Iterator[None]:
     """Say which file transformers can't load."""
     try:
         yield
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except Exception as error:  # it may raise anything of odd values
         reason = first_line(error)
         raise InputError(f"{file}: transformers can't load this GGUF ({reason})") from None
 
@@ -96,7 +105,7 @@ def _reader(file: Path) -> "_Reader":
     """
     try:
         reader = _Reader(file)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, LookupError, OSError, ArithmeticError) as error:
         reason = first_line(error)
         raise CorruptError(
             f"{file}: not a whole GGUF file ({reason}); copy or download it again"
@@ -128,14 +137,57 @@ class _Reader(gguf.GGUFReader):
     """Reads fields from a plain array, and the items of a list in one go.
 
     gguf's own takes several slices of a memory map for each: a minute for a large vocabulary.
+    What the file claims to hold is compared with its length and with bounds before it is read.
     """
+
+    _items = _depth = 0
+
+    def numbers(self) -> dict[str, Any]:
+        """Settings that are one number, by name."""
+        kinds = self.gguf_scalar_to_np.keys()
+        single = {n: f for n, f in self.fields.items() if len(f.data) == 1 and f.types[0] in kinds}
+        return {name: field.parts[field.data[0]][0].item() for name, field in single.items()}
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         kind, plain = np.dtype(dtype), self.data.view(np.ndarray)
-        values = plain[offset : offset + kind.itemsize * int(count)].view(kind)
+        end = int(offset) + kind.itemsize * int(count)
+        if end > len(plain):
+            raise ValueError("it reaches beyond its end")
+        values = plain[offset:end].view(kind)
         return values.view(kind.newbyteorder(override_order or self.byte_order))
 
+    def _get_str(self, offset: int) -> tuple[Any, Any]:
+        length = self._get(offset, np.uint64)
+        if length[0] > MOST_CHARACTERS:
+            raise ValueError(f"a text of {length[0]} bytes: expected at most {MOST_CHARACTERS}")
+        return length, self._get(offset + 8, np.uint8, length[0])
+
+    def _build_fields(self, offs: int, count: int) -> int:
+        if count > MOST_ENTRIES:
+            raise ValueError(f"{count} settings: expected at most {MOST_ENTRIES}")
+        return super()._build_fields(offs, int(count))
+
+    def _build_tensor_info(self, offs: int, count: int) -> tuple[int, list[Any]]:
+        if count > MOST_ENTRIES:
+            raise ValueError(f"{count} tensors: expected at most {MOST_ENTRIES}")
+        return super()._build_tensor_info(offs, int(count))
+
     def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
+        if raw_type == GGUFValueType.ARRAY:
+            self._items += int(self._get(orig_offs + 4, np.uint64)[0])
+            if self._items > MOST_ITEMS:
+                raise ValueError(f"lists of {self._items} items: expected at most {MOST_ITEMS}")
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise ValueError(f"lists in lists, more than {MOST_DEPTH} deep")
+        try:
+            return self._parts(orig_offs, raw_type)
+        finally:
+            self._depth -= 1
+
+    def _parts(
         self, orig_offs: int, raw_type: int
     ) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
         kind = self._get(orig_offs, np.uint32)[0] if raw_type == GGUFValueType.ARRAY else None

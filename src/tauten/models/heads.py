@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from tauten.core.errors import CorruptError
+from tauten.core.errors import CorruptError, first_line
 from tauten.core.figures import plural
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.loader import Loader
@@ -61,7 +61,7 @@ def fitted(config: Any, reader: SafetensorsReader, folder: Path, builder: Builde
         CorruptError: A tensor is missing that no departure explains, or two differ that are one
             in this model.
     """
-    model: Any = builder(config, folder)()
+    model: Any = reader.bounds.check_model(builder(config, folder), str(folder))
     fit = Fit(config, str(model.base_model_prefix))
     loader = Loader(model, reader, (), prefix=fit.prefix)
     if (parted := _parted(loader)) is not None:
@@ -107,6 +107,11 @@ def _loaded(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
             loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
                 folder, dtype="float32", local_files_only=True, output_loading_info=True
             )
+    except Exception as error:  # its code may raise anything of odd weights
+        raise CorruptError(
+            f"{folder}: transformers can't load these weights ({first_line(error)}); get the files "
+            "that belong together"
+        ) from None
     finally:
         transformers.logging.set_verbosity(verbosity)
     return loaded, sorted(info["missing_keys"])

@@ -11,7 +11,9 @@ import torch
 import transformers
 from accelerate.big_modeling import init_empty_weights
 from torch import nn
+from typing_extensions import NotRequired, TypedDict
 
+from tauten.core.description import at_least
 from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import write_json
@@ -32,6 +34,14 @@ VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.j
 _log = logging.getLogger(__name__)
 
 
+@at_least
+class _Config(TypedDict):
+    """What is looked at here of `config.json`; the rest is for transformers."""
+
+    architectures: NotRequired[list[str] | None]
+    quantization_config: NotRequired[dict[str, Any] | None]
+
+
 def source(folder: Path) -> Source:
     """A folder with config.json and safetensors, read as transformers reads it.
 
@@ -39,8 +49,10 @@ def source(folder: Path) -> Source:
         InputError: It isn't such a folder, or its architecture isn't one of transformers' own.
         CorruptError: A file is damaged or a tensor is missing.
     """
-    config = read_config(folder)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: has no {CONFIG}; pass a Hugging Face model folder")
     reader = open_folder(folder)
+    config = read_config(folder, reader)
     fit = fitted(config, reader, folder, skeleton_builder)
     build = skeleton_builder(fit.config, folder)
     with_reader: SafetensorsReader | None = reader
@@ -73,16 +85,21 @@ def source(folder: Path) -> Source:
     )
 
 
-def read_config(folder: Path) -> Any:
-    """The configuration of a folder, checked to be one that can be built without remote code."""
+def read_config(folder: Path, reader: SafetensorsReader | None = None) -> Any:
+    """The configuration of a folder, checked to be one that can be built without remote code.
+
+    Args:
+        folder: Of the model.
+        reader: Of its weights, to compare with; None where the configuration is our own.
+    """
     file = folder / CONFIG
-    if not file.is_file():
-        raise InputError(f"{folder}: has no {CONFIG}; pass a Hugging Face model folder")
-    raw = read_json(file)
+    raw = read_json(file, _Config)
     check_folder(folder)
+    if reader is not None:
+        reader.bounds.check_numbers(raw, str(file))
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # its code may raise anything of odd values
         reason = first_line(error)
         raise InputError(f"{file}: transformers can't read this configuration ({reason})") from None
     if raw.get("quantization_config"):
@@ -129,7 +146,7 @@ def _generation_config(folder: Path) -> Any:
         return None
     try:
         return transformers.GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # as for the configuration
         reason = first_line(error)
         raise CorruptError(f"{file}: transformers can't read it ({reason})") from None
 

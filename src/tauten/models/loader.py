@@ -1,6 +1,6 @@
 """Fill a model's empty tensors from a reader: all at once, or a block at a time as it runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -68,6 +68,16 @@ class Loader:
         if self.missing:
             more = f" and {len(self.missing) - 1} more" if len(self.missing) > 1 else ""
             raise CorruptError(f"{where}: lacks tensor {self.missing[0]!r}{more}")
+        for slot in self.every_slot():
+            name = self.source_name[id(slot)]
+            assert name is not None, "none is missing"
+            shape = self.reader.shape(name)
+            if shape is not None and shape != slot.empty.shape:
+                got, want = _size(shape), _size(slot.empty.shape)
+                raise CorruptError(
+                    f"{self.reader.where(name)}: tensor {name!r} is {got} there, but the model "
+                    f"needs {want}; get the files that belong together"
+                )
 
     def slots(self, part: str) -> list[Slot]:
         """Tensors of a block, or of all that lies outside blocks ('')."""
@@ -168,5 +178,8 @@ def tensor_slots(model: nn.Module) -> list[Slot]:
 
 
 def _describe(tensor: Tensor) -> str:
-    shape = "x".join(map(str, tensor.shape)) or "a scalar"
-    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{_size(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

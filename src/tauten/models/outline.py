@@ -82,13 +82,14 @@ def _sizes(name: str, module: nn.Module) -> dict[str, Size]:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     public = {k: v for k, v in vars(module).items() if not k.startswith("_")}
-    plain = {k: _jsonable(v) for k, v in public.items() if _is_plain(v)}
+    plain = {k: _jsonable(v) for k, v in public.items() if is_plain(v)}
     return {key: value for key, value in plain.items() if key not in PASSING}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether JSON can hold an attribute."""
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 

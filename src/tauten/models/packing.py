@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import TypedDict
 
+from tauten.core.description import checked, exact
 from tauten.core.dtypes import dtype_name
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight, from_spec
@@ -22,9 +24,26 @@ from tauten.runtime.modules import (
 )
 from tauten.runtime.own_forward import with_own_forward
 
-LAYERS: dict[str, type[PackedModule]] = {
-    layer.__name__: layer for layer in (PackedLinear, PackedConv1D, PackedConv, PackedEmbedding)
-}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@exact
+class PackedSpec(TypedDict):
+    """What `module_spec` gives; `weight` is the `spec` of a packed weight, or `tied_to` a layer."""
+
+    layer: Literal["PackedLinear", "PackedConv1D", "PackedConv", "PackedEmbedding"]
+    activation: Literal["float", "int8", "static"]
+    bias: bool
+    dtype: Literal["float64", "float32", "float16", "bfloat16"]
+    settings: dict[str, Any]
+    weight: dict[str, Any]
+
+
+@exact
+class ChangedSpec(TypedDict):
+    """What `change_spec` gives."""
+
+    layer: Literal["Identity", "WithBias"]
 
 
 def matrix_of(module: nn.Module, weight: Tensor) -> Tensor:
@@ -41,26 +60,38 @@ def packed_layer(
     """
     if activation == "static" and step is None:
         activation = "int8"
-    step = step if activation == "static" else None
     dtype, bias = module.weight.dtype, getattr(module, "bias", None)
     assert isinstance(dtype, torch.dtype)
-    made: PackedModule
     if isinstance(module, nn.Embedding):
-        made = PackedEmbedding(packed, None, "float", dtype)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        activation, step = (activation, step) if module.groups == 1 else ("float", None)
-        made = PackedConv(packed, bias, activation, dtype, _convolution_settings(module), step)
-    else:
-        linear = PackedConv1D if isinstance(module, Conv1D) else PackedLinear
-        made = linear(packed, bias, activation, dtype, step=step)
-    return _as_class(module, made)
+        activation, bias = "float", None
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+        activation = "float"
+    step = step if activation == "static" else None
+    return _twin(module, packed, bias, activation, dtype, step)
 
 
-def _as_class(old: nn.Module, packed: PackedModule) -> PackedModule:
+def _twin(
+    old: nn.Module,
+    weight: PackedWeight,
+    bias: nn.Parameter | None,
+    activation: str,
+    dtype: torch.dtype,
+    step: Tensor | None,
+) -> PackedModule:
     """A packed layer as the class of the layer it replaces wants it, with all that it had."""
+    settings = _convolution_settings(old) if isinstance(old, CONVOLUTIONS) else None
+    packed = _packed_class(old)(weight, bias, activation, dtype, settings, step)
     made = packed if type(old) in PACKABLE else with_own_forward(type(old), packed)
     take_over(made, old)
     return made
+
+
+def _packed_class(module: nn.Module) -> type[PackedModule]:
+    if isinstance(module, nn.Embedding):
+        return PackedEmbedding
+    if isinstance(module, CONVOLUTIONS):
+        return PackedConv
+    return PackedConv1D if isinstance(module, Conv1D) else PackedLinear
 
 
 def unpacked_layer(module: PackedLinear | PackedConv) -> nn.Module:
@@ -147,15 +178,17 @@ def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Modu
     Raises:
         CorruptError: A description doesn't fit the model.
     """
-    packed = {n: s for n, s in specs.items() if s.get("layer") not in CHANGED}
-    owned = {n: s for n, s in packed.items() if "tied_to" not in s.get("weight", {})}
-    weights = {name: from_spec(spec.get("weight", {})) for name, spec in owned.items()}
+    for name, spec in specs.items():
+        kind = ChangedSpec if spec.get("layer") in CHANGED else PackedSpec
+        checked(kind, spec, f"packed layer {name!r}")
+    packed = {n: s["weight"] for n, s in specs.items() if "weight" in s}
+    weights = {n: from_spec(weight) for n, weight in packed.items() if "tied_to" not in weight}
     new_of_old: dict[nn.Module, nn.Module] = {}
     for name, spec in specs.items():
         try:
             old = model.get_submodule(name)
             if name in packed:
-                weight = weights[spec["weight"].get("tied_to", name)]
+                weight = weights[packed[name].get("tied_to", name)]
                 new: nn.Module = _empty_layer(old, spec, weight)
             else:
                 new = CHANGED[spec["layer"]](old)
@@ -166,14 +199,18 @@ def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Modu
     return new_of_old.get(model, model)
 
 
-def _empty_layer(old: nn.Module, spec: dict[str, Any], weight: PackedWeight) -> PackedModule:
+def _empty_layer(old: Any, spec: dict[str, Any], weight: PackedWeight) -> PackedModule:
     dtype, bias = getattr(torch, spec["dtype"]), getattr(old, "bias", None)
-    if bias is None and spec.get("bias"):
+    if bias is None and spec["bias"]:
         bias = _empty_bias(weight.shape[0], dtype)
     is_static = spec["activation"] == "static"
     step = torch.empty((), device="meta", dtype=torch.float32) if is_static else None
-    made = LAYERS[spec["layer"]](weight, bias, spec["activation"], dtype, spec["settings"], step)
-    return _as_class(old, made)
+    made = _twin(old, weight, bias, spec["activation"], dtype, step)
+    found = {**module_spec(made, None), "weight": tuple(matrix_of(old, old.weight).shape)}
+    for key, value in {**spec, "weight": weight.shape}.items():
+        if found[key] != value:
+            raise TypeError(f"its {key} is {value}, that of the model is {found[key]}")
+    return made
 
 
 def _with_empty_bias(old: nn.Module) -> nn.Module:

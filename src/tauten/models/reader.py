@@ -7,9 +7,11 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats import entropy
+from tauten.models.bounds import Bounds
 from tauten.models.companions import check_fetched, read_json
 from tauten.models.safetensors_header import Entry, entries_of
 
@@ -32,6 +34,16 @@ class TensorReader(Protocol):
     def where(self, name: str) -> str:
         """The file of a tensor, for messages."""
         ...
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, None where that isn't known before it is read."""
+        ...
+
+
+class _Index(TypedDict):
+    """`model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
 
 
 class SafetensorsReader:
@@ -66,6 +78,15 @@ class SafetensorsReader:
     def where(self, name: str) -> str:
         """The file of a tensor, for messages."""
         return str(self._entry_of[name].file)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, None of one that is coded."""
+        return None if name in self._coded else tuple(self._entry_of[name].shape)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What models these weights can be of."""
+        return Bounds(len(self._entry_of), self.size_bytes)
 
     def read(self, name: str) -> Tensor:
         """One tensor as it is stored, or as it was before it was coded.
@@ -131,17 +152,10 @@ def _checked_entries(file: Path) -> list[Entry]:
 
 
 def _indexed_files(folder: Path) -> list[Path]:
-    index = read_json(folder / INDEX)
-    try:
-        names = sorted(set(index["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError) as error:
-        raise CorruptError(f"{folder / INDEX}: not a safetensors index ({error})") from error
+    index: _Index = read_json(folder / INDEX, _Index)
+    names = sorted(set(index["weight_map"].values()))
     for name in names:
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or not name.endswith(".safetensors")
-        ):
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise CorruptError(
                 f"{folder / INDEX} names {name!r}, which isn't a safetensors file of that folder"
             )

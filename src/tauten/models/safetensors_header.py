@@ -1,12 +1,13 @@
 """Where each tensor lies in a safetensors file (huggingface.co/docs/safetensors, "Format")."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tauten.core.description import parse_json
 
 LENGTH_BYTES = 8  # of the number that says how long the header is
 DTYPES = {
@@ -58,10 +59,10 @@ class Entry:
 
 
 def entries_of(file: Path) -> list[Entry]:
-    """All tensors of a whole file, in the order of its header."""
+    """All tensors of a file that `safetensors` has found whole, in the order of its header."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
-        header: dict[str, Any] = json.loads(opened.read(length))
+        header: dict[str, Any] = parse_json(opened.read(length), str(file), "get it anew")
     body = LENGTH_BYTES + length
     entries = []
     for name, tensor in header.items():

@@ -13,17 +13,20 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from torch import nn
+from typing_extensions import NotRequired, TypedDict
 
+from tauten.core.description import Count, Sizes, exact
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import write_json
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.companions import (
     MODULES,
+    Module,
     copy_companions,
     is_inside,
     left_behind,
@@ -44,7 +47,23 @@ REMEDY = "pip install 'tauten[sentence-transformers]'"
 _SETTINGS = "config_sentence_transformers.json"
 _PACKED = f"{__name__}.PackedPart"
 _OWN = "sentence_transformers."  # begins the names of the library's classes
-_Described = dict[str, tuple[str, list[int], int]]  # dtype, shape and bytes by name
+_Described = dict[str, tuple[str, Sizes, Count]]  # dtype, shape and bytes by name
+
+
+@exact
+class _Options(TypedDict):
+    """What the library is told of the transformer."""
+
+    add_pooling_layer: NotRequired[Literal[False]]
+
+
+@exact
+class _Layout(TypedDict):
+    """`sentence_layout.json`."""
+
+    options: _Options
+    weights: dict[str, _Described]
+    modules: list[Module]
 
 
 def is_sentence_folder(folder: Path) -> bool:
@@ -52,7 +71,7 @@ def is_sentence_folder(folder: Path) -> bool:
     if not (folder / MODULES).is_file():
         return False
     file = folder / _SETTINGS
-    kind = read_json(file).get("model_type") if file.is_file() else None
+    kind = read_json(file, dict[str, Any]).get("model_type") if file.is_file() else None
     return kind in (None, "SentenceTransformer")
 
 
@@ -90,26 +109,34 @@ def source(folder: Path) -> Source:
     )
 
 
-def empty_model(folder: Path) -> nn.Module:
+def empty_model(folder: Path, most_bytes: int) -> nn.Module:
     """The model of an artifact, its tensors on the meta device.
 
+    Args:
+        folder: The artifact.
+        most_bytes: That its weights can take, dense.
     Raises:
         InputError: sentence-transformers isn't installed.
         CorruptError: What stands beside the weights is damaged.
     """
     if not is_installed():
         raise InputError(f"{folder} is opened by sentence-transformers, which is missing: {REMEDY}")
-    layout = read_json(folder / LAYOUT)
+    layout = read_json(folder / LAYOUT, _Layout)
+    lengths = [length for part in layout["weights"].values() for *_, length in part.values()]
+    if sum(lengths) > most_bytes:
+        raise CorruptError(
+            f"{folder / LAYOUT}: weights of {sum(lengths)} bytes: expected at most {most_bytes}, "
+            "for what is stored; make it anew"
+        )
     with tempfile.TemporaryDirectory(prefix="tauten-") as name:
         copy_companions(folder, Path(name), with_heads=False)
         try:
             for part, tensors in layout["weights"].items():
                 _write_zeros(Path(name), part, tensors)
-            options = dict(layout["options"])
             write_json(Path(name) / MODULES, layout["modules"])
-        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-            raise CorruptError(f"{folder / LAYOUT}: damaged ({error!r}); make it anew") from None
-        model = shared_copy(_loaded(Path(name), options))
+        except (ValueError, OSError) as error:
+            raise CorruptError(f"{folder / LAYOUT}: damaged ({error}); make it anew") from None
+        model = shared_copy(_loaded(Path(name), layout["options"]))
     for slot in tensor_slots(model):
         place(slot, torch.empty_like(slot.empty, device="meta"))
     return model
@@ -151,7 +178,7 @@ def _loaded(folder: Path, options: dict[str, Any]) -> nn.Module:
             model: nn.Module = SentenceTransformer(
                 str(folder), device="cpu", local_files_only=True, model_kwargs=options
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # its modules may raise anything of odd values
         reason = first_line(error)
         raise InputError(f"{folder}: sentence-transformers can't load it ({reason})") from None
     return model.eval()
@@ -173,16 +200,17 @@ def _options(folder: Path, readers: dict[str, SafetensorsReader]) -> dict[str, A
     It opens the class without a head, whatever the configuration names.
     """
     first = folder / module_folders(folder)[0]
-    if not (first / CONFIG).is_file() or "model_type" not in read_json(first / CONFIG):
+    has_config = (first / CONFIG).is_file()
+    if not has_config or "model_type" not in read_json(first / CONFIG, dict[str, Any]):
         return {}  # its first module is no transformer
-    config = read_config(first)
+    reader = readers.get(module_folders(folder)[0])
+    if reader is None:
+        raise CorruptError(f"{first}: holds no weights; get {SINGLE} too")
+    config = read_config(first, reader)
     plain: Any = transformers.MODEL_MAPPING.get(type(config), None)
     is_part = any(name.endswith("EncoderModel") for name in config.architectures or [])
     if isinstance(plain, type) and not is_part:
         config.architectures = [plain.__name__]
-    reader = readers.get(module_folders(folder)[0])
-    if reader is None:
-        raise CorruptError(f"{first}: holds no weights; get {SINGLE} too")
     changes = fitted(config, reader, first, skeleton_builder).changes
     return {POOLING: False} if POOLING in changes else {}
 

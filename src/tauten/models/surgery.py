@@ -7,15 +7,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from tauten.core.description import Size, Sizes, checked, exact
 from tauten.core.errors import CorruptError, InputError
+from tauten.models.batch import MISFITS
 from tauten.models.config_changes import changed_config, set_config
 from tauten.models.loader import place, tensor_slots
 from tauten.models.low_rank_residual import LowRankResidual
-from tauten.models.outline import CONTAINERS, Outline, outline
+from tauten.models.outline import CONTAINERS, Outline, is_plain, outline
 
 
+@exact
 @dataclass(frozen=True)
 class Surgery:
     """How a reshaped model differs from what it was made from; plain data.
@@ -35,8 +39,8 @@ class Surgery:
 
     children: dict[str, list[str]] = field(default_factory=dict)
     identities: list[str] = field(default_factory=list)
-    residuals: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, list[int] | None] = field(default_factory=dict)
+    residuals: dict[str, Size] = field(default_factory=dict)
+    sizes: dict[str, Sizes | None] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     ties: list[list[str]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -57,10 +61,8 @@ class Surgery:
         Raises:
             CorruptError: It wrote something else.
         """
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise CorruptError(f"structure: damaged ({error}); make the artifact anew") from error
+        found: Surgery = checked(cls, data, "structure", "make the artifact anew")
+        return found
 
 
 def describe(before: Outline, model: nn.Module) -> Surgery:
@@ -114,13 +116,13 @@ def operate(model: nn.Module, surgery: Surgery) -> nn.Module:
             _set_attributes(model.get_submodule(name), values)
         _resize(model, surgery.sizes)
         _tie(model, surgery.ties)
-    except (AttributeError, KeyError, TypeError) as error:
+        if surgery.config:
+            set_config(model.config, surgery.config)  # type: ignore[arg-type]
+    except (*MISFITS, StrictDataclassError) as error:
         raise CorruptError(
             f"the structure doesn't fit this {type(model).__name__} ({error}); "
             "pass a model shaped like the one that was reshaped"
         ) from error
-    if surgery.config:
-        set_config(model.config, surgery.config)  # type: ignore[arg-type]
     for slot in tensor_slots(model):
         if not slot.empty.is_meta:
             place(slot, torch.empty_like(slot.empty, device="meta"))
@@ -243,8 +245,10 @@ def _keep_children(model: nn.Module, children: dict[str, list[str]]) -> None:
 
 def _set_attributes(module: nn.Module, values: dict[str, Any]) -> None:
     for key, value in values.items():
-        is_tuple = isinstance(getattr(module, key, None), tuple)
-        setattr(module, key, tuple(value) if is_tuple else value)
+        old = getattr(module, key, None)
+        if key.startswith("_") or not (is_plain(old) and is_plain(value)):
+            raise TypeError(f"{key} of a {type(module).__name__} can't be set to {value!r}")
+        setattr(module, key, tuple(value) if isinstance(old, tuple) else value)
 
 
 def _resize(model: nn.Module, sizes: dict[str, list[int] | None]) -> None:
@@ -273,7 +277,8 @@ def _tie(model: nn.Module, ties: list[list[str]]) -> None:
         module, key = _place_of(model, names[0])
         store = _store_of(module, key)
         old = store[key]
-        assert old is not None, "a tied tensor is there"
+        if old is None:
+            raise KeyError(names[0])
         shared = _empty(list(old.shape), old.dtype, store is module._parameters)
         for name in names:
             module, key = _place_of(model, name)

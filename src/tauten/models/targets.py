@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from tauten.core.errors import CorruptError
 from tauten.core.files import whole_file
 
 MAX_BYTES = 8 * 2**30
@@ -31,7 +33,11 @@ class Targets:
     def get(self, index: int | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of an index; those without one aren't kept."""
         if index is not None and self.holds(index):
-            return safetensors.torch.load_file(self._file(index))
+            file = self._file(index)
+            try:
+                return safetensors.torch.load_file(file)
+            except (OSError, SafetensorError) as error:
+                raise CorruptError(f"{file}: damaged ({error}); delete it") from None
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
         if index is not None:
             self.put(index, tensors)

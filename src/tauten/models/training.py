@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tauten.core.description import Count
 from tauten.core.errors import InputError
 from tauten.core.progress import progress_bar
 from tauten.models.calibration import CalibrationBatch
@@ -76,7 +77,7 @@ class Position:
         loss: Smoothed over the last steps.
     """
 
-    step: int = 0
+    step: Count = 0
     elapsed_s: float = 0.0
     first_loss: float = math.nan
     loss: float = math.nan
@@ -121,8 +122,7 @@ class Training:
         Raises:
             InputError: The loss isn't finite at the first step, or there are no batches (more).
         """
-        saved = self._checkpoint.restore()
-        position = Position(**saved) if saved else Position()
+        position = self._checkpoint.restore(Position) or Position()
         start, saved_at = time.monotonic() - position.elapsed_s, -math.inf
         schedule = self._schedule
         with progress_bar(self._what, schedule.steps or schedule.max_time_s) as show:
@@ -170,13 +170,12 @@ class Training:
 
     def _go_back(self, position: Position, loss: float) -> Position:
         """The last position whose loss was finite, with its tensors."""
-        saved = self._checkpoint.restore()
-        if saved is None:
+        good: Position | None = self._checkpoint.restore(Position)
+        if good is None:
             raise InputError(
                 f"{self._what}: the loss is {loss} at the first step; look for NaN in the data, "
                 "and in what model and teacher make of it"
             )
-        good = Position(**saved)
         _log.warning(
             "%s: the loss became %s after %d steps; stopped, and the weights after %d steps are "
             "kept. A lower learning_rate may go further",

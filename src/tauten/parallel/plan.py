@@ -1,20 +1,22 @@
 """A plan: how a model is laid out over workers, and the figures that speak for it."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tauten.core.description import Count, Size, checked, exact, read_json
 from tauten.core.errors import InputError
 from tauten.core.files import write_json
 from tauten.parallel.pipeline_parallel import ChainShape
 
 MODES = ("auto", "data", "task")
 GOALS = ("throughput", "latency", "memory")
+MOST_WORKERS = 4096
 _FORMAT = 1
 
 
+@exact
 @dataclass(frozen=True)
 class Layout:
     """How workers divide the work: `data * tensor * pipeline` of them.
@@ -27,11 +29,15 @@ class Layout:
         threads: Of each worker.
     """
 
-    data: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    microbatches: int = 1
-    threads: int = 1
+    data: Size = 1
+    tensor: Size = 1
+    pipeline: Size = 1
+    microbatches: Size = 1
+    threads: Size = 1
+
+    def __post_init__(self) -> None:
+        if self.workers > MOST_WORKERS or self.threads > MOST_WORKERS:
+            raise InputError(f"{self}: expected at most {MOST_WORKERS} workers, and threads")
 
     @property
     def workers(self) -> int:
@@ -46,6 +52,7 @@ class Layout:
         return ", ".join(parts) or f"one worker, threads {self.threads}"
 
 
+@exact
 @dataclass(frozen=True)
 class Option:
     """A layout and what is known of it.
@@ -61,12 +68,13 @@ class Option:
 
     layout: Layout
     predicted_s: float
-    memory_bytes: int
+    memory_bytes: Count
     measured_s: float | None = None
     difference: float | None = None
     refusal: str = ""
 
 
+@exact
 @dataclass(frozen=True)
 class Plan:
     """What the planner decided.
@@ -87,10 +95,10 @@ class Plan:
 
     model: str
     goal: str
-    rows: int
+    rows: Count
     inputs: dict[str, Any]
     layout: Layout
-    ends: tuple[int, ...] = ()
+    ends: tuple[Count, ...] = ()
     chain: ChainShape | None = None
     options: tuple[Option, ...] = ()
     reason: str = ""
@@ -118,22 +126,12 @@ class Plan:
         Raises:
             InputError: It can't be read or is no plan.
         """
-        try:
-            raw = json.loads(Path(file).read_text(encoding="utf-8"))
-            if raw.pop("format") != _FORMAT:
-                raise InputError(f"{file}: another format of plan; make it anew")
-            raw["layout"] = Layout(**raw["layout"])
-            raw["ends"] = tuple(raw["ends"])
-            raw["chain"] = None if raw["chain"] is None else _chain(raw["chain"])
-            raw["options"] = tuple(
-                Option(**{**option, "layout": Layout(**option["layout"])})
-                for option in raw["options"]
-            )
-            return cls(**raw)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{file}: isn't a plan ({error}); make one with `tauten parallelize MODEL`"
-            ) from None
+        remedy = "make one with `tauten parallelize MODEL`"
+        raw: dict[str, Any] = read_json(Path(file), dict[str, Any], remedy)
+        if (version := raw.pop("format", None)) != _FORMAT:
+            raise InputError(f"{file}: format={version!r}: expected {_FORMAT}; {remedy}")
+        plan: Plan = checked(cls, raw, file, remedy)
+        return plan
 
 
 def layouts(
@@ -166,11 +164,6 @@ def layouts(
 def single_threads(threads: int) -> list[int]:
     """Threads that a single worker may have: small calls are faster with fewer than all."""
     return sorted({threads, max(1, threads // 2), 1}, reverse=True)
-
-
-def _chain(raw: dict[str, Any]) -> ChainShape:
-    first = tuple((name, features) for name, features in raw["first"])
-    return ChainShape(tuple(raw["blocks"]), raw["returned"], first, tuple(raw["last"]))
 
 
 def _microbatches(rows: int, pipeline: int) -> Iterable[int]:

@@ -1,13 +1,16 @@
 """Time a saved plan again, beside one worker."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
+from tauten.core.description import Sizes, checked
 from tauten.core.errors import InputError
 from tauten.core.progress import track
 from tauten.parallel.comparison import difference
@@ -15,6 +18,23 @@ from tauten.parallel.footprint import fits_one_worker
 from tauten.parallel.given import Given
 from tauten.parallel.plan import Plan
 from tauten.parallel.start import by_plan
+
+MOST_ELEMENTS = 2**32  # of an input
+_Floats = Literal["float64", "float32", "float16", "bfloat16"]
+
+
+class _Form(TypedDict):
+    """A tensor."""
+
+    shape: Sizes
+    dtype: _Floats | Literal["int64", "int32", "int16", "int8", "uint8", "bool"]
+
+
+class _Inputs(TypedDict):
+    """Of a call; what was no tensor is told in words."""
+
+    args: list[_Form | str]
+    kwargs: dict[str, _Form | str]
 
 
 def replay(model: Any, plan: Plan, rounds: int) -> dict[str, Any]:
@@ -56,12 +76,15 @@ def inputs_of_plan(plan: Plan, model: nn.Module) -> tuple[list[Any], dict[str, A
     """Inputs of the shapes and dtypes that a plan was made for; token numbers fit the model."""
     if not plan.inputs:
         raise InputError("the plan wasn't measured, so the inputs to time it on aren't known")
+    checked(_Inputs, plan.inputs, "the plan's inputs")
     vocabulary = int(getattr(getattr(model, "config", None), "vocab_size", 2))
     generator = torch.Generator().manual_seed(0)
 
     def made(form: Any) -> Tensor:
         if not isinstance(form, dict):
             raise InputError(f"the plan's inputs hold {form}: only tensors can be made anew")
+        if math.prod(form["shape"]) > MOST_ELEMENTS:
+            raise InputError(f"the plan's inputs hold {form}: too large to be made anew")
         dtype = getattr(torch, form["dtype"])
         if dtype.is_floating_point:
             return torch.randn(form["shape"], generator=generator).to(dtype)

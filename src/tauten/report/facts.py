@@ -198,6 +198,8 @@ def _bar(
 def _sentence(quality: Facts, limit: float | None) -> str:
     """What a drop and its interval mean, for readers without statistics."""
     drop, before, after = quality["drop"], quality["original"], quality["value"]
+    if not (is_number(before) and is_number(after)):
+        return f"{quality['metric']} isn't finite. {bound_sentence(drop, limit)}"
     verb = "stayed at" if before == after else "rose" if after > before else "fell"
     move = verb + (f" from {format_number(before)} to" if before != after else "")
     examples = plural(drop["examples"], counted(quality))

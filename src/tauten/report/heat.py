@@ -86,7 +86,7 @@ def _linear(values: Mapping[str, float]) -> dict[str, int]:
 def _decades(values: Mapping[str, float]) -> dict[str, int]:
     top = max(values.values())
     floor = top / 10**_DECADES
-    return _scaled(values, {n: math.log10(max(v, floor) or 1.0) for n, v in values.items()})
+    return _scaled(values, {n: math.log10(max(v, floor, 0.0) or 1.0) for n, v in values.items()})
 
 
 def _scaled(

@@ -8,8 +8,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
+from tauten.core.description import Count, checked, parse_json, read_json
+from tauten.core.errors import CorruptError
 from tauten.core.files import whole_file, write_json
 from tauten.core.inputs import LayerInputs
 from tauten.core.recipe import Recipe
@@ -18,6 +22,14 @@ from tauten.models.calibration import Calibration, CalibrationBatch, Filled
 
 MAX_BYTES = 8 * 2**30  # a model whose inputs take more is observed for each recipe anew
 _INDEX = "layers.json"  # is there once all layers were observed
+_REMEDY = "delete its folder"
+
+
+class _Plain(TypedDict):
+    """What isn't a tensor of a `LayerInputs`."""
+
+    tokens: Count
+    note: NotRequired[str]
 
 
 def can_share(recipe: Recipe, model: nn.Module) -> bool:
@@ -60,7 +72,7 @@ class KeptCalibration(Calibration):
     ) -> None:
         self._model, self._filled = model, filled
         index = self._folder / _INDEX
-        self._is_known = index.is_file() and set(names) <= set(json.loads(index.read_text()))
+        self._is_known = index.is_file() and set(names) <= set(read_json(index, list[str], _REMEDY))
         if not self._is_known:
             self._names = self._left = set(names)
             super().start(model, blocks, filled, names)
@@ -111,12 +123,17 @@ def _write(file: Path, seen: dict[str, LayerInputs]) -> int:
 
 
 def _read(file: Path) -> dict[str, LayerInputs]:
-    with safetensors.safe_open(file, "pt") as opened:
-        facts = opened.metadata()
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    found = []
-    for number, plain in enumerate(json.loads(facts["plain"])):
-        own = f"{number}."
-        held = {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}
-        found.append(LayerInputs(**plain, **held))
-    return {name: found[number] for name, number in json.loads(facts["number_of"]).items()}
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            facts = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        plains = checked(list[_Plain], parse_json(facts["plain"], str(file)), file, _REMEDY)
+        number_of = checked(dict[str, Count], parse_json(facts["number_of"], str(file)), file)
+        found = []
+        for number, plain in enumerate(plains):
+            own = f"{number}."
+            held = {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}
+            found.append(LayerInputs(**plain, **held))
+        return {name: found[number] for name, number in number_of.items()}
+    except (OSError, SafetensorError, LookupError, TypeError) as error:
+        raise CorruptError(f"{file}: damaged ({error}); {_REMEDY}") from None
