@@ -98,6 +98,10 @@ class MappedReader:
         """For messages."""
         return "the model that was handed over"
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor."""
+        return tuple(self._tensors[name].shape)
+
 
 def dump_skeleton(model: nn.Module) -> bytes:
     """Pickle a model's modules, without its tensors but with their gradient flags.
