@@ -42,7 +42,7 @@ def test_a_full_disk_is_said_with_the_remedy(
         done = tauten("optimize", llama_folder, "--data", data, "--max-tokens", 800)
     assert done.exit_code == 2
     words = " ".join(done.output.split())
-    assert "optimized.partial/block: No space left on device; free some disk, then" in words
+    assert "optimized.partial/block: the disk is full; free some, then the same command" in words
     assert Path("optimized.partial/journal.jsonl").exists(), "the same command goes on from it"
 
 

@@ -1,7 +1,6 @@
 """The calls that users make. They check arguments and hand over; nothing is decided here."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from tauten.core.errors import InputError
 from tauten.core.files import given_path
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result
+from tauten.core.printing import logger
 from tauten.core.recipe import Recipe
 from tauten.core.technique import Technique
 from tauten.data.reading import UserData
@@ -28,7 +28,7 @@ from tauten.search.folder import check_out
 from tauten.search.named import compression_recipe, quantization_technique, recipe_of
 from tauten.search.run import run_recipe, run_search
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 ModelLike = str | os.PathLike[str] | nn.Module | Source
 
 

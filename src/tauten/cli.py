@@ -12,9 +12,11 @@ import typer
 from tauten.cli_command import app, command, console
 from tauten.cli_options import (
     Base,
+    Bits,
     Calibration,
     Coding,
     Data,
+    Folder,
     Model,
     Out,
     Seed,
@@ -97,14 +99,7 @@ def optimize(
 @command
 def quantize(
     model: Model,
-    bits: Annotated[
-        int | None,
-        typer.Option(
-            help="Bits a weight, 1 to 8; by default 8, or those of a technique that is named.",
-            min=1,
-            max=8,
-        ),
-    ] = None,
+    bits: Bits = None,
     group_size: Annotated[
         int | None, typer.Option(help="Columns that share a scale; 0 for one a row.", min=0)
     ] = None,
@@ -268,7 +263,7 @@ def run(
 
 @command
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that Tauten wrote.")],
+    folder: Folder,
     open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
     """Print what a run found and write its HTML report anew."""
@@ -278,6 +273,14 @@ def report(
     print_artifact(folder, console)
     if open_:
         webbrowser.open(file.resolve().as_uri())
+
+
+@command
+def accept(folder: Folder) -> None:
+    """Take files of a folder as they are now, where you changed some on purpose."""
+    from tauten.faces import accept_changes
+
+    accept_changes(folder, console)
 
 
 def main() -> None:

@@ -1,16 +1,15 @@
 """How a command is registered, what it prints to, and how it ends."""
 
-import errno
 import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
+from rich.text import Text
 
+from tauten.core.console import SafeConsole
 from tauten.core.errors import TautenError
 from tauten.core.version import __version__
 
@@ -20,14 +19,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
+console = SafeConsole()
+errors = SafeConsole(stderr=True)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(__version__)
         raise typer.Exit
+
+
+def _print_error(said: str) -> None:
+    errors.print(Text.assemble(("error: ", "bold red"), said), soft_wrap=True)
 
 
 @app.callback()
@@ -59,14 +62,11 @@ def command(function: Callable[..., None], **settings: Any) -> Callable[..., Non
         try:
             function(*args, **kwargs)
         except TautenError as error:
-            errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            _print_error(str(error))
             raise typer.Exit(2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            said = f"{where}{error.strerror or error}"
-            if error.errno == errno.ENOSPC:
-                said += "; free some disk, then the same command goes on where it stopped"
-            errors.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
+            _print_error(f"{where}{error.strerror or error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
             errors.print("stopped; the same command goes on from here")

@@ -31,6 +31,15 @@ TextColumn = Annotated[
 Tokenizer = Annotated[
     str | None, typer.Option(help="Folder of the tokenizer, where the model has none of its own.")
 ]
+Folder = Annotated[Path, typer.Argument(help="A folder that Tauten wrote.")]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        help="Bits a weight, 1 to 8; by default 8, or those of a technique that is named.",
+        min=1,
+        max=8,
+    ),
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist yet.")]
 Base = Annotated[
     str | None,

@@ -13,6 +13,7 @@ from tauten.core.errors import InputError
 from tauten.core.figures import format_percent, loss_word, plural
 from tauten.core.files import write_text
 from tauten.core.goal import Goal, parse_bytes, parse_seconds
+from tauten.core.printing import printable
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.data.reading import UserData
@@ -20,7 +21,7 @@ from tauten.evaluation.divergence import Divergence, batches_within
 from tauten.evaluation.task import is_language_model, make_task
 from tauten.evaluation.unigram import say_if_no_better
 from tauten.faces_inspect import open_model
-from tauten.models import artifact
+from tauten.models import artifact, covered
 from tauten.models.source import Source, open_source
 from tauten.report.html import render_html
 from tauten.report.terminal import print_result
@@ -50,7 +51,9 @@ def goal_from_text(
 
 
 def read_recipe(file: Path) -> Recipe:
-    """A recipe.yaml."""
+    """A recipe.yaml; one beside the manifest that a run wrote is as it was written."""
+    if file.name == artifact.RECIPE and artifact.is_artifact(file.parent):
+        artifact.check_files(file.parent, artifact.read_manifest(file.parent), only=file.name)
     text = read_text(file, "pass a recipe.yaml")
     try:
         return Recipe.from_yaml(text, TECHNIQUES)
@@ -134,6 +137,12 @@ def print_artifact(folder: Path, console: Console) -> None:
     print_result(manifest, timing, console, str(folder))
 
 
+def accept_changes(folder: Path, console: Console) -> None:
+    """Have an artifact's manifest cover its files as they are now, and say which had changed."""
+    changed = covered.accept(folder, artifact.read_manifest(folder))
+    console.print("\n".join(map("accepted: {}".format, changed)) or "nothing has changed")
+
+
 def write_report(folder: Path) -> Path:
     """Render the HTML report of an artifact anew."""
     file = folder / artifact.REPORT
@@ -203,5 +212,10 @@ def generate_text(name: str, prompt: str, max_new_tokens: int) -> None:
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if not ids.numel():
         raise InputError("the prompt is empty; pass some text")
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+
+    class Printer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
+    streamer = Printer(tokenizer, skip_special_tokens=True)
     model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)  # type: ignore[operator]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tauten.core.errors import InputError
 from tauten.distributed.launch import Launch
@@ -51,7 +52,7 @@ def print_status(
     table = Table("worker", "host", "cores", "GPUs", "memory", "torch", "tauten", "answer")
     for name, facts in sorted(found.items()):
         if "error" in facts:
-            table.add_row(name, f"[red]{facts['error'].splitlines()[0]}[/]")
+            table.add_row(name, Text(facts["error"].splitlines()[0], "red"))
             continue
         memory = f"{facts['memory_bytes'] / 2**30:.0f} GiB"
         answer = f"{facts['answer_s'] * 1e3:.0f} ms"

@@ -11,6 +11,7 @@ from torch import Tensor
 from tauten.core.errors import InputError
 from tauten.core.progress import progress_bars
 from tauten.faces_inspect import open_model
+from tauten.models.source import names_code
 from tauten.parallel.given import example_tokens
 from tauten.parallel.plan import Plan
 from tauten.parallel.replay import replay
@@ -53,6 +54,11 @@ def time_plan(
 ) -> None:
     """Time a plan again and print how it did; `model` is by default the plan's own."""
     plan = Plan.read(file)
+    if model is None and names_code(plan.model):
+        raise InputError(
+            f"{file} names the function {plan.model}, and no file has code run: if you trust it, "
+            f"name it yourself: tauten bench {plan.model} --plan {file}"
+        )
     name = model or plan.model
     given: Any = name if base is None else open_model(name, base)
     with progress_bars():

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tauten.compression import PruneMagnitude, PruneSparseGPT, ShareKMeans
 from tauten.core.errors import InputError
@@ -82,7 +83,7 @@ def print_layers(times: list[FormatTime], console: Console) -> None:
         console.print(table)
 
 
-def _beside(time: FormatTime) -> str:
+def _beside(time: FormatTime) -> Text:
     change = format_change(time.unpacked_s, time.packed_s, "faster", "slower")
     color = "red" if time.ratio > 1 else "green"
-    return f"{format_seconds(time.packed_s)}, [{color}]{change}[/]"
+    return Text.assemble(f"{format_seconds(time.packed_s)}, ", (change, color))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tauten.core import files
-from tauten.core.errors import BusyError, TautenError
+from tauten.core.errors import BusyError, InputError, TautenError
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["weights"]
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x")])
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
 def test_an_exception_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, error: BaseException
 ) -> None:
@@ -41,35 +41,136 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["weights"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("call", ["fsync", "write"])
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(
+REFUSALS = {
+    errno.ENOSPC: "the disk is full; free some, then the same command goes on",
+    errno.EDQUOT: "the disk is full; free some, then the same command goes on",
+    errno.EROFS: "can't be written .Read-only file system.; make it writable, or pass another",
+    errno.EACCES: "can't be written .Permission denied.; make it writable",
+    errno.ENOENT: "its folder isn't there .any more.; make it, and run the same command again",
+    errno.EIO: "the disk fails .Input/output error.; check it, or pass a folder on another",
+    errno.EFBIG: "can't be written .File too large.; pass another place",
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+def test_what_a_disk_refuses_is_said_in_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
+    (tmp_path / "weights").write_bytes(b"old")
+
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    if call == "fsync":
-        monkeypatch.setattr(os, "fsync", refuse)
+    owner = {"open": Path, "replace": Path, "fsync": os}.get(call)
     with (
-        pytest.raises(TautenError, match="weights: the disk is full"),
-        files.whole_file(tmp_path / "weights") as opened,
+        monkeypatch.context() as patch,
+        pytest.raises(TautenError, match=f"weights: {REFUSALS[code]}") as caught,
     ):
-        opened.write(b"x" * 100)
-        if call == "write":
-            refuse()
+        if owner is not None:
+            patch.setattr(owner, call, refuse)
+        with files.whole_file(tmp_path / "weights") as opened:
+            opened.write(b"x" * 100)
+            if call == "write":
+                refuse()
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["weights"] and (tmp_path / "weights").read_bytes() == b"old"
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from tauten.core.errors import TautenError
+from tauten.core.files import whole_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    with whole_file(Path(sys.argv[1])) as opened:
+        opened.write(b"x" * 2**20)
+except TautenError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
+def test_a_file_that_the_system_cuts_short_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    said = subprocess.check_output([sys.executable, "-c", LIMITED, str(path)], text=True)
+    assert said == f"{path}: can't be written (File too large); pass another place\n"
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_device_that_is_full(tmp_path: Path) -> None:
-    (tmp_path / "weights.tmp").symlink_to("/dev/full")
-    with (
-        pytest.raises(TautenError, match="the disk is full"),
-        files.whole_file(tmp_path / "weights") as opened,
-    ):
-        opened.write(b"x" * 2**16)
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("name", ["weights", "weights.tmp"])
+@pytest.mark.parametrize("leads_to", ["victim", "nothing"])
+def test_a_link_in_the_place_of_a_file_is_refused(tmp_path: Path, name: str, leads_to: str) -> None:
+    victim = tmp_path / "elsewhere" / leads_to
+    victim.parent.mkdir()
+    if leads_to == "victim":
+        victim.write_bytes(b"precious")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).symlink_to(victim)
+    with pytest.raises(InputError, match=f"{name} is a link, and none is written through"):
+        files.write_text(folder / "weights", "mine")
+    assert os.listdir(folder) == [name] and (folder / name).is_symlink()
+    assert not victim.exists() or victim.read_bytes() == b"precious"
+
+
+def test_a_second_name_of_a_file_in_the_place_of_the_temporary_one_is_not_written_to(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    os.link(tmp_path / "victim", tmp_path / "weights.tmp")
+    files.write_text(tmp_path / "weights", "mine")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == ["victim", "weights"]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from tauten.core.files import whole_file
+with whole_file(Path(sys.argv[1])) as opened:
+    opened.write(b"theirs")
+    opened.flush()
+    print("begun", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_only_one_process_writes_a_file_and_what_a_killed_one_left_is_replaced(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "weights"
+    command = [sys.executable, "-c", WRITE, str(path)]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    try:
+        assert writer.stdout.readline() == b"begun\n"
+        with pytest.raises(BusyError, match="another process is writing it; wait for it"):
+            files.write_text(path, "mine")
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert os.listdir(tmp_path) == ["weights.tmp"]
+    files.write_text(path, "mine")
+    assert os.listdir(tmp_path) == ["weights"] and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "try_lock", refuse)
+    files.write_text(tmp_path / "plan", "the exclusive open has to do")
+    (tmp_path / "plan.tmp").touch()
+    with pytest.raises(BusyError, match=r"plan\.tmp: another process is writing it; .* delete it"):
+        files.write_text(tmp_path / "plan", "x")
+    said = r"run: this disk has no file locks .*on another disk"
+    with pytest.raises(TautenError, match=said), files.exclusive(tmp_path / "run"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["plan", "plan.tmp"]
 
 
 def test_bytes_are_synced_before_the_rename(
@@ -140,6 +241,33 @@ def test_a_folder_is_held_until_its_process_is_killed(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.communicate()
+    with files.exclusive(folder):
+        assert (folder / "lock").exists()
+
+
+def test_a_link_in_the_place_of_a_folder_or_its_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match="run is a link"), files.exclusive(tmp_path / "run"):
+        pass
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "lock").symlink_to(tmp_path / "victim" / "made")
+    with pytest.raises(TautenError, match="lock: is a link"), files.exclusive(tmp_path / "other"):
+        pass
+    assert os.listdir(tmp_path / "victim") == []
+
+
+def test_a_folder_that_its_holder_has_moved_away_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lock = tmp_path / "run", files.try_lock
+
+    def lock_late(descriptor: int) -> None:
+        if not (tmp_path / "done").exists():  # as the end of another run may come in between
+            folder.rename(tmp_path / "done")
+        lock(descriptor)
+
+    monkeypatch.setattr(files, "try_lock", lock_late)
     with files.exclusive(folder):
         assert (folder / "lock").exists()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -111,3 +112,27 @@ def test_only_jobs_of_tauten_are_opened() -> None:
             list(cluster.run(Job("os:system"), [None]))
     finally:
         cluster.close()
+
+
+def test_folders_of_workers_are_removed_when_they_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = LocalEngine(1, 1)
+    left = tmp_path / "tauten-tmp-worker"  # as a worker leaves it, which ends at once
+    left.mkdir()
+    engine.close()
+    assert not left.exists()
+
+
+def test_a_folder_of_results_is_filled_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with start(Slow(str(tmp_path / "log"), 0.0), None, 1, Access()) as model:
+        first = model.map(ITEMS[:3], tmp_path / "results")
+        next(first)
+        with pytest.raises(BusyError, match="another run is writing there"):
+            next(model.map(ITEMS[:3], tmp_path / "results"))
+        (tmp_path / "link").mkdir()
+        (tmp_path / "link" / "results").symlink_to(tmp_path / "victim")
+        with pytest.raises(InputError, match="results is a link"):
+            next(model.map(ITEMS[:3], tmp_path / "link"))
+        assert not (tmp_path / "victim").exists()

@@ -152,6 +152,14 @@ def break_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[1, 2")
 
 
+def something_else_of_transformers(folder: Path) -> None:
+    change_config(folder, architectures=["Trainer"])
+
+
+def kernels_of_the_hub(folder: Path) -> None:
+    change_config(folder, vision_config={"attn_implementation": {"": "someone/their-kernels"}})
+
+
 def unknown_architecture(folder: Path) -> None:
     change_config(folder, architectures=["MyOwnForCausalLM"])
 
@@ -188,6 +196,8 @@ DAMAGE = {
     reshape_tensor: r"up_proj.weight' is 95x64 .*needs 96x64",
     index_outside: r"names '../secret.safetensors'",
     break_index: "index.json: damaged",
+    something_else_of_transformers: r"unknown architecture \(Trainer\)",
+    kernels_of_the_hub: "names 'someone/their-kernels', code of the hub, which is never run",
     unknown_architecture: r"unknown architecture \(MyOwnForCausalLM\)",
     already_quantized: r"already quantized \(gptq\)",
     unknown_type: "can't read this configuration",

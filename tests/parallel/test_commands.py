@@ -7,7 +7,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tauten.cli import app
-from tauten.parallel.plan import Plan
+from tauten.core.errors import InputError
+from tauten.parallel.plan import Layout, Plan
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +50,22 @@ def test_other_models_need_the_size_of_a_row() -> None:
         assert done.exit_code == 2 and message in " ".join(done.stderr.split()), done.output
     done = tauten("bench")
     assert done.exit_code == 2 and "pass a model, or --plan" in done.stderr
+
+
+def test_a_plan_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\ndef model(): raise SystemExit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    Plan("evil:model", "latency", 1, {}, Layout()).save("plan.json")
+    done = tauten("bench", "--plan", "plan.json")
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 2 and "names the function evil:model, and no file has code run" in said
+    assert "tauten bench evil:model --plan plan.json" in said and not Path("ran").exists()
+    done = tauten("bench", "tiny_models:tiny_mlp", "--plan", "plan.json")
+    assert "the plan wasn't measured" in done.stderr
+
+
+def test_a_plan_is_not_written_through_a_link(tmp_path: Path) -> None:
+    Path("plan.json").symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match=r"plan\.json is a link"):
+        Plan("m", "latency", 1, {}, Layout()).save("plan.json")
+    assert not (tmp_path / "victim").exists()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tauten.core.printing import printable
 from tauten.report.heat import heat_maps
 from tauten.report.html import render_html
 from tauten.report.plot import pareto_plot
@@ -220,3 +221,11 @@ def test_predictions_stand_beside_what_was_measured(manifest: Facts) -> None:
     assert "Predicted" not in Page(render_html(manifest, {})).text
     manifest["trials"][1]["predicted_kl"] = 0.03219
     assert "0.0322" in Page(render_html(manifest, {})).text
+
+
+def test_control_characters_in_names_are_written_out(manifest: Facts, timing: Facts) -> None:
+    evil, shown = "a\x1b[2J\u202eb\udcff", r"a\x1b[2J\u202eb\udcff"
+    manifest["source"]["name"] = f"models/{evil}"
+    manifest["trials"][0]["label"] = manifest["layers"][0]["name"] = evil
+    html = render_html(manifest, timing)
+    assert html.encode() and printable(html) == html and html.count(shown) > 4

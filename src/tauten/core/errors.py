@@ -2,10 +2,19 @@
 
 import traceback
 from pathlib import Path
+from typing import Any
+
+from tauten.core.printing import printable
 
 
 class TautenError(Exception):
-    """Base of every error that Tauten raises on purpose; the command line exits with code 2."""
+    """Base of every error that Tauten raises on purpose; the command line exits with code 2.
+
+    Its message is printable, whatever names from files are in it.
+    """
+
+    def __init__(self, *args: Any):
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InputError(TautenError, ValueError):

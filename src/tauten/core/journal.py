@@ -1,5 +1,7 @@
 """An append-only record of what a run has finished; resuming is reading it."""
 
+import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -7,13 +9,14 @@ from typing import Any
 
 from tauten.core.description import checked, parse_json
 from tauten.core.errors import BusyError, CorruptError
+from tauten.core.files import open_to_append, refuse_link, writing
 from tauten.core.journal_entries import ENTRIES, Entry
 
 _REMEDY = "delete the folder to start the run anew"
 
 
 class Journal:
-    """One JSON line a finished piece of work, on the disk before `add` returns.
+    """One JSON line a finished piece of work, behind its digest; on the disk before `add` returns.
 
     The first line names the run; a journal of another run is never continued. A last line that a
     kill cut short is dropped.
@@ -27,6 +30,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, run: dict[str, Any]):
+        refuse_link(path)
         self._path = path
         self.entries, whole = read_entries(path)
         if path.exists() and whole < path.stat().st_size:
@@ -42,12 +46,23 @@ class Journal:
             )
 
     def add(self, event: str, **values: Any) -> None:
-        """Record something as finished."""
+        """Record something as finished.
+
+        Raises:
+            DiskError: The disk refuses; the journal is as it was.
+        """
         entry = {"event": event, **values}
-        with self._path.open("ab") as opened:
-            opened.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
-            opened.flush()
-            os.fsync(opened.fileno())
+        is_new = not self.entries  # else a folder that was taken away would come back without them
+        with writing(self._path), open_to_append(self._path, is_new) as opened:
+            before, rest = opened.tell(), memoryview(line_of(entry))
+            try:
+                while rest:
+                    rest = rest[opened.write(rest) :]
+                os.fsync(opened.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):  # then the torn line is dropped when it is read
+                    opened.truncate(before)
+                raise
         self.entries.append(json.loads(json.dumps(entry)))
 
     def find(self, event: str, **values: Any) -> dict[str, Any] | None:
@@ -62,12 +77,20 @@ def read_entries(path: Path) -> tuple[list[dict[str, Any]], int]:
     """What a journal holds, its run first, and how many bytes of whole lines; none of no file."""
     entries: list[dict[str, Any]] = []
     whole = 0
-    for line in _content(path).splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
+    for line in _content(path).split(b"\n")[:-1]:
         entries.append(_entry(path, len(entries) + 1, line))
-        whole += len(line)
+        whole += len(line) + 1
     return entries, whole
+
+
+def line_of(entry: dict[str, Any]) -> bytes:
+    """The line of an entry."""
+    text = json.dumps(entry, sort_keys=True).encode()
+    return _digest(text) + b" " + text + b"\n"
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
 
 
 def _content(path: Path) -> bytes:
@@ -78,8 +101,10 @@ def _content(path: Path) -> bytes:
 
 
 def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    where = f"{path}:{number}"
-    entry: dict[str, Any] = parse_json(line, where, _REMEDY, wide=True)
+    where, (digest, _, text) = f"{path}:{number}", line.partition(b" ")
+    if digest != _digest(text):
+        raise CorruptError(f"{where}: damaged, or of another version of Tauten; {_REMEDY}")
+    entry: dict[str, Any] = parse_json(text, where, _REMEDY, wide=True)
     kind = ENTRIES.get(checked(Entry, entry, where, _REMEDY)["event"], Entry)
     checked(kind, entry, where, _REMEDY)
     return entry

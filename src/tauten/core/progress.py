@@ -1,7 +1,6 @@
 """Where long work is: bars on a terminal, a line every half minute elsewhere."""
 
 import io
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,6 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,11 +19,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tauten.core.console import SafeConsole
 from tauten.core.figures import format_seconds
+from tauten.core.printing import logger
 
 T = TypeVar("T")
 LINE_S = 30.0  # between two lines
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class _Bars:
@@ -120,13 +120,13 @@ def progress_bars() -> Iterator[None]:
 @contextmanager
 def _bars() -> Iterator[_Bars]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=SafeConsole(stderr=True), transient=True) as progress:
         yield _Bars(progress)
 
 

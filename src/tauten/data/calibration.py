@@ -1,6 +1,5 @@
 """Calibration batches from whatever the user has."""
 
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
+from tauten.core.printing import logger
 from tauten.data.calls import as_call, parameters_of
 from tauten.data.items import ItemReader
 from tauten.data.plain_models import is_plain, plain_batches
@@ -27,7 +27,7 @@ from tauten.data.windows import (
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.source import Source
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 CALIBRATION_TOKENS = 32768
 WINDOW = 512
 BATCH_TOKENS = 2048

@@ -1,6 +1,5 @@
 """Examples from DataLoaders and other iterables of tensors."""
 
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
+from tauten.core.printing import logger
 from tauten.core.rows import count_rows
 from tauten.core.trees import same_values, tensors_of
 from tauten.data.calls import Call, as_call, is_item_list
@@ -24,7 +24,7 @@ from tauten.data.texts import is_text
 
 ROWS_PER_BATCH = 64
 _MAIN = ("logits", "sentence_embedding", "last_hidden_state")  # outputs, where a model names them
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Text from files, folders, JSONL, the datasets library, or what is already in memory."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ import numpy as np
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
+from tauten.core.printing import logger
 from tauten.data.documents import Document
 from tauten.data.text_files import KINDS, PIECE_CHARACTERS, cut_text, kind_of, read_file
 from tauten.data.text_rows import LoadTokenizer, RowTexts, holds_text
 
 BUILT_IN = "python-docs"
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

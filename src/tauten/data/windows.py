@@ -1,6 +1,5 @@
 """Token windows of documents, batched for a language model."""
 
-import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
+from tauten.core.printing import logger
 from tauten.data.documents import Document
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 ENCODER_TOKENS = 256  # an encoder's text is cut here
 ENCODER_ROWS = 16
 SHORTEST = 16  # tokens; a shorter piece says little and costs a forward pass

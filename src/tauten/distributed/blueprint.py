@@ -4,8 +4,6 @@ Nothing is pickled. Files are those that `tauten.load` and transformers read wit
 a factory is imported on the worker, where it must be installed.
 """
 
-import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,18 @@ import transformers
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.files import make_folder, whole_file
 from tauten.core.progress import quiet_elsewhere
+from tauten.core.temporary import TemporaryFolder
 from tauten.distributed.wire import to_bytes, to_tensor
-from tauten.models.companions import carried, is_inside
+from tauten.models.companions import carried, inside, is_inside
 from tauten.models.huggingface import download
 from tauten.models.loader import Loader
 from tauten.models.packing import write_out
-from tauten.models.source import Source, open_source
+from tauten.models.source import Source, names_code, open_source
 from tauten.models.structure import find_structure
 from tauten.parallel.parcel import Parcel
 
-_FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _kept: list[Any] = []  # folders of models that this worker has open
 
 
@@ -39,15 +38,15 @@ def blueprint(model: Any, shared_folders: bool) -> dict[str, Any]:
         InputError: It can't be opened elsewhere.
     """
     if isinstance(model, transformers.PreTrainedModel):
-        with tempfile.TemporaryDirectory(prefix="tauten-") as folder, quiet_elsewhere():
+        with TemporaryFolder() as folder, quiet_elsewhere():
             model.save_pretrained(folder)
-            return {"files": _files(Path(folder))}
+            return {"files": _files(folder)}
     if isinstance(model, nn.Module) or not isinstance(model, str | Path):
         raise InputError(
             f"{type(model).__name__} can't travel to other machines, as modules would have to be "
             "pickled: pass a model folder, or package.module:factory that workers can import"
         )
-    if isinstance(model, str) and re.fullmatch(_FACTORY, model):
+    if names_code(model):
         return {"path": model}
     path = Path(model).expanduser()
     path = path if path.exists() else download(str(model))
@@ -104,21 +103,23 @@ def _files(path: Path) -> dict[str, Tensor]:
         return {path.name: to_tensor(path.read_bytes())}
     weights = (file.relative_to(path) for file in sorted(path.glob("*.safetensors*")))
     names = sorted({*carried(path), *weights})
-    return {name.as_posix(): to_tensor((path / name).read_bytes()) for name in names}
+    return {name.as_posix(): to_tensor(inside(path, name).read_bytes()) for name in names}
 
 
 def unpacked(files: dict[str, Tensor]) -> Path:
     """The folder or file that `blueprint` took contents from, on this machine until it ends."""
-    folder = tempfile.TemporaryDirectory(prefix="tauten-")
+    folder = TemporaryFolder()
     _kept.append(folder)
     for name, content in files.items():
         if not is_inside(name):
             raise InputError(f"a model's file is called {name!r}: expected one in its folder")
-        (Path(folder.name) / name).parent.mkdir(parents=True, exist_ok=True)
-        (Path(folder.name) / name).write_bytes(to_bytes(content))
+        file = folder.path / name
+        make_folder(file.parent)
+        with whole_file(file) as opened:
+            opened.write(to_bytes(content))
     names = list(files)
     single = len(names) == 1 and names[0].endswith(".gguf")
-    return Path(folder.name) / names[0] if single else Path(folder.name)
+    return folder.path / names[0] if single else folder.path
 
 
 def model_of(source: Source) -> Any:

@@ -1,15 +1,14 @@
 """Workers that keep state from one message to the next; one that is lost is brought up again."""
 
 import itertools
-import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tauten.core.errors import WorkerError
+from tauten.core.files import whole_file
+from tauten.core.temporary import TemporaryFolder
 from tauten.distributed.engine import Answered, Engine, Failed, Joined, Lost
 from tauten.distributed.job import Job
 from tauten.distributed.wire import decode, encode
@@ -36,8 +35,7 @@ class Crew:
         self._player: dict[int, str] = {}
         self._ready: list[str] = []
         self._told: list[list[Path]] = []  # messages so far: a file for each member
-        self._folder = Path(tempfile.mkdtemp(prefix="tauten-crew-"))
-        self._forget = weakref.finalize(self, shutil.rmtree, self._folder, True)
+        self._folder = TemporaryFolder()
         self._name, self._ids = f"crew{next(_crews)}/", itertools.count()
         self._awaited: dict[str, int] = {}  # members by the id of the message that they are at
         self._answers: dict[int, Any] = {}
@@ -89,7 +87,7 @@ class Crew:
 
     def close(self) -> None:
         """Forget the messages."""
-        self._forget()
+        self._folder.close()
 
     def _cast(self) -> None:
         """Have members without a player played, once all workers that are coming are there."""
@@ -133,8 +131,9 @@ class Crew:
         return id
 
     def _kept(self, message: Any) -> Path:
-        file = self._folder / str(next(self._ids))
-        file.write_bytes(encode(message))
+        file = self._folder.path / str(next(self._ids))
+        with whole_file(file) as opened:
+            opened.write(encode(message))
         return file
 
 

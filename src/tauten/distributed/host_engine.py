@@ -2,7 +2,6 @@
 
 import builtins
 import contextlib
-import logging
 import os
 import shlex
 import socket
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from tauten.core import errors
 from tauten.core.errors import InputError, TautenError
+from tauten.core.printing import logger
 from tauten.distributed.channel import Channel
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.hosts import LOOPBACK, Host, address_of
@@ -26,7 +26,7 @@ from tauten.distributed.token import RefusedError
 SHELL = "ssh -o BatchMode=yes {host}"
 _STARTS = 3  # in a row that may fail before a worker is given up
 _LOG_BYTES = 2000
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tauten.core.temporary import remove_orphans
 from tauten.core.trees import map_tensors
 from tauten.distributed.engine import Answered, Event, Failed, Joined, Lost
 from tauten.distributed.job import Job, JobPart
@@ -99,6 +100,7 @@ class LocalEngine:
             group.close()
         self._groups = {}
         shutil.rmtree(self._folder, ignore_errors=True)
+        remove_orphans()  # of the workers, which end without removing theirs
 
     def _start(self, name: str) -> None:
         assert self._job is not None, "a job comes first"

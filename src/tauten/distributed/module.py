@@ -1,5 +1,6 @@
 """What `distribute` returns: a module that is called like the model."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tauten.core.files import exclusive
 from tauten.core.progress import progress_bars, track
 from tauten.core.version import __version__
 from tauten.data.windows import TokenBatch
@@ -131,13 +133,19 @@ class DistributedModule(InferenceOnWorkers):
                 process; inputs must then be the same in the same order.
         Raises:
             InputError: The folder holds results of other inputs.
-            BusyError: It holds those of another model.
+            BusyError: It holds those of another model, or another process fills it.
+            TautenError: The disk refuses.
         """
         total = len(inputs) if isinstance(inputs, Sized) else None
-        record = None if folder is None else Record(Path(folder), self._run_id())
         calls = (("forward", *self._checked(arguments(item, self._takes))) for item in inputs)
-        workers = self._started()
-        with progress_bars():
+        with contextlib.ExitStack() as stack:
+            record = None
+            if folder is not None:
+                place = Path(folder).resolve()
+                stack.enter_context(exclusive(place))
+                record = Record(place, self._run_id())
+            workers = self._started()
+            stack.enter_context(progress_bars())
             results = workers.cluster.run(workers.job, calls, total, record)
             yield from track(results, "computing", total or 0)
 

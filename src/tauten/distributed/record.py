@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tauten.core.errors import InputError
-from tauten.core.files import sha256_file, whole_file
+from tauten.core.files import make_folder, sha256_file, whole_file
 from tauten.core.journal import Journal
 from tauten.distributed.wire import decode, encode
 
@@ -24,7 +24,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, run: dict[str, Any]):
-        (folder / "results").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "results")
         self._whole, self._folder = folder, folder / "results"
         self._journal = Journal(folder / "journal.jsonl", run)
         self._inputs = {

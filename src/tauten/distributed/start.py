@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.core.trees import copied
 from tauten.distributed.blueprint import blueprint
 from tauten.distributed.cluster import Cluster
@@ -40,7 +40,7 @@ from tauten.parallel.row_cuts import Call, RowCuts
 from tauten.parallel.start import cores
 from tauten.parallel.start import start as start_parallel
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

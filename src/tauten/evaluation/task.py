@@ -1,6 +1,5 @@
 """Turn a user's data into examples, splits and a metric."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.figures import plural
+from tauten.core.printing import logger
 from tauten.data.documents import Document
 from tauten.data.plain_models import is_plain, plain_batches
 from tauten.data.reading import texts_for
@@ -38,7 +38,7 @@ from tauten.models.batch import misfit
 from tauten.models.source import Source
 from tauten.models.structure import find_structure
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """The least that a language model must do: know which tokens are frequent."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from tauten.core.printing import logger
 from tauten.data.windows import TokenBatch
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def unigram_perplexity(known: Sequence[TokenBatch], judged: Sequence[TokenBatch]) -> float:

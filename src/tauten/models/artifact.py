@@ -2,15 +2,19 @@
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tauten.core.description import ANEW, checked, read_json
+from tauten.core.digests import SEAL, digest_of, unsealed
 from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import sha256_file
-from tauten.models.companions import copy_companions
+from tauten.models import covered
+from tauten.models.companions import copy_companions, inside
 from tauten.models.generation import use_native_decoder
 from tauten.models.manifest import Manifest, Timing
 from tauten.models.outline import check_layers
@@ -20,10 +24,10 @@ from tauten.models.saving import refuse_saving
 from tauten.models.shaped import reshaped_source, with_tensors
 from tauten.models.source import Source, open_source
 
-MANIFEST = "tauten.json"
+MANIFEST = covered.MANIFEST
 WEIGHTS = "model.safetensors"
-RECIPE = "recipe.yaml"
-TIMING = "timing.json"
+RECIPE = covered.RECIPE
+TIMING = covered.TIMING
 REPORT = "report.html"
 FORMAT = 1
 
@@ -42,17 +46,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     if not is_artifact(folder):
         raise InputError(f"{folder}: no {MANIFEST} there; pass a folder that Tauten wrote")
-    file = folder / MANIFEST
-    manifest: dict[str, Any] = read_json(file, dict[str, Any])
-    version = manifest.get("format", FORMAT)
+    file = inside(folder, MANIFEST)
+    raw: dict[str, Any] = read_json(file, dict[str, Any])
+    version = raw.get("format", FORMAT)
     if isinstance(version, int) and version > FORMAT:
         raise InputError(
             f"{folder}: format {version}, but this Tauten reads up to {FORMAT}; upgrade Tauten"
         )
+    if "files" in raw and SEAL not in raw:
+        raise CorruptError(f"{file}: damaged ({SEAL} is missing); {ANEW}")
+    manifest = unsealed(raw, file, ANEW)
     checked(Manifest, manifest, file)
     if (chosen := manifest.get("chosen")) is not None and chosen >= len(manifest["trials"]):
         raise CorruptError(f"{file}: damaged (chosen={chosen} is none of the trials); {ANEW}")
     return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any], only: str = "") -> None:
+    """See `covered.check`; earlier versions wrote nothing to check by."""
+    if "files" in manifest:
+        covered.check(folder, manifest["files"], only)
 
 
 def read_timing(folder: Path) -> dict[str, Any]:
@@ -61,7 +74,7 @@ def read_timing(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     remedy = "delete it, or make the artifact anew"
-    timing: dict[str, Any] = read_json(file, dict[str, Any], remedy)
+    timing = unsealed(read_json(inside(folder, TIMING), dict[str, Any], remedy), file, remedy)
     checked(Timing, timing, file, remedy)
     return timing
 
@@ -80,17 +93,17 @@ def source(folder: Path, model: Any = None) -> Source:
     from tauten.models import huggingface, sentence
 
     manifest = read_manifest(folder)
-    reader = SafetensorsReader([folder / WEIGHTS])
+    reader = SafetensorsReader([inside(folder, WEIGHTS)])
     if sha256_file(folder / WEIGHTS) != manifest["weights"]["sha256"]:
         raise CorruptError(f"{folder / WEIGHTS}: changed since it was written; make it anew")
+    check_files(folder, manifest)
+    identify = functools.partial(digest_of, manifest)
     if (folder / sentence.LAYOUT).is_file():
-        original = _of_sentences(folder, manifest["weights"]["sha256"], reader.size_bytes)
+        original = _of_sentences(folder, identify, reader.size_bytes)
     elif (folder / "config.json").is_file():
         build = huggingface.skeleton_builder(huggingface.read_config(folder, reader), folder)
         reader.bounds.check_model(build, str(folder))
-        original = Source(
-            str(folder), "artifact", build, manifest["weights"]["sha256"], reader.size_bytes
-        )
+        original = Source(str(folder), "artifact", build, identify, reader.size_bytes)
         original.tokenizer = huggingface.tokenizer_loader(folder)
         original.save_companions = lambda out: copy_companions(folder, out)
     elif model is None:
@@ -107,7 +120,7 @@ def source(folder: Path, model: Any = None) -> Source:
     return dataclasses.replace(packed, written_out=tuple(manifest.get("written_out", [])))
 
 
-def _of_sentences(folder: Path, fingerprint: str, size_bytes: int) -> Source:
+def _of_sentences(folder: Path, identify: Callable[[], str], size_bytes: int) -> Source:
     from tauten.models import sentence
 
     model: Any = sentence.empty_model(folder, 64 * size_bytes + 2**24)
@@ -115,7 +128,7 @@ def _of_sentences(folder: Path, fingerprint: str, size_bytes: int) -> Source:
         name=str(folder),
         kind="artifact",
         skeleton=lambda: copy.deepcopy(model),
-        fingerprint=fingerprint,
+        identify=identify,
         size_bytes=size_bytes,
         save_companions=lambda out: copy_companions(folder, out),
         tokenizer=lambda: model.tokenizer,

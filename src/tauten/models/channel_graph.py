@@ -5,7 +5,6 @@ that meet an operation whose way with them isn't known keep their number, and so
 and outputs of the model.
 """
 
-import logging
 import math
 import operator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.models.batchnorm import NORMS
 from tauten.models.channel_groups import CONVOLUTIONS, LAYERS, ChannelGroup, Member, is_depthwise
 from tauten.models.channelwise import (
@@ -25,7 +25,7 @@ from tauten.models.channelwise import (
 )
 from tauten.models.tracing import argument, name_of, traced_parts
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What stands beside a model's weights and goes with it: configurations, tokenizer, templates.
 
 Knows names only. Weights, code and model cards stay behind: they tell of another file than ours.
+No link out of a model's folder is followed: who made the folder doesn't choose what else is read.
 """
 
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from tauten.core import description
-from tauten.core.errors import CorruptError
+from tauten.core.errors import CorruptError, InputError
 from tauten.core.figures import listed
+from tauten.core.files import copy_file, make_folder
 
 MODULES = "modules.json"  # of sentence-transformers
 TEMPLATES = "additional_chat_templates"
@@ -22,7 +24,8 @@ _SUFFIXES = {
     *(".spm", ".codes", ".bpe", ".tiktoken", ".tokenizer", ".vocab", ".tsv"),
 }
 PATTERNS = [*(f"*{suffix}" for suffix in sorted(_SUFFIXES)), "tokenizer*", "LICENSE*", "NOTICE*"]
-_STARTS = ("tokenizer", "licen", "notice", "copying")
+_LICENCES = ("licen", "notice", "copying")
+_STARTS = ("tokenizer", *_LICENCES)
 _REMEDY = "copy or download it again"
 _POINTER = b"version https://git-lfs."
 
@@ -44,8 +47,8 @@ def copy_companions(folder: Path, out: Path, with_heads: bool = True) -> None:
             are part of the model.
     """
     for name in carried(folder, with_heads):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, out / name)
+        make_folder((out / name).parent)
+        copy_file(folder / name, out / name)
 
 
 def left_behind(folder: Path) -> str:
@@ -74,6 +77,7 @@ def module_folders(folder: Path) -> list[str]:
     for name in names:
         if not is_inside(name):
             raise CorruptError(f"{folder / MODULES} names {name!r}, which isn't in that folder")
+        inside(folder, name)
     return names
 
 
@@ -82,13 +86,44 @@ def is_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def read_json(file: Path, kind: Any = Any) -> Any:
-    """What a JSON file says; see `description.read_json`.
+def inside(folder: Path, name: str | Path) -> Path:
+    """A file or folder of a model's folder, by its name there, which may be a link within that.
+
+    The hub's cache is made of links from `models--OWNER--NAME/snapshots/COMMIT` to `blobs` beside
+    `snapshots`; those are followed.
 
     Raises:
+        InputError: It leads out of the folder, or nowhere.
+    """
+    path, real, root = (
+        folder / name,
+        Path(os.path.realpath(folder / name)),
+        os.path.realpath(folder),
+    )
+    if real.is_relative_to(root) or real.parent in map(_blobs, Path(root, "x").parents):
+        if path.exists() or not path.is_symlink():
+            return path
+        raise InputError(f"{path} is a link to {real}, which isn't there; get the model anew")
+    raise InputError(
+        f"{path} is a link that leads out of the model's folder, to {real}; if you trust that, "
+        f"make a folder without links: cp -rL {folder} COPY"
+    )
+
+
+def _blobs(snapshots: Path) -> Path | None:
+    """Where the hub's cache keeps contents of files, given the folder of a model's commits."""
+    is_cache = snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+    return snapshots.parent / "blobs" if is_cache else None
+
+
+def read_json(file: Path, kind: Any = Any) -> Any:
+    """What a JSON file of a model's folder says; see `description.read_json`.
+
+    Raises:
+        InputError: It is a link out of its folder.
         CorruptError: It is damaged, or a pointer in the place of the file.
     """
-    check_fetched(file)
+    check_fetched(inside(file.parent, file.name))
     return description.read_json(file, kind, _REMEDY, wide=True)
 
 
@@ -133,10 +168,16 @@ def carried(folder: Path, with_heads: bool = True) -> Iterator[Path]:
     """Names of the files that go with a model, from its folder; as for `copy_companions`."""
     heads = [name for name in module_folders(folder) if name and (folder / name).is_dir()]
     for name in dict.fromkeys(["", *heads, TEMPLATES]):
-        for file in sorted((folder / name).glob("*")):
+        for file in sorted(inside(folder, name).glob("*")):
             is_head = name in heads and file.suffix == WEIGHTS and with_heads
-            if file.is_file() and (is_head or _is_companion(file)):
-                yield file.relative_to(folder)
+            leads_nowhere = file.is_symlink() and not file.exists()
+            if (file.is_file() or leads_nowhere) and (is_head or _is_companion(file)):
+                yield inside(folder, file.relative_to(folder)).relative_to(folder)
+
+
+def is_licence(name: Path) -> bool:
+    """Whether a file that goes with a model only says what may be done with it."""
+    return name.name.lower().startswith(_LICENCES)
 
 
 def _is_companion(file: Path) -> bool:

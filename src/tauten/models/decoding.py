@@ -1,12 +1,12 @@
 """Which transformers models the native decoder takes over."""
 
-import logging
 from typing import Any
 
 import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.formats.packed import PackedWeight
 from tauten.runtime import kernels
 from tauten.runtime.decoder import Decoder
@@ -21,7 +21,7 @@ ARCHITECTURES = {
 ACTIVATIONS = {"transformers.activations.SiLUActivation", "torch.nn.modules.activation.SiLU"}
 # Others change the frequencies with the length of the text.
 STATIC_ROTARY = {"default", "linear", "llama3", "yarn"}
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def decoder_for(model: nn.Module) -> Decoder | None:

@@ -1,7 +1,6 @@
 """A model on a GPU is worked on by the CPU, and what is made of it goes back to the GPU."""
 
 import copy
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.models.obstacles import uncopied
 from tauten.models.packing import packed_modules
 from tauten.runtime import kernels
 from tauten.runtime.buffers import CPU
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from accelerate.big_modeling import init_empty_weights
 from gguf import GGUFValueType
 from torch import nn
 
+from tauten.core.digests import file_digests
 from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
-from tauten.core.files import sha256_file
+from tauten.core.files import copy_file, write_json
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.bounds import Bounds
+from tauten.models.companions import inside
 from tauten.models.experts import unfuse_experts
 from tauten.models.source import Source, shared_copy
 
@@ -72,14 +73,14 @@ def source(file: Path) -> Source:
         _plain_config(out / "config.json", type(loaded()).__name__)
         tokenizer().save_pretrained(out)
         for licence in file.parent.glob("LICENSE*"):
-            shutil.copyfile(licence, out / licence.name)
+            copy_file(inside(file.parent, licence.name), out / licence.name)
 
     return Source(
         name=str(file),
         kind="gguf",
         skeleton=lambda: shared_copy(loaded()),
         outline=outline,
-        fingerprint=sha256_file(file),
+        identify=functools.cache(lambda: file_digests([file])[0]),
         size_bytes=file.stat().st_size,
         save_companions=save_companions,
         tokenizer=tokenizer,
@@ -220,4 +221,4 @@ def _plain_config(file: Path, architecture: str) -> None:
     config = json.loads(file.read_text())
     config.pop("quantization_config", None)
     config["architectures"] = [architecture]
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(file, config)

@@ -20,6 +20,7 @@ from torch import nn
 
 from tauten.core.errors import CorruptError, first_line
 from tauten.core.figures import plural
+from tauten.core.printing import logger
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.loader import Loader
 from tauten.models.reader import SafetensorsReader
@@ -29,7 +30,7 @@ POOLING = "add_pooling_layer"  # an argument of encoders in transformers; ours i
 _DERIVED = re.compile(r"(position_ids|inv_freq|masked_bias|attn\.bias)$")  # computed, not learned
 _TIES = "tie_word_embeddings"
 _SHOWN = 3
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass

@@ -1,9 +1,8 @@
 """Hugging Face folders and hub ids."""
 
 import copy
-import hashlib
-import logging
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,14 @@ from torch import nn
 from typing_extensions import NotRequired, TypedDict
 
 from tauten.core.description import at_least
+from tauten.core.digests import digest_of, file_digests
 from tauten.core.dtypes import default_dtype
 from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import write_json
+from tauten.core.printing import logger
 from tauten.models.companions import (
     PATTERNS,
+    carried,
     check_folder,
     copy_companions,
     left_behind,
@@ -31,7 +33,7 @@ from tauten.models.source import Source, shared_copy
 
 CONFIG = "config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "bpe.codes")
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @at_least
@@ -74,7 +76,7 @@ def source(folder: Path) -> Source:
         name=str(folder),
         kind="huggingface",
         skeleton=build,
-        fingerprint=_fingerprint(folder, reader),
+        identify=functools.cache(lambda: identity(folder, reader.files)),
         size_bytes=reader.size_bytes,
         reader=with_reader,
         base_prefix=fit.prefix,
@@ -93,8 +95,12 @@ def read_config(folder: Path, reader: SafetensorsReader | None = None) -> Any:
         reader: Of its weights, to compare with; None where the configuration is our own.
     """
     file = folder / CONFIG
-    raw = read_json(file, _Config)
     check_folder(folder)
+    raw = read_json(file, _Config)
+    if kernels := _named_kernels(raw):
+        raise InputError(
+            f"{file} names {kernels[0]!r}, code of the hub, which is never run: delete it"
+        )
     if reader is not None:
         reader.bounds.check_numbers(raw, str(file))
     try:
@@ -116,7 +122,8 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
         where: Folder that may say how the model generates, or a file, for messages.
     """
     names = config.architectures or []
-    model_class = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
+    found = (getattr(transformers, name, None) for name in names)
+    model_class = next((kind for kind in found if _is_architecture(kind)), None)
     if model_class is None:
         named = ", ".join(names) or "none"
         raise InputError(
@@ -137,6 +144,21 @@ def skeleton_builder(config: Any, where: Path) -> Callable[[], nn.Module]:
         return unfuse_experts(model.eval())
 
     return build
+
+
+def _is_architecture(kind: Any) -> bool:
+    """Whether what transformers has under a name is a model: a configuration may name anything."""
+    return isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+
+
+def _named_kernels(raw: Any) -> list[str]:
+    """Kernels that a configuration names; transformers would fetch and run them."""
+    if not isinstance(raw, dict):
+        return []
+    own = [raw.get(name) for name in ("attn_implementation", "experts_implementation")]
+    flat = [v for value in own for v in (value.values() if isinstance(value, dict) else [value])]
+    inner = [name for value in raw.values() for name in _named_kernels(value)]
+    return [value for value in flat if isinstance(value, str) and "/" in value] + inner
 
 
 def _generation_config(folder: Path) -> Any:
@@ -160,6 +182,7 @@ def tokenizer_loader(folder: Path) -> Callable[[], Any] | None:
         return None
 
     def load() -> Any:
+        check_folder(folder)
         try:
             return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # the library tokenizers raises no other class
@@ -187,14 +210,8 @@ def download(name: str) -> Path:
         ) from None
 
 
-def _fingerprint(folder: Path, reader: SafetensorsReader) -> str:
-    """Configuration, and size and 64 KiB at both ends of each file: contents in milliseconds."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in reader.files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(2**16))
-            opened.seek(max(0, size - 2**16))
-            digest.update(opened.read())
-    return digest.hexdigest()
+def identity(folder: Path, weights: Iterable[Path]) -> str:
+    """SHA-256 of all bytes of a folder's weights and of what goes with them."""
+    files = sorted({*weights, *(folder / name for name in carried(folder))})
+    names = (str(file.relative_to(folder)) for file in files)
+    return digest_of(dict(zip(names, file_digests(files), strict=True)))

@@ -1,6 +1,5 @@
 """Which layers calibration data reaches: what it doesn't reach is said, never passed over."""
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +9,14 @@ from tauten.core.errors import InputError
 from tauten.core.figures import plural
 from tauten.core.inputs import TOKENS_PER_FEATURE, LayerInputs
 from tauten.core.measurement import LayerRecord
+from tauten.core.printing import logger
 from tauten.core.recipe import Recipe
 from tauten.models.observer import is_observed
 
 TUNED = "its block was tuned by"  # in the reason of a layer, before names of techniques
 UNSEEN = "packed without data"  # in the reason of a layer that a calibrated technique didn't see
 NEVER_SEEN = "aren't observed"  # there: no data of whatever amount would help
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def check_finite(seen: Mapping[str, LayerInputs]) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from tauten.core.errors import CorruptError, InputError
 from tauten.formats import entropy
 from tauten.models.bounds import Bounds
-from tauten.models.companions import check_fetched, read_json
+from tauten.models.companions import check_fetched, inside, read_json
 from tauten.models.safetensors_header import Entry, entries_of
 
 INDEX = "model.safetensors.index.json"
@@ -114,11 +114,12 @@ def open_folder(folder: Path) -> SafetensorsReader:
     Beside a whole file an index is stale: transformers reads the file, too.
 
     Raises:
-        InputError: There are none; a pickle checkpoint is never loaded.
+        InputError: There are none, or one is a link out of the folder; a pickle checkpoint is never
+            loaded.
         CorruptError: The index is damaged or names a file outside the folder.
     """
     if (folder / SINGLE).is_file():
-        return SafetensorsReader([folder / SINGLE])
+        return SafetensorsReader([inside(folder, SINGLE)])
     if (folder / INDEX).is_file():
         return SafetensorsReader(_indexed_files(folder))
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
@@ -159,6 +160,6 @@ def _indexed_files(folder: Path) -> list[Path]:
             raise CorruptError(
                 f"{folder / INDEX} names {name!r}, which isn't a safetensors file of that folder"
             )
-        if not (folder / name).is_file():
+        if not inside(folder, name).is_file():
             raise CorruptError(f"{folder / name} is missing, though the index names it; get it too")
     return [folder / name for name in names]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tauten.core.errors import CorruptError
 from tauten.core.files import whole_file
 from tauten.models.safetensors_header import LENGTH_BYTES, Entry, entries_of
 
@@ -71,6 +72,6 @@ def _copy(source: BinaryIO, out: BinaryIO, length: int) -> None:
     while length:
         chunk = source.read(min(length, CHUNK_BYTES))
         if not chunk:
-            raise EOFError(f"{source.name} ended early")
+            raise CorruptError(f"{source.name} ended early; delete its folder and run again")
         out.write(chunk)
         length -= len(chunk)

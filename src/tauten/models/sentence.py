@@ -9,9 +9,9 @@ loads it too, given `trust_remote_code=True`; without that it refuses, and never
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +22,22 @@ from typing_extensions import NotRequired, TypedDict
 
 from tauten.core.description import Count, Sizes, exact
 from tauten.core.errors import CorruptError, InputError, first_line
-from tauten.core.files import write_json
+from tauten.core.files import make_folder, whole_file, write_json
 from tauten.core.progress import quiet_elsewhere
+from tauten.core.temporary import TemporaryFolder
 from tauten.models.companions import (
     MODULES,
     Module,
+    check_folder,
     copy_companions,
+    inside,
     is_inside,
     left_behind,
     module_folders,
     read_json,
 )
 from tauten.models.heads import POOLING, fitted
-from tauten.models.huggingface import CONFIG, download, read_config, skeleton_builder
+from tauten.models.huggingface import CONFIG, download, identity, read_config, skeleton_builder
 from tauten.models.loader import place, tensor_slots
 from tauten.models.packing import prepacked
 from tauten.models.reader import SINGLE, SafetensorsReader, open_folder
@@ -84,13 +87,16 @@ def source(folder: Path) -> Source:
     """A folder of sentence-transformers.
 
     Raises:
-        InputError: A module is of a class that isn't the library's own, or can't be loaded.
+        InputError: A module is of a class that isn't the library's own, or can't be loaded; or a
+            link leads out of the folder.
         CorruptError: A file is damaged or a tensor is missing.
     """
+    check_folder(folder)
     readers = _readers(folder)
     options = _options(folder, readers)
     weights = {part: _described(reader) for part, reader in readers.items()}
 
+    files = [file for reader in readers.values() for file in reader.files]
     modules = read_json(folder / MODULES)
     layout = {"options": options, "weights": weights, "modules": modules}
     own = [{**m, "type": _PACKED} if m["path"] in weights else m for m in modules]
@@ -102,6 +108,7 @@ def source(folder: Path) -> Source:
 
     return dataclasses.replace(
         module_source(_loaded(folder, options), str(folder), KIND),
+        identify=functools.cache(lambda: identity(folder, files)),
         size_bytes=sum(reader.size_bytes for reader in readers.values()),
         save_companions=save_companions,
         left_behind=left_behind(folder),
@@ -128,15 +135,15 @@ def empty_model(folder: Path, most_bytes: int) -> nn.Module:
             f"{folder / LAYOUT}: weights of {sum(lengths)} bytes: expected at most {most_bytes}, "
             "for what is stored; make it anew"
         )
-    with tempfile.TemporaryDirectory(prefix="tauten-") as name:
-        copy_companions(folder, Path(name), with_heads=False)
+    with TemporaryFolder() as made:
+        copy_companions(folder, made, with_heads=False)
         try:
             for part, tensors in layout["weights"].items():
-                _write_zeros(Path(name), part, tensors)
-            write_json(Path(name) / MODULES, layout["modules"])
-        except (ValueError, OSError) as error:
+                _write_zeros(made, part, tensors)
+            write_json(made / MODULES, layout["modules"])
+        except ValueError as error:
             raise CorruptError(f"{folder / LAYOUT}: damaged ({error}); make it anew") from None
-        model = shared_copy(_loaded(Path(name), layout["options"]))
+        model = shared_copy(_loaded(made, layout["options"]))
     for slot in tensor_slots(model):
         place(slot, torch.empty_like(slot.empty, device="meta"))
     return model
@@ -170,8 +177,13 @@ def _loaded(folder: Path, options: dict[str, Any]) -> nn.Module:
                 f"{folder / MODULES}: {module.get('type')!r} is code of that folder, which is "
                 "never run; pass the SentenceTransformer itself"
             )
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer, __version__
 
+    if int(__version__.split(".")[0]) < 6:
+        raise InputError(
+            f"sentence-transformers {__version__} imports what a folder's JSON names: pip install "
+            "'sentence-transformers>=6'"
+        )
     options = {"dtype": torch.float32, **options}
     try:
         with quiet_elsewhere():
@@ -188,7 +200,7 @@ def _readers(folder: Path) -> dict[str, SafetensorsReader]:
     """Weights by folder, from that of the model; a pickle is never loaded."""
     readers = {}
     for part in dict.fromkeys(["", *module_folders(folder)]):
-        found = [p.suffix for p in (folder / part).glob("*") if p.is_file()]
+        found = [p.suffix for p in inside(folder, part).glob("*") if p.is_file()]
         if {".safetensors", ".bin", ".pt", ".pth"} & set(found):
             readers[part] = open_folder(folder / part)
     return readers
@@ -228,7 +240,7 @@ def _write_zeros(folder: Path, part: str, tensors: _Described) -> None:
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + length]}
         end += length
     encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    (folder / part).mkdir(exist_ok=True)
-    with (folder / part / SINGLE).open("wb") as opened:
+    make_folder(folder / part)
+    with whole_file(folder / part / SINGLE) as opened:
         opened.write(len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
         opened.truncate(LENGTH_BYTES + len(encoded) + end)

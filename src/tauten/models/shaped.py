@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.files import write_json
+from tauten.core.temporary import TemporaryFolder
 from tauten.models.config_changes import changed_config, config_of, merged
 from tauten.models.loader import place, tensor_slots
 from tauten.models.outline import outline
@@ -94,8 +94,7 @@ def with_plain_config(original: Source, reshaped: Source) -> Source:
 
     if reshaped.structure == original.structure:
         return reshaped
-    with tempfile.TemporaryDirectory(prefix="tauten-") as name:
-        folder = Path(name)
+    with TemporaryFolder() as folder:
         original.save_companions(folder)
         if not (folder / CONFIG).is_file():
             return reshaped

@@ -1,9 +1,9 @@
 """Open whatever the user has: a Hugging Face folder or id, a GGUF file, a module, a factory."""
 
 import copy
+import functools
 import hashlib
 import importlib
-import logging
 import os
 import re
 import sys
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.models.devices import Home, to_cpu
 from tauten.models.experts import unfuse_experts
 from tauten.models.loader import Loader
@@ -25,7 +26,8 @@ from tauten.models.reader import SafetensorsReader, check_finite
 from tauten.models.replacing import check_replaceable, fold_reparametrized, unwrapped
 from tauten.models.state import check_loaded, say_if_training, written_buffers
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
+_FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -38,7 +40,7 @@ class Source:
         kind: `huggingface`, `sentence-transformers`, `gguf`, `module`, `factory` or `artifact`.
         skeleton: Builds the module; with a reader its tensors are on the meta device, without one
             they are shared with the original.
-        fingerprint: Changes when the model does; names a run's journal.
+        identify: Makes its fingerprint, which may take seconds: all its bytes are read.
         size_bytes: Bytes of its weights on disk (in memory for modules).
         reader: Source of its tensors, None where they are in memory.
         base_prefix: Name of the base model that checkpoints may leave out.
@@ -57,7 +59,7 @@ class Source:
     name: str
     kind: str
     skeleton: Callable[[], nn.Module]
-    fingerprint: str
+    identify: Callable[[], str]
     size_bytes: int
     reader: SafetensorsReader | None = None
     base_prefix: str = ""
@@ -70,6 +72,11 @@ class Source:
     outline: Callable[[], nn.Module] | None = None
     written_out: tuple[str, ...] = ()
     home: Home | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any byte of the model does; names a run's journal."""
+        return self.identify()
 
     def open(self, blocks: tuple[str, ...] = (), stream: bool = False) -> nn.Module:
         """The model, ready to be called, in float32 where it came from disk.
@@ -128,11 +135,17 @@ def open_source(model: "str | os.PathLike[str] | nn.Module | Source") -> Source:
         return artifact.source(path) if artifact.is_artifact(path) else _open_folder(path)
     if path.is_file():
         return _open_file(path)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+    if names_code(text):
         return factory_source(text)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) or re.fullmatch(r"[\w.-]+", text):
         return _open_folder(huggingface.download(text))
     raise InputError(f"{text}: no such file or folder; pass a model folder or a .gguf file")
+
+
+def names_code(model: Any) -> bool:
+    """Whether a model's name is that of a function, which only a user may have imported and run."""
+    is_there = isinstance(model, str) and Path(model).expanduser().exists()
+    return isinstance(model, str) and not is_there and re.fullmatch(_FACTORY, model) is not None
 
 
 def _open_folder(path: Path) -> Source:
@@ -183,7 +196,7 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
         name=name or type(model).__name__,
         kind=kind,
         skeleton=lambda: shared_copy(model),
-        fingerprint=fingerprint_tensors(tensors),
+        identify=functools.cache(lambda: fingerprint_tensors(tensors)),
         size_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         tokenizer=_tokenizer_of(model),
         home=home,

@@ -1,7 +1,6 @@
 """A model's tensors: whether they are there, and what a forward writes into them."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -10,9 +9,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.formats.packed import PackedWeight
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def say_if_training(model: nn.Module) -> None:

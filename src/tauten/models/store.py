@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from tauten.core.files import sha256_file, whole_file
+from tauten.core.files import make_folder, sha256_file, whole_file
 from tauten.core.journal import Journal
 from tauten.models.reader import SafetensorsReader
 from tauten.models.safetensors_writer import Joined
@@ -26,7 +26,7 @@ class BlockStore:
     """
 
     def __init__(self, folder: Path, journal: Journal, trial: str):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self._journal, self._trial = folder, journal, trial
 
     def finished(self, part: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tauten.core.errors import CorruptError
-from tauten.core.files import whole_file
+from tauten.core.files import make_folder, whole_file
 
 MAX_BYTES = 8 * 2**30
 
@@ -24,7 +24,7 @@ class Targets:
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         most = MAX_BYTES if max_bytes is None else max_bytes
         self._max_bytes = min(most, shutil.disk_usage(folder).free // 2)

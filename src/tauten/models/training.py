@@ -1,9 +1,7 @@
 """The loop that trains: shuffled batches, a learning rate, checkpoints, progress."""
 
 import contextlib
-import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +12,10 @@ from torch import Tensor
 
 from tauten.core.description import Count
 from tauten.core.errors import InputError
+from tauten.core.files import make_folder
+from tauten.core.printing import logger
 from tauten.core.progress import progress_bar
+from tauten.core.temporary import TemporaryFolder
 from tauten.models.calibration import CalibrationBatch
 from tauten.models.checkpoint import Checkpoint
 
@@ -24,7 +25,7 @@ BETAS = (0.9, 0.95)
 MEMORY = 0.95  # of the live loss for the steps before
 CHECKPOINT_S = 120.0
 CHECKPOINT = "checkpoint.safetensors"
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 Loss = Callable[[int | None, CalibrationBatch], Tensor]
 
 
@@ -32,11 +33,11 @@ Loss = Callable[[int | None, CalibrationBatch], Tensor]
 def working_folder(folder: Path | None) -> Iterator[Path]:
     """The folder, made if absent; a temporary one where none is given."""
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="tauten-") as temporary:
-        yield Path(temporary)
+    with TemporaryFolder() as temporary:
+        yield temporary
 
 
 @dataclass(frozen=True)

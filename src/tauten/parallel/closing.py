@@ -1,6 +1,5 @@
 """What modules on workers have in common: they end them, and refuse what doesn't reach them."""
 
-import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,12 @@ from torch import fx, nn
 from torch._C._dynamo import eval_frame
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.core.trees import leaves_of, tensors_of
 from tauten.parallel.row_cuts import Call
 
 Own = TypeVar("Own", bound="ModuleOnWorkers")
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class ModuleOnWorkers(nn.Module):

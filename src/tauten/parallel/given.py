@@ -1,8 +1,6 @@
 """A model as the user gave it, what workers open of it, and the calls that it is planned for."""
 
-import atexit
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from tauten.core.errors import InputError
 from tauten.core.rows import count_rows
+from tauten.core.temporary import TemporaryFolder
 from tauten.models.devices import to_cpu
 from tauten.models.source import open_source
 from tauten.models.state import check_loaded, say_if_training
@@ -25,6 +24,7 @@ from tauten.parallel.parcel import Parcel, dump_skeleton, pack, switch_cache_off
 from tauten.parallel.pool import pool_folder
 from tauten.parallel.row_cuts import Call, RowCuts
 
+_folders: list[TemporaryFolder] = []  # of this process, until it ends
 _ROWS, _TOKENS = 8, 64  # of the call that a language model is planned for by default
 
 
@@ -159,6 +159,5 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _own_folder() -> Path:
     """A folder for a process that starts no workers, removed at its end."""
-    folder = memory_folder()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    _folders.append(memory_folder())
+    return _folders[-1].path

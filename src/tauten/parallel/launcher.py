@@ -14,18 +14,16 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import BinaryIO
 
 from tauten.core.errors import TautenError
+from tauten.core.temporary import SHARED_MEMORY, TemporaryFolder
 
 _PATIENCE_S = 2.0  # for a process that has closed its connection to end
 _FORK = b"fork"
 _SHARED_IMPORTS = ("transformers.modeling_utils",)  # slow; imported once if models may need them
-_SHARED_MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 1 << 28  # a container's default of 64 MB is too little
 
 
@@ -37,7 +35,8 @@ class Launcher:
     """
 
     def __init__(self) -> None:
-        self.folder = memory_folder()
+        self._held = memory_folder()
+        self.folder = self._held.path
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
         # Workers import what this process could, by the same paths; threads of a BLAS library would
@@ -105,7 +104,7 @@ class Launcher:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)  # it leads its workers' session
             self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._held.close()
 
 
 _launcher: Launcher | None = None
@@ -123,12 +122,12 @@ def the_launcher() -> Launcher:
         return _launcher
 
 
-def memory_folder() -> Path:
+def memory_folder() -> TemporaryFolder:
     """A new folder in memory, or on disk where the memory file system is small."""
     place = None
-    if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM_BYTES:
-        place = _SHARED_MEMORY
-    return Path(tempfile.mkdtemp(prefix="tauten-", dir=place))
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free >= _ROOM_BYTES:
+        place = SHARED_MEMORY
+    return TemporaryFolder(place)
 
 
 def _serve(channel: socket.socket) -> None:

@@ -5,7 +5,6 @@ call are compared with those of its parts, a first row and the rest. So parts ar
 that calls are cut into later, and no pairs or groups of neighbouring rows stay together.
 """
 
-import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.core.rows import count_rows, cut_rows, has_rows
 from tauten.core.trees import flatten
 from tauten.parallel.comparison import difference
 from tauten.parallel.rows import NO_JOINS, Joins, even_sizes, join_rows, joins_of
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 # Computes calls; the flag says that outputs may be views that hold until the next.
 Compute = Callable[[Sequence[Call], bool], list[Any]]

@@ -1,6 +1,5 @@
 """From a model to its workers: check what is asked for, plan, start."""
 
-import logging
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from torch import nn
 
 from tauten.core.errors import InputError
 from tauten.core.figures import format_seconds
+from tauten.core.printing import logger
 from tauten.core.progress import progress_bars
 from tauten.core.rows import count_rows
 from tauten.core.trees import copied
@@ -39,7 +39,7 @@ from tauten.parallel.training import Trainee, check_trainable, distributed
 from tauten.parallel.training_module import TrainingModule
 from tauten.parallel.worker import Place
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 # A call that is shorter loses by any split: half of it is less than handing it over and back takes.
 _WORTH_SPLITTING_S = 2 * LOCAL_LINK.latency_s
 _LOOKS, _LOOKING_S = 5, 0.5  # at a call's time; the first may be many times as long

@@ -1,6 +1,5 @@
 """GPTQ: round column by column, each column's error made up for by those that follow."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from tauten.core.knobs import (
     check_group_size,
     check_rounds,
 )
+from tauten.core.printing import logger
 from tauten.core.technique import BlockTechnique
 from tauten.formats.integer import ZERO_KINDS, IntegerWeight, grid_values, round_to_grid
 from tauten.models.packing import matrix_of
@@ -25,7 +25,7 @@ from tauten.solvers.nearest import round_to_nearest
 from tauten.solvers.refit import refit_grid
 from tauten.solvers.second_order import corrected_target, curvature, damped, descend, sweep
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 AUTO = "auto"
 STRENGTHS = (0.0, 0.25, 0.5)  # more has only done harm where it was tried
 

@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tauten.core import figures
+from tauten.core.printing import printable
 from tauten.report.facts import (
     badge,
     coverage_line,
@@ -98,11 +99,17 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS)
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is filled in; control characters of names are written out."""
+    return printable(value) if type(value) is str else value
 
 
 def _plots(rows: list[TrialRow], manifest: Mapping[str, Any]) -> dict[str, Plot]:

@@ -6,6 +6,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tauten.core.figures import format_bytes, format_change, format_rate, format_seconds, plural
 from tauten.parallel.plan import Option, Plan
@@ -21,17 +22,21 @@ def print_plan(plan: Plan, console: Console, most: int = 12) -> None:
     """
     title = f"{plan.model}: {plan.goal} of calls of {plural(plan.rows, 'row')}"
     # Eighty columns have to do.
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table = Table(
+        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
+    )
     table.add_column("layout", no_wrap=True)
     for heading in ("threads", "predicted", "measured", "rows/s", "weights"):
         table.add_column(heading, justify="right")
     table.add_column("outputs")
     for number, option in enumerate(plan.options[:most]):
-        table.add_row(*_cells(option, plan.rows), style="bold green" if number == 0 else "")
+        table.add_row(
+            *map(Text, _cells(option, plan.rows)), style="bold green" if number == 0 else ""
+        )
     console.print(table)
     if len(plan.options) > most:
         console.print(f"and {plural(len(plan.options) - most, 'layout')} that fare worse")
-    console.print(f"[bold]{plan.layout}[/]: {plan.reason}", soft_wrap=True)
+    console.print(Text.assemble((str(plan.layout), "bold"), f": {plan.reason}"), soft_wrap=True)
 
 
 def print_replay(plan: Plan, facts: dict[str, Any], console: Console) -> None:

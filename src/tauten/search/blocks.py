@@ -6,15 +6,14 @@ Recipes that calibrate each block behind the packed ones before it share out the
 `distributed.calibration`).
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tauten.core.recipe import Recipe
 from tauten.core.technique import PruningTechnique
+from tauten.core.temporary import TemporaryFolder
 from tauten.distributed.blueprint import model_of, source_of
 from tauten.distributed.cluster import Cluster
 from tauten.distributed.crew import dealt_out
@@ -39,10 +38,10 @@ class BlockWorker:
 
     def __init__(self, model: Any, batches: Sequence[dict[str, Any]]):
         source = source_of(model)
-        self._folder = tempfile.TemporaryDirectory(prefix="tauten-")
+        self._folder = TemporaryFolder()
         structure = find_structure(source.skeleton())
         seen = [CalibrationBatch(**batch) for batch in batches]
-        self._workspace = Workspace(Path(self._folder.name), source, structure, {}, seen)
+        self._workspace = Workspace(self._folder.path, source, structure, {}, seen)
 
     def __call__(self, payload: Any) -> Any:
         """Pack parts.

@@ -1,10 +1,10 @@
 """Which techniques `quantize` uses where the user names none."""
 
-import logging
 from typing import Any
 
 from tauten.core.errors import InputError
 from tauten.core.knobs import check_bits, check_group_size
+from tauten.core.printing import logger
 from tauten.core.recipe import Recipe, Step
 from tauten.core.technique import WeightTechnique
 from tauten.data.calibration import CALIBRATION_TOKENS
@@ -19,7 +19,7 @@ MOST_TUNED_BITS = 2
 TRAINING_BYTES = 16  # a weight, measured: original, dequantized, its gradient, codes, logits
 # Passes over the calibration tokens, in products with every weight, measured on SmolLM2-135M.
 CALIBRATION_PASSES, TUNING_PASSES = 3, 4
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def choose_recipe(

@@ -1,13 +1,13 @@
 """Pruned layers that this machine computes slower than dense ones are written out in memory."""
 
 import copy
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from tauten.core.figures import format_bytes
+from tauten.core.printing import logger
 from tauten.core.progress import track
 from tauten.evaluation.formats import FormatTime, example_inputs, layer_name, time_packed
 from tauten.formats.sparse import SparseWeight
@@ -19,7 +19,7 @@ from tauten.search.candidate import Candidate
 from tauten.search.speed import Revert
 
 WRITTEN_OUT = "dense in memory, packed on disk"
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

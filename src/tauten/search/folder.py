@@ -1,20 +1,24 @@
 """The folder that a run works in, beside the one that it makes."""
 
 import contextlib
+import errno
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tauten.core.errors import BusyError, InputError
-from tauten.core.files import check_free_space, exclusive
+from tauten.core.files import check_free_space, disk_error, exclusive, writing
+from tauten.core.temporary import TemporaryFolder, remove_orphans
 
 PARTIAL = ".partial"
+DONE = ".done"
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def check_out(out: Path | None) -> None:
     """Refuse an output folder that exists, unless it is that of a run to be finished."""
-    if out is not None and out.exists() and not is_unfinished(out):
+    if out is not None and os.path.lexists(out) and not is_unfinished(out):
         raise BusyError(f"{out} exists; delete it or pass another output folder")
 
 
@@ -37,25 +41,44 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
 
     Raises:
         BusyError: `out` exists, or another run writes it.
+        TautenError: The disk refuses, or the folder was taken away.
     """
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="tauten-") as temporary:
-            check_free_space(Path(temporary), disk_bytes)
-            yield Path(temporary)
+        with TemporaryFolder() as temporary:
+            check_free_space(temporary, disk_bytes)
+            with _working_in(temporary):
+                yield temporary
         return
     folder = _partial(out)
-    done = folder.with_name(folder.name + ".done")
-    shutil.rmtree(done, ignore_errors=True)
+    done = folder.with_name(folder.name + DONE)
+    remove_orphans()
+    for left in folder.parent.glob(f"*{PARTIAL}{DONE}"):  # by a kill while they were removed
+        shutil.rmtree(left, ignore_errors=True)
     check_out(out)
-    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    with writing(folder):
+        held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     check_free_space(folder, disk_bytes - held)
     with exclusive(folder):
         try:
-            yield folder
+            with _working_in(folder):
+                yield folder
         except InputError:
             if not any(folder.rglob("*.safetensors")):  # nothing that another call could go on from
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-    # In one step: a kill half-way through must not leave a folder that has lost its journal.
-    folder.rename(done)
+        # In one step: a kill half-way through must not leave a folder that has lost its journal.
+        with _working_in(folder):
+            folder.rename(done)
     shutil.rmtree(done, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """Say in one line what a disk refuses of work in a folder; errors of a user's code pass."""
+    try:
+        yield
+    except OSError as error:
+        is_ours = str(error.filename or "").startswith(str(folder))
+        if error.errno in _DISK or is_ours or not folder.exists():
+            raise disk_error(folder, error) from error
+        raise

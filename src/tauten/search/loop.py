@@ -1,6 +1,5 @@
 """The loop: try recipes, each in view of what those before came to, keep the best."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -12,6 +11,7 @@ from tauten.core.effort import NORMAL, Effort
 from tauten.core.errors import TautenError
 from tauten.core.goal import Goal
 from tauten.core.measurement import Measurement, Trial
+from tauten.core.printing import logger
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe
 from tauten.data.tensors import call_model
@@ -30,7 +30,7 @@ from tauten.search.trials import Trials, latency_ratio
 from tauten.search.work import Work
 from tauten.search.workspace import Workspace
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 ORIGINAL = Recipe(())
 
 

@@ -1,6 +1,5 @@
 """Mixes: each unit of a model packed at a level of its own, to come as near to a goal as can be."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from tauten.core.effort import Effort
 from tauten.core.errors import first_line
 from tauten.core.measurement import Measurement, Trial
+from tauten.core.printing import logger
 from tauten.core.progress import track
 from tauten.core.recipe import Recipe, Step
 from tauten.models.calibration import CalibrationBatch
@@ -29,7 +29,7 @@ REFINED = 2  # mixes that are refined, besides the best in both ways
 LOOKS = MOST + REFINED + 2
 # By how much refining is expected to divide a mix's loss, before it was tried.
 EXPECTED = {IN_SEQUENCE: 1.1, TUNED: 1.3}
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class Mixing:

@@ -14,7 +14,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from tauten.core.description import Count, checked, parse_json, read_json
 from tauten.core.errors import CorruptError
-from tauten.core.files import whole_file, write_json
+from tauten.core.files import make_folder, whole_file, write_json
 from tauten.core.inputs import LayerInputs
 from tauten.core.recipe import Recipe
 from tauten.core.technique import CalibratedTechnique
@@ -60,7 +60,7 @@ class KeptCalibration(Calibration):
     def __init__(self, batches: Sequence[CalibrationBatch], folder: Path):
         super().__init__(batches)
         self._moves_on = True
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         self._max_bytes = min(MAX_BYTES, shutil.disk_usage(folder).free // 2)
         self._bytes = 0

@@ -1,6 +1,5 @@
 """From a chosen candidate to a folder that is whole, or a model in memory."""
 
-import logging
 import math
 import os
 import platform
@@ -15,16 +14,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from tauten.core.digests import sealed
 from tauten.core.errors import BusyError
-from tauten.core.files import sha256_file, sync_folder, write_json, write_text
+from tauten.core.files import (
+    make_folder,
+    sha256_file,
+    sync_files,
+    sync_folder,
+    write_json,
+    write_text,
+    writing,
+)
 from tauten.core.goal import Goal
 from tauten.core.measurement import Result, Trial
+from tauten.core.printing import logger
 from tauten.core.recipe import DataSplit, Recipe
 from tauten.core.version import __version__
 from tauten.evaluation.footprint import resident_bytes
 from tauten.evaluation.latency import compare_latency
 from tauten.evaluation.task import Task
-from tauten.models import artifact
+from tauten.models import artifact, covered
 from tauten.models.artifact import packed_source
 from tauten.models.outline import layers_of
 from tauten.models.reader import SafetensorsReader
@@ -35,7 +44,7 @@ from tauten.search.workspace import recipe_id
 
 STAGING = "artifact"
 TIMED = ("latency_s", "original_latency_s")
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 Render = Callable[[dict[str, Any], dict[str, Any]], str]
 
 
@@ -179,28 +188,31 @@ def _publish(
     folder: Path, out: Path, candidate: Candidate, facts: Facts, manifest: dict[str, Any]
 ) -> None:
     """Build the artifact beside its place, then rename it there."""
-    if out.exists():
+    if os.path.lexists(out):
         # Only a run that was killed between its rename and its clean-up finds its own artifact.
         if candidate.journal.find("published") and artifact.is_artifact(out):
             return
         raise BusyError(f"{out} appeared while the run was going; move it away and run again")
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    make_folder(staging)
     candidate.weights.write(staging / artifact.WEIGHTS)
     manifest["weights"]["sha256"] = sha256_file(staging / artifact.WEIGHTS)
     candidate.dense.save_companions(staging)
     if candidate.dense.left_behind:
         _log.info("%s: not copied along: %s", facts.source.name, candidate.dense.left_behind)
     write_text(staging / artifact.RECIPE, facts.replayed(candidate.recipe).to_yaml())
-    write_json(staging / artifact.MANIFEST, manifest)
+    manifest["files"] = covered.digests(staging)
+    write_json(staging / artifact.MANIFEST, sealed(manifest))
     if "chosen" in facts.timing and facts.task is not None and facts.task.is_text:
         _add_footprints(facts.timing, {"original": facts.source.name, "chosen": str(staging)})
-    write_json(staging / artifact.TIMING, facts.timing)
+    write_json(staging / artifact.TIMING, sealed(facts.timing))
     write_text(staging / artifact.REPORT, facts.render(manifest, facts.timing))
-    candidate.journal.add("published")
-    os.rename(staging, out)
-    sync_folder(out.parent)
+    with writing(out):
+        sync_files(staging)  # libraries wrote some of them
+        candidate.journal.add("published")
+        os.rename(staging, out)
+        sync_folder(out.parent)
 
 
 def _add_footprints(timing: dict[str, Any], models: dict[str, str]) -> None:

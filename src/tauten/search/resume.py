@@ -1,7 +1,6 @@
 """What of a stopped run is still true when it is called again with something changed."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import torch
 import transformers
 
 from tauten.core.files import whole_file
-from tauten.core.journal import read_entries
+from tauten.core.journal import line_of, read_entries
+from tauten.core.printing import logger
 from tauten.core.version import __version__
 
 VERSIONS = f"{__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -28,7 +28,7 @@ _STAY = {
     "data": frozenset[str](),
     "versions": frozenset[str](),
 }
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def forget_what_changed(folder: Path, journal: Path, run: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def forget_what_changed(folder: Path, journal: Path, run: dict[str, Any]) -> Non
                 shutil.rmtree(inside)
     with whole_file(journal) as opened:
         for entry in (now, *(entry for entry in entries if entry["event"] in stay)):
-            opened.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
+            opened.write(line_of(entry))
     rest = "what is packed stays" if stay else "all is made anew"
     what = "is measured anew" if stay != _MEASURED else "is judged anew"
     _log.warning(

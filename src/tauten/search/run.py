@@ -15,6 +15,7 @@ from tauten.core.errors import GoalError, InputError
 from tauten.core.figures import format_bytes
 from tauten.core.goal import Goal
 from tauten.core.measurement import LayerRecord, Result
+from tauten.core.printing import logger
 from tauten.core.progress import progress_bars
 from tauten.core.recipe import Recipe
 from tauten.core.technique import WeightTechnique
@@ -54,7 +55,7 @@ from tauten.search.workspace import Workspace, recipe_id
 from tauten.search.zeros import share_out_zeros
 
 KEEPS_ZEROS = "to keep them, pack by tauten.PruneSparseGPT(sparsity, bits=4), or to 8 bits"
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def run_search(

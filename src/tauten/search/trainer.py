@@ -1,6 +1,5 @@
 """Run the techniques of a recipe that train: with their teacher, their data, and a folder."""
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from tauten.core.coverage import NEGLIGIBLE
 from tauten.core.errors import InputError, first_line
 from tauten.core.figures import format_percent, plural
+from tauten.core.printing import logger
 from tauten.core.recipe import Recipe
 from tauten.core.technique import TuningTechnique
 from tauten.models.batch import MISFITS
@@ -21,7 +21,7 @@ from tauten.models.structure import packable_modules
 from tauten.models.training import working_folder
 from tauten.search.asking import ask_workers
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)

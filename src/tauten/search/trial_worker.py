@@ -1,13 +1,12 @@
 """The job of trying recipes: a worker packs and measures as the loop itself would."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from tauten.core.errors import ENDING, told
 from tauten.core.recipe import Recipe
+from tauten.core.temporary import TemporaryFolder
 from tauten.data.calibration import calibration_batches
 from tauten.data.splits import Splits
 from tauten.data.windows import TokenBatch
@@ -52,11 +51,10 @@ class TrialWorker:
         source = source_of(model)
         skeleton = source.skeleton()
         own_task = _task(task, metric)
-        self._folder = tempfile.TemporaryDirectory(prefix="tauten-")
+        self._folder = TemporaryFolder()
         calibration = calibration_batches(own_task.splits.calibration, skeleton)
         structure = find_structure(skeleton)
-        folder = Path(self._folder.name)
-        self._workspace = Workspace(folder, source, structure, {}, calibration)
+        self._workspace = Workspace(self._folder.path, source, structure, {}, calibration)
         for entry in known:
             self._workspace.journal.add(**entry)
         self._evaluator = Evaluator(self._workspace, own_task, stream, False, unit)

@@ -1,6 +1,5 @@
 """The trials of a run: what each came to, which is best, and which stay on disk."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from time import monotonic
@@ -10,6 +9,7 @@ from tauten.core.errors import ENDING, told
 from tauten.core.figures import format_bytes, format_loss, loss_word
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
+from tauten.core.printing import logger
 from tauten.core.progress import show_best
 from tauten.core.recipe import Recipe
 from tauten.search.ahead import Ahead
@@ -18,7 +18,7 @@ from tauten.search.evaluator import Evaluator
 from tauten.search.work import Work
 from tauten.search.workspace import Workspace, recipe_id
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 HOPELESS = 3.0  # a drop this many times the limit: bolder recipes are out of reach
 
 

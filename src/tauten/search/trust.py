@@ -1,6 +1,5 @@
 """Whether a metric can tell a good model from a bad one: tried before a search goes by it."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from tauten.core.errors import InputError, TautenError
 from tauten.core.figures import format_loss
 from tauten.core.measurement import Drop
+from tauten.core.printing import logger
 from tauten.evaluation.metrics import MODEL_ERRORS, Measure, Scores
 from tauten.evaluation.targets import LABELS, has_targets, targets_of
 from tauten.models.packing import matrix_of, packed_layer, replace_modules
@@ -19,7 +19,7 @@ from tauten.quantization.rtn import RTN
 
 HARDLY, WHOLLY = 0.1, 1.0  # shares of the weights of a matrix that change places
 TRUST = 0.99  # confidence with which a metric must tell good from bad: few that can't do by luck
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def check_metric(

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from tauten.core.files import whole_file
+from tauten.core.errors import InputError
+from tauten.core.files import make_folder, whole_file
 from tauten.core.journal import Journal
 from tauten.core.measurement import LayerRecord
 from tauten.core.recipe import Recipe
@@ -18,6 +19,7 @@ from tauten.core.technique import BlockTuning
 from tauten.distributed.wire import to_bytes, to_tensor
 from tauten.models.calibration import Calibration, CalibrationBatch
 from tauten.models.coding import code_tensors, coded_record
+from tauten.models.companions import is_inside
 from tauten.models.loader import Loader, tensor_slots
 from tauten.models.records import read_record
 from tauten.models.source import Source
@@ -213,8 +215,10 @@ class Workspace:
     def adopt(self, made: Mapping[str, Any]) -> None:
         """Take in what another workspace of the same run has handed out."""
         for name, content in made["files"].items():
+            if not is_inside(name):
+                raise InputError(f"a worker handed out {name!r}: expected a file of its folder")
             file = self.folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             with whole_file(file) as opened:
                 opened.write(to_bytes(content))
         for entry in made["entries"]:
