@@ -13,10 +13,12 @@ from tauten.core.errors import TautenError
 from tauten.core.temporary import TemporaryFolder, remove_orphans
 
 HOLD = """
-import sys
+import sys, tempfile
 from pathlib import Path
+from tauten.core import temporary
 from tauten.core.temporary import TemporaryFolder
-held = [TemporaryFolder(), TemporaryFolder(Path(sys.argv[1]))]
+tempfile.tempdir, temporary.SHARED_MEMORY = sys.argv[1], Path(sys.argv[2])
+held = [TemporaryFolder(), TemporaryFolder(Path(sys.argv[2]))]
 for folder in held:
     (folder.path / "deep").mkdir()
     (folder.path / "deep" / "file").write_text("x")
@@ -47,9 +49,9 @@ def test_a_folder_is_removed_with_its_block_its_object_and_its_process(
     assert path.parent == places[1]
     del made
     assert not path.exists()
-    code = "from tauten.core.temporary import TemporaryFolder as T; x = T(); print(x.path)"
-    said = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert said and not Path(said.strip()).exists()
+    command = [sys.executable, "-c", HOLD, *map(str, places)]
+    assert subprocess.check_output(command, stdin=subprocess.DEVNULL) == b"held\n"
+    assert [list(place.iterdir()) for place in places] == [[], []]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX")
@@ -57,18 +59,13 @@ def test_folders_of_a_killed_process_are_removed_by_the_next_and_those_of_others
     places: tuple[Path, Path],
 ) -> None:
     disk, memory = places
-    stay = [disk / "tauten-results", disk / "other", memory / "tauten-mine"]
+    stay = [disk / "tauten-results", disk / "tauten-tmp-results", memory / "tauten-mine"]
     for folder in stay:
-        folder.mkdir()
+        folder.mkdir(0o755 if "tmp" in folder.name else 0o700)
     (disk / "tauten-tmp-link").symlink_to(stay[0])
     (disk / "tauten-tmp-file").touch()
-    env = {**os.environ, "TMPDIR": str(disk)}
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(memory)],
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, "-c", HOLD, *map(str, places)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == b"held\n"

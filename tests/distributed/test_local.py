@@ -120,13 +120,13 @@ def test_folders_of_workers_are_removed_when_they_have_ended(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     engine = LocalEngine(1, 1)
     left = tmp_path / "tauten-tmp-worker"  # as a worker leaves it, which ends at once
-    left.mkdir()
+    left.mkdir(0o700)
     engine.close()
     assert not left.exists()
 
 
 def test_a_folder_of_results_is_filled_by_one_process_at_a_time(tmp_path: Path) -> None:
-    with start(Slow(str(tmp_path / "log"), 0.0), None, 1, Access()) as model:
+    with start(Slow(tmp_path, 0.0), None, 1, Access()) as model:
         first = model.map(ITEMS[:3], tmp_path / "results")
         next(first)
         with pytest.raises(BusyError, match="another run is writing there"):

@@ -1,6 +1,7 @@
 """What can be opened, and what is refused with which words."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -318,3 +319,21 @@ CALLS = {
 def test_an_argument_of_another_kind_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}.*(3|'small').*: expected"):
         CALLS[name]()
+
+
+def test_every_byte_of_a_folder_tells_it_from_others(llama_folder: Path) -> None:
+    def known() -> str:
+        return open_source(llama_folder).fingerprint
+
+    first = known()
+    assert known() == first
+    shard = max(llama_folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    for file in (shard, llama_folder / "tokenizer.json"):
+        whole = file.read_bytes()
+        # Neither the ends nor the length nor the time say it.
+        at, times = len(whole) * 2 // 3, (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        os.utime(file, ns=times)
+        assert known() != first, file.name
+        file.write_bytes(whole)
+    assert known() == first

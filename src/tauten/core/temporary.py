@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -64,11 +65,12 @@ def remove_orphans() -> None:
 
 
 def _folders_in(place: Path) -> Iterator[Path]:
-    """Temporary folders in a place that are this user's."""
-    for entry in os.scandir(place) if place.is_dir() else ():
+    """Folders in a place that were made here: by their name, and open to this user alone."""
+    for entry in os.scandir(place) if place.is_dir() and os.name == "posix" else ():
         if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
-                if os.name != "posix" or entry.stat().st_uid == os.geteuid():
+                facts = entry.stat(follow_symlinks=False)
+                if facts.st_uid == os.geteuid() and stat.S_IMODE(facts.st_mode) == 0o700:
                     yield Path(entry.path)
 
 
