@@ -134,7 +134,7 @@ class DistributedModule(InferenceOnWorkers):
         Raises:
             InputError: The folder holds results of other inputs.
             BusyError: It holds those of another model, or another process fills it.
-            TautenError: The disk refuses.
+            DiskError: The disk refuses.
         """
         total = len(inputs) if isinstance(inputs, Sized) else None
         calls = (("forward", *self._checked(arguments(item, self._takes))) for item in inputs)

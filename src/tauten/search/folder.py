@@ -41,7 +41,7 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
 
     Raises:
         BusyError: `out` exists, or another run writes it.
-        TautenError: The disk refuses, or the folder was taken away.
+        DiskError: The disk refuses, or the folder was taken away.
     """
     if out is None:
         with TemporaryFolder() as temporary:
