@@ -22,7 +22,7 @@ from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.experts import unfuse_experts
-from tauten.models.source import Source, shared_copy
+from tauten.models.source import Source, check_weights, shared_copy
 
 LONG = 4096  # a list with more items is a vocabulary, not a setting
 
@@ -45,6 +45,7 @@ def source(file: Path) -> Source:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
             )
+        check_weights(model, str(file))
         model.requires_grad_(False)
         return model
 
