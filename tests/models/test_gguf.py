@@ -1,5 +1,6 @@
 """A GGUF file is read in one go, and inspected without its vocabulary and tensors."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -81,3 +82,11 @@ def test_a_file_that_ends_early_is_refused(file: Path, tmp_path: Path, size: int
     short.write_bytes(file.read_bytes()[:size])
     with pytest.raises(CorruptError, match="not a whole GGUF file"):
         gguf_source.source(short)
+
+
+def test_a_value_that_is_not_finite_is_refused(file: Path, tmp_path: Path) -> None:
+    poisoned = tmp_path / "nan.gguf"
+    poisoned.write_bytes(file.read_bytes()[:-4] + struct.pack("<f", torch.nan))
+    message = r"nan.gguf: tensor 'model.layers.0.mlp.down_proj.weight' .* infinity in row 31"
+    with pytest.raises(CorruptError, match=message):
+        gguf_source.source(poisoned).skeleton()
