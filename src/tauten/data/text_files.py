@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _text_of(file: Path) -> str:
     if opener is not None:
         try:
             raw = opener(raw)
-        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise InputError(f"{file}: can't be decompressed ({error})") from None
     coding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8-sig")
     if coding == "utf-8-sig" and b"\0" in raw:
@@ -141,7 +142,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{file}: reading it needs: pip install 'tauten[parquet]'") from None
     try:
         rows = parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: can't be read as parquet ({first_line(error)})") from None
     yield from enumerate(rows, 1)
 
