@@ -50,7 +50,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: format {version}, but this Tauten reads up to {FORMAT}; upgrade Tauten"
         )
     checked(Manifest, manifest, file)
-    if (chosen := manifest.get("chosen")) is not None and chosen >= len(manifest["trials"]):
+    trials, chosen = manifest.get("trials", []), manifest.get("chosen")
+    if chosen is not None and chosen >= len(trials):
         raise CorruptError(f"{file}: damaged (chosen={chosen} is none of the trials); {ANEW}")
     return manifest
 
