@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from mutations import as_json, mutated
-from tiny_models import tiny_llama
+from tiny_models import MODELS, tiny_llama
 from torch import nn
 
 import tauten
@@ -77,6 +77,27 @@ def test_a_manifest(case: str, tmp_path: Path) -> None:
             assert "\n" not in str(error), seed
         else:
             assert torch.equal(loaded(example), expected), seed
+    assert refused > len(SEEDS) // 3
+
+
+@pytest.mark.parametrize("kind", ["cnn", "bert"])
+def test_a_structure(kind: str, tmp_path: Path) -> None:
+    build, example = MODELS[kind]
+    model, data = build(), [example()]
+    recipe = Recipe.of(tauten.PruneDepth(count=1), tauten.ShareLayers(count=1, rank=4))
+    run_recipe(open_source(model), recipe, render_html, tmp_path / "out", data=data)
+    file = tmp_path / "out/tauten.json"
+    manifest = {k: v for k, v in json.loads(file.read_text()).items() if k not in NOT_DIGESTS}
+    assert isinstance(tauten.load(tmp_path / "out", model=model), nn.Module)
+    refused = 0
+    for seed in SEEDS:
+        structure = mutated(manifest["structure"], seed)
+        file.write_bytes(as_json({**manifest, "structure": structure}))
+        try:
+            tauten.load(tmp_path / "out", model=model)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error), seed
     assert refused > len(SEEDS) // 3
 
 

@@ -57,7 +57,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CorruptError(f"{file}: damaged ({SEAL} is missing); {ANEW}")
     manifest = unsealed(raw, file, ANEW)
     checked(Manifest, manifest, file)
-    if (chosen := manifest.get("chosen")) is not None and chosen >= len(manifest["trials"]):
+    trials, chosen = manifest.get("trials", []), manifest.get("chosen")
+    if chosen is not None and chosen >= len(trials):
         raise CorruptError(f"{file}: damaged (chosen={chosen} is none of the trials); {ANEW}")
     return manifest
 

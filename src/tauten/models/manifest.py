@@ -37,9 +37,9 @@ class GoalFacts(TypedDict):
     """See `core.goal`."""
 
     max_drop: NotRequired[Annotated[float, Ge(0), Le(1e100)] | None]
-    max_size_bytes: NotRequired[Count | None]
+    max_size_bytes: NotRequired[Figure]
     max_latency_s: NotRequired[Figure]
-    max_memory_bytes: NotRequired[Count | None]
+    max_memory_bytes: NotRequired[Figure]
     minimize: NotRequired[str]
     drop_unit: NotRequired[str]
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from tauten.core.description import Size, Sizes, checked, exact
-from tauten.core.errors import CorruptError, InputError
+from tauten.core.errors import CorruptError, InputError, first_line
 from tauten.models.batch import MISFITS
 from tauten.models.config_changes import changed_config, set_config
 from tauten.models.loader import place, tensor_slots
@@ -120,7 +120,7 @@ def operate(model: nn.Module, surgery: Surgery) -> nn.Module:
             set_config(model.config, surgery.config)  # type: ignore[arg-type]
     except (*MISFITS, StrictDataclassError) as error:
         raise CorruptError(
-            f"the structure doesn't fit this {type(model).__name__} ({error}); "
+            f"the structure doesn't fit this {type(model).__name__} ({first_line(error)}); "
             "pass a model shaped like the one that was reshaped"
         ) from error
     for slot in tensor_slots(model):
@@ -261,11 +261,10 @@ def _resize(model: nn.Module, sizes: dict[str, list[int] | None]) -> None:
         if size is None:
             store[key] = None
             continue
-        dtype = (
-            getattr(module, "weight", torch.empty(0, dtype=torch.float32)).dtype
-            if old is None
-            else old.dtype
+        like = (
+            getattr(module, "weight", torch.empty(0, dtype=torch.float32)) if old is None else old
         )
+        dtype = like.dtype
         new = _empty(size, dtype, store is module._parameters)
         if old is not None:
             new = made.setdefault((id(old), tuple(size)), (old, new))[1]
