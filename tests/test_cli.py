@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tauten.cli import app
+from tauten.core.files import disk_error
 
 
 def tauten(*arguments: object) -> Result:
@@ -35,7 +36,8 @@ def test_a_full_disk_is_said_with_the_remedy(
     llama_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "optimized.partial/block")
+        refused = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "optimized.partial/block")
+        raise disk_error("optimized.partial", refused)
 
     with monkeypatch.context() as patch:
         patch.setattr("tauten.search.workspace.Workspace.apply", full)
