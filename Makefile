@@ -1,5 +1,6 @@
 # make demo: everything from nothing to a proven smaller model. make test: the same for the tests.
 # make check: form, types and rooms. make test-kernels: one instruction set, as in TAUTEN_ISA=avx2.
+# make sanitize: the kernels' tests where each access outside of memory and each overflow is an error.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 # Each module is compiled once, when it is first imported, even where images forbid it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-kernels check bench clean
+.PHONY: install demo test test-kernels sanitize check bench clean
 
 install: $(VENV)/developing
 
@@ -46,6 +47,23 @@ test: $(VENV)/developing
 
 test-kernels: $(VENV)/developing
 	$(PYTEST) tests/formats tests/runtime tests/solvers tests/models/test_generation.py
+
+SANITIZED := build/sanitized
+NATIVE := src/tauten/runtime/native
+
+$(SANITIZED)/built: $(VENV)/developing setup.py $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
+	TAUTEN_SANITIZE=1 $(BIN)/python setup.py -q build_ext \
+		--build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	ls $(SANITIZED)/tauten/runtime/native/*.so
+	@touch $@
+
+# The best instruction set, then those that other machines have. Python itself leaks.
+sanitize: $(SANITIZED)/built
+	@for set in "" avx2 portable; do echo "== $${set:-best}"; \
+	env LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TAUTEN_ISA=$$set \
+		TAUTEN_NATIVE=$(abspath $(SANITIZED))/tauten/runtime/native \
+		$(PYTEST) tests/formats tests/runtime tests/solvers || exit 1; done
 
 check: $(VENV)/developing
 	$(BIN)/ruff format --check .

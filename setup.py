@@ -5,6 +5,7 @@ no compiler works, the package installs without the library and computes in plai
 """
 
 import functools
+import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,10 @@ NATIVE = Path("src/tauten/runtime/native")
 COMMON = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread"]
 # Each product is rounded before it is added, as the plain torch reference does.
 COMMON += ["-ffp-contract=off", "-fno-math-errno"]
+SANITIZE = []  # of `make sanitize`: a touch outside of memory or an overflow ends the process
+if os.environ.get("TAUTEN_SANITIZE"):
+    SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+    COMMON += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv", *SANITIZE]
 COMMON += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]  # false alarms in GCC
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))]
@@ -48,7 +53,7 @@ class BuildKernels(build_ext):
             with ThreadPoolExecutor() as pool:
                 objects = [path for made in pool.map(compile_one, ext.sources) for path in made]
             self.compiler.link_shared_object(
-                objects, target, extra_postargs=["-pthread"], target_lang="c++"
+                objects, target, extra_postargs=["-pthread", *SANITIZE], target_lang="c++"
             )
         except (CompileError, LinkError, PlatformError) as error:
             self.warn(f"{error}: tauten is installed without native kernels, in plain torch only")

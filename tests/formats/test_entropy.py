@@ -1,6 +1,7 @@
 """Entropy-coded tensors: exact, near the bound of their entropy, and refused where damaged."""
 
 import random
+import struct
 import zlib
 
 import pytest
@@ -105,4 +106,16 @@ def test_damage_is_an_error_and_nothing_else(monkeypatch) -> None:
 )
 def test_what_is_no_stream_is_refused(stream: Tensor) -> None:
     with pytest.raises(CorruptError, match=r"cut short|damaged header"):
+        entropy.decode(stream)
+
+
+def test_no_more_memory_is_taken_than_blocks_could_fill(monkeypatch) -> None:
+    """Huffman codes have a bit at least: 8 codes a byte, whatever the header says."""
+    monkeypatch.setattr(entropy, "BLOCK_CODES", 2**20)
+    tall = entropy.encode(torch.zeros(2**10, dtype=torch.uint8)[None], (8, 2**10))
+    header = struct.pack("<2QI", 1, 2**20, len(tall) - 30)
+    claimed = struct.pack("<4sIBB", b"huf1", zlib.crc32(header, 8), 8, 2) + header
+    stream = torch.frombuffer(bytearray(claimed + bytes(tall[len(claimed) :])), dtype=torch.uint8)
+    monkeypatch.setattr(entropy, "_inflate", None)
+    with pytest.raises(CorruptError, match="lacks blocks"):
         entropy.decode(stream)

@@ -296,3 +296,51 @@ def test_bad_tensors_raise_before_native_code(corruption: str) -> None:
     arguments[position] = value
     with pytest.raises(InputError):
         torch.ops.tauten.conv(*arguments)
+
+
+def conv_op(layer: nn.Module, x: Tensor, **changed: list[int]) -> Tensor:
+    """A packed convolution by the op itself, with some of its geometry changed."""
+    packed = RTN(4, 32).encode(layer.weight.detach())
+    assert isinstance(packed, IntegerWeight)
+    kernels.prepare(packed)
+    count = x.dim() - 2
+    geometry = {
+        "kernel": list(packed.shape[2:]),
+        "stride": list(layer.stride),
+        "dilation": list(layer.dilation),
+        "edges": [0] * 2 * count,
+    } | changed
+    grid = (packed.codes, packed.scale, packed.zero, None, None)
+    size = (packed.bits, packed.group_size, packed.out_features)
+    found: Tensor = torch.ops.tauten.conv(x, *grid, *size, *geometry.values(), True)
+    return found
+
+
+FAR = 2**61  # so many inputs that their bytes can't be counted
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stride": [FAR, FAR], "edges": [FAR] * 4},
+        {"stride": [1, FAR], "edges": [FAR, FAR, 0, 0]},
+        {"stride": [2**40, 2**40], "edges": [2**41] * 4},
+        {"stride": [2**31, 2**31], "dilation": [2**31, 2**31], "edges": [2**32] * 4},
+        {"dilation": [FAR, 1], "edges": [0, 0, FAR, FAR]},
+    ],
+)
+def test_geometry_beyond_64_bits_is_refused(changed: dict[str, list[int]]) -> None:
+    """Its offsets would come round to places outside of the image."""
+    layer = nn.Conv2d(2, ROWS, 3)
+    with pytest.raises((InputError, MemoryError), match=r"edges|memory"):
+        conv_op(layer, torch.randn(1, 2, 6, 6), **changed)
+
+
+@needs_native
+@pytest.mark.parametrize("step", [7, 2**31, FAR, 2**63 - 1])
+def test_a_step_that_is_never_taken_may_be_of_any_length(step: int) -> None:
+    """Of a kernel with one place, or one weight, along a dimension."""
+    layer, x = nn.Conv2d(2, ROWS, (3, 1)), torch.randn(1, 2, 3, 9)
+    changed = {"stride": [step, 1], "dilation": [1, step]}
+    assert torch.equal(conv_op(layer, x, **changed), conv_op(layer, x))

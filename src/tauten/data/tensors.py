@@ -127,6 +127,8 @@ def load_rows(data: Any, model: nn.Module | None = None, as_given: bool = False)
             batches = batches if as_given else [call.batch for call in calls]
             unused = calls[0].unused
         rows = Rows(None, None, batches) if reader.kind is Kind.WHOLE else _rows(batches)
+    if not len(rows):
+        raise InputError("data: all batches have 0 rows; pass at least a dozen examples")
     _announce(rows, len(batches), reader.kind, unused, type(model).__name__)
     return rows
 

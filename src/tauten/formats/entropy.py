@@ -10,7 +10,8 @@ A stream, little endian: magic, CRC-32 of kind and sizes (uint32), kind (uint8: 
 or one of `FLOATS`), number of dimensions (uint8), the dimensions (uint64; the last one counts
 codes), the compressed bytes of each block (uint32), and the blocks, each a zlib stream. Codes make
 a matrix of as many rows, floats one with a row for each byte of a float. A block holds as many
-whole rows as `BLOCK_CODES` allow; where a row alone is longer, a piece of one.
+whole rows as `BLOCK_CODES` allow; where a row alone is longer, a piece of one. Each byte before
+coding takes a bit at least, so that no block becomes more than 8 times as long.
 """
 
 import itertools
@@ -31,6 +32,7 @@ FLOATS = {16: torch.float16, 17: torch.bfloat16, 32: torch.float32}
 _KINDS = {dtype: kind for kind, dtype in FLOATS.items()}
 _HEADER = struct.Struct("<4sIBB")
 _MAGIC = b"huf1"
+_MOST_EXPANSION = 8  # a byte before coding takes a bit at least
 _LARGEST_MEMORY = 9  # zlib's own knob: the most symbols that share a table of code lengths
 
 
@@ -110,9 +112,10 @@ def _split(stream: Tensor) -> tuple[int, tuple[int, ...], list[memoryview]]:
     if len(data) < start:
         raise CorruptError("an entropy-coded tensor is cut short")
     shape = struct.unpack_from(f"<{dimensions}Q", data, _HEADER.size)
-    _, rows, columns = _matrix_of(kind, shape)
+    bits, rows, columns = _matrix_of(kind, shape)
     count = _piece_count(rows, columns)
-    if 0 in shape or len(data) < start + 4 * count:
+    claimed = rows * packed_bytes(columns, bits)
+    if 0 in shape or len(data) < start + 4 * count or claimed > _MOST_EXPANSION * len(data):
         raise CorruptError(f"an entropy-coded tensor lacks blocks for its shape {shape}")
     ends = list(itertools.accumulate(struct.unpack_from(f"<{count}I", data, start)))
     start += 4 * count

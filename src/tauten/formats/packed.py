@@ -84,6 +84,13 @@ class PackedWeight(nn.Module):
             InputError: Its values contradict each other.
         """
 
+    def check_contents(self) -> None:
+        """Raise CorruptError where a tensor's values can't be, such as an index beyond its rows.
+
+        Shapes and dtypes are those of `empty` already.
+        """
+        return None
+
     @abstractmethod
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
         """Some rows of the matrix, (len(rows), in_features), in `dtype`."""

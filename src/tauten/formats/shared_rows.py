@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tauten.core.dtypes import dtype_name, dtype_named
-from tauten.core.errors import InputError
+from tauten.core.errors import CorruptError, InputError
 from tauten.formats.packed import PackedWeight, take_rows
 from tauten.formats.specs import SharedRowsSpec
 
@@ -65,6 +65,12 @@ class SharedRowsWeight(PackedWeight):
         """Outputs of all rows from those of the shared ones, which lie along a dimension."""
         gathered = y.movedim(dim, -1).index_select(-1, self.index.int())
         return (gathered * self.scale.to(y.dtype)).movedim(-1, dim)
+
+    def check_contents(self) -> None:
+        wrong = self.index[(self.index < 0) | (self.index.int() >= len(self.shared))]
+        if len(wrong):
+            expected = f"expected 0 to {len(self.shared) - 1}"
+            raise CorruptError(f"index of a shared row is {int(wrong[0])}: {expected}")
 
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
         index, scale = take_rows(self.index, rows), take_rows(self.scale, rows)

@@ -168,6 +168,9 @@ class SparseWeight(Interleavable, PackedWeight):
             )
         return starts
 
+    def check_contents(self) -> None:
+        self.row_starts()
+
     def dequantize_rows(self, rows: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
         starts, values = self.row_starts(), self.values
         if self.grid is not None:

@@ -70,6 +70,10 @@ class TernaryWeight(IntegerWeight):
             return super().integer_codes(rows)
         return unpack_trits(take_rows(self.codes, rows), self.in_features) + 1
 
+    def check_contents(self) -> None:
+        if not self.interleaved:
+            _check_trits(self.codes)
+
     def code_layouts(self) -> dict[str, tuple[int, int]]:
         return {"codes": (8, trit_bytes(self.in_features))}
 
@@ -105,11 +109,15 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
     Raises:
         CorruptError: A byte is above 242.
     """
-    # A compiler sees no values.
-    if not torch.compiler.is_compiling() and packed.numel() and int(packed.max()) >= 3**TRITS:
-        raise CorruptError(f"a byte of trits is {int(packed.max())}: five of them make at most 242")
+    if not torch.compiler.is_compiling():  # it sees no values
+        _check_trits(packed)
     trits: Tensor = packed[..., None] // _powers(packed.device) % 3
     return trits.flatten(-2)[..., :count]
+
+
+def _check_trits(packed: Tensor) -> None:
+    if packed.numel() and int(packed.max()) >= 3**TRITS:
+        raise CorruptError(f"a byte of trits is {int(packed.max())}: five of them make at most 242")
 
 
 def _powers(device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ from tauten.core.files import sha256_file
 from tauten.core.progress import quiet_elsewhere
 from tauten.models.bounds import Bounds
 from tauten.models.experts import unfuse_experts
-from tauten.models.source import Source, shared_copy
+from tauten.models.source import Source, check_weights, shared_copy
 
 LONG = 4096  # a list with more items is a vocabulary, not a setting
 # What a file may hold; each takes about 100 bytes of memory, and a tensor's name about 2,000.
@@ -52,6 +52,7 @@ def source(file: Path) -> Source:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype="float32", local_files_only=True
             )
+        check_weights(model, str(file))
         model.requires_grad_(False)
         return model
 

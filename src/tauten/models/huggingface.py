@@ -27,7 +27,7 @@ from tauten.models.companions import (
 from tauten.models.experts import unfuse_experts
 from tauten.models.heads import POOLING, fitted
 from tauten.models.reader import SafetensorsReader, open_folder
-from tauten.models.source import Source, shared_copy
+from tauten.models.source import Source, check_weights, shared_copy
 
 CONFIG = "config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "bpe.codes")
@@ -61,6 +61,7 @@ def source(folder: Path) -> Source:
         # transformers renames or merges this architecture's tensors while loading.
         whole = "transformers converts this architecture's tensors, so it is loaded whole"
         _log.warning("%s: %s", folder, whole)
+        check_weights(fit.loaded, str(folder))
         loaded = shared_copy(fit.loaded.eval())
         build, with_reader = (lambda: shared_copy(loaded)), None
 

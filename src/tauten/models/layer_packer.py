@@ -14,7 +14,7 @@ from tauten.core.technique import WeightTechnique
 from tauten.formats.packed import PackedWeight
 from tauten.models import packing
 from tauten.models.part_tensors import PartTensors
-from tauten.models.records import layer_record, relative_error, zeros_of
+from tauten.models.records import check_range, layer_record, relative_error, zeros_of
 from tauten.runtime.modules import PackedModule
 
 
@@ -70,6 +70,7 @@ class LayerPacker:
                 layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
                 return record, layer
             matrix = packing.matrix_of(module, self._tensors.stored(weight).detach())
+            check_range(matrix)
             packed = fitted or technique.encode(matrix, inputs)  # type: ignore[assignment]
         except NotApplicableError as error:
             return self.kept(name, weight, str(error)), None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tauten.core.errors import CorruptError
 from tauten.formats.packed import PackedWeight
 from tauten.models.reader import TensorReader, check_finite
-from tauten.runtime.modules import unsaved
+from tauten.runtime.modules import PackedModule, unsaved
 
 
 @dataclass
@@ -92,26 +92,68 @@ class Loader:
         return self._slot_of[id(tensor)]
 
     def raw(self, slot: Slot) -> Tensor:
-        """A tensor as it is stored.
+        """A tensor as it is stored; a buffer that isn't floating in the dtype that it has in the
+        model.
 
         Raises:
-            CorruptError: It has another shape, or is a weight that holds NaN or infinity.
+            CorruptError: It has another shape or kind of numbers than in the model, or is a weight
+                that holds NaN or infinity.
         """
         name = self.source_name[id(slot)]
         assert name is not None, "check() was called"
-        tensor = self.reader.read(name)
-        if tensor.shape != slot.empty.shape or (slot.packed and tensor.dtype != slot.empty.dtype):
-            got, want = _describe(tensor), _describe(slot.empty)
-            raise CorruptError(f"tensor {name!r} is {got}, but the model needs {want}")
-        if slot.packed or isinstance(slot.empty, nn.Parameter):  # a buffer may be a mask of -inf
-            check_finite(tensor, f"{self.reader.where(name)}: tensor {name!r}")
+        tensor, empty = self.reader.read(name), slot.empty
+        what = f"{self.reader.where(name)}: tensor {name!r}"
+        is_weight = isinstance(empty, nn.Parameter)
+        if not (slot.packed or is_weight or empty.is_floating_point()):
+            tensor = _as_buffer(tensor, empty)
+        kind = tensor.is_floating_point(), tensor.is_complex()
+        fits = kind == (empty.is_floating_point(), empty.is_complex())
+        fits = tensor.dtype == empty.dtype if slot.packed else fits
+        if tensor.shape != empty.shape or not fits:
+            got, want = _describe(tensor), _describe(empty)
+            raise CorruptError(
+                f"{what} is {got}, but the model needs {want}; get the files that belong together"
+            )
+        if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+            self._check_scales(name, what)
+        if slot.packed or is_weight:  # a buffer may be a mask of -inf
+            check_finite(tensor, what, None if slot.packed else self.dtype)
         return tensor
 
+    def _check_scales(self, name: str, what: str) -> None:
+        """Refuse a float8 tensor that others stored with scales, which would be left out."""
+        stem = name.rpartition(".")[0]
+        beside = (
+            n for n in self._available if n.startswith(f"{stem}.") and "scale" in n[len(stem) :]
+        )
+        if (scale := min(beside, default=None)) is not None:
+            raise CorruptError(
+                f"{what} is float8 with scales of its own ({scale!r}), which aren't read: convert "
+                "the checkpoint to bfloat16, or pass the original"
+            )
+
     def load(self, part: str) -> None:
-        """Fill the tensors of a part."""
+        """Fill the tensors of a part.
+
+        Raises:
+            CorruptError: A tensor isn't what the model needs, or holds what it can't.
+        """
         for slot in self._parts[part]:
             tensor = self.raw(slot)
             place(slot, tensor if slot.packed else self.cast(tensor))
+        places = {slot.places[0][0]: slot for slot in self._parts[part]}
+        for module, slot in places.items():
+            if isinstance(module, PackedWeight | PackedModule):
+                self._check_contents(module, slot)
+
+    def _check_contents(self, module: PackedWeight | PackedModule, slot: Slot) -> None:
+        try:
+            module.check_contents()
+        except CorruptError as error:
+            name = self.source_name[id(slot)]
+            assert name is not None, "it was read"
+            place = f"{self.reader.where(name)}: {name.rpartition('.')[0]!r}"
+            raise CorruptError(f"{place}: {error}; the file is damaged, make it anew") from error
 
     def cast(self, tensor: Tensor) -> Tensor:
         """A tensor in the dtype that the model computes in."""
@@ -175,6 +217,14 @@ def tensor_slots(model: nn.Module) -> list[Slot]:
             if (module, key) not in slot.places:
                 slot.places.append((module, key))
     return list(slots.values())
+
+
+def _as_buffer(tensor: Tensor, empty: Tensor) -> Tensor:
+    """A stored buffer of whole numbers in the model's dtype, where that keeps all of them."""
+    if tensor.dtype == empty.dtype or tensor.is_complex():
+        return tensor
+    converted = tensor.to(empty.dtype)
+    return converted if torch.equal(converted.to(tensor.dtype), tensor) else tensor
 
 
 def _describe(tensor: Tensor) -> str:

@@ -136,7 +136,10 @@ class Observer:
 
 
 def is_observed(layer: nn.Module) -> bool:
-    """Whether the inputs of a layer of this kind have a second moment."""
+    """Whether the inputs of a layer of this kind have a second moment that serves its weight."""
+    weight = layer.weight
+    if isinstance(weight, Tensor) and not weight.is_floating_point():
+        return False
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.groups == 1
     return isinstance(layer, nn.Linear | Conv1D)

@@ -9,7 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import CorruptError, InputError
+from tauten.core.figures import plural
 from tauten.formats import entropy
 from tauten.models.bounds import Bounds
 from tauten.models.companions import check_fetched, read_json
@@ -53,7 +55,8 @@ class SafetensorsReader:
     open counts as resident memory of the process.
 
     Raises:
-        CorruptError: A file is missing, truncated or not safetensors.
+        CorruptError: A file is missing, truncated or not safetensors, or two of them hold other
+            values for one tensor.
     """
 
     def __init__(self, files: Iterable[Path]):
@@ -63,7 +66,12 @@ class SafetensorsReader:
         for file in self.files:
             for entry in _checked_entries(file):
                 name = entry.name.removesuffix(CODED)
-                self._entry_of[name] = entry
+                other = self._entry_of.setdefault(name, entry)
+                if other is not entry and not _same(entry, other):
+                    raise CorruptError(
+                        f"{entry.file} and {other.file} hold other values for tensor {name!r}: "
+                        "which one counts can't be told; take the wrong one out"
+                    )
                 if entry.name != name:
                     self._coded.add(name)
 
@@ -97,7 +105,7 @@ class SafetensorsReader:
         try:
             tensor = self._entry_of[name].read()
             return entropy.decode(tensor) if name in self._coded else tensor
-        except (OSError, RuntimeError, CorruptError) as error:
+        except (OSError, RuntimeError, InputError) as error:
             raise CorruptError(
                 f"{self.where(name)}: can't read tensor {name!r}: {error}"
             ) from error
@@ -130,14 +138,47 @@ def open_folder(folder: Path) -> SafetensorsReader:
     raise InputError(f"{folder}: holds neither {SINGLE} nor {INDEX}; pass a complete model folder")
 
 
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Refuse NaN and infinity; `what` begins the message."""
-    if tensor.is_floating_point() and tensor.numel():
-        # The extremes of a tensor with NaN are NaN; no temporary of its size is needed.
-        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-        low, high = torch.aminmax(values)
-        if not (low.isfinite() and high.isfinite()):
-            raise CorruptError(f"{what} holds NaN or infinity; get an undamaged checkpoint")
+def check_finite(tensor: Tensor, what: str, dtype: torch.dtype | None = None) -> None:
+    """Refuse NaN and infinity, and say in which row.
+
+    Args:
+        tensor: Of any dtype and shape.
+        what: Begins the message.
+        dtype: That it will be computed in; by default its own.
+    Raises:
+        CorruptError: It holds one of them, or what becomes infinite in `dtype`.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    # The extremes of a tensor with NaN are NaN; no temporary of its size is needed.
+    ends = torch.stack(torch.aminmax(values))
+    if not ends.isfinite().all():
+        where = _first_row(~values.isfinite())
+        raise CorruptError(f"{what} holds NaN or infinity{where}; get an undamaged checkpoint")
+    if dtype is not None and not ends.to(dtype).isfinite().all():
+        where, kept = _first_row(~values.to(dtype).isfinite()), dtype_name(dtype)
+        largest = float(ends[ends.abs().argmax()])
+        raise CorruptError(
+            f"{what} holds {largest:g}{where}: more than {kept}, in which the model is computed, "
+            "can hold; get an undamaged checkpoint or scale it down"
+        )
+
+
+def _first_row(wrong: Tensor) -> str:
+    """In which row, of a tensor that has any, the first value is wrong."""
+    if not wrong.dim():
+        return ""
+    found = wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong
+    more = plural(int(found.sum()), "row")
+    return f" in row {int(found.nonzero()[0])} ({more} of {len(found)})"
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    """Whether two entries stand for the same tensor, to the bit."""
+    if (one.name, one.dtype, one.shape) != (other.name, other.dtype, other.shape):
+        return False
+    return one.content() == other.content()
 
 
 def _checked_entries(file: Path) -> list[Entry]:

@@ -3,14 +3,30 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tauten.core.dtypes import dtype_name
+from tauten.core.errors import NotApplicableError
 from tauten.core.measurement import LayerRecord
 from tauten.formats.packed import PackedWeight
 
 PRUNED = 0.1  # of a weight's values that are zero: by chance there are none, by padding a few rows
 ERROR_CHUNK = 2**21  # weights compared at once
+SMALLEST, LARGEST = 2.0**-50, 2.0**50  # a weight's largest value: float32 sums squares of 2**27
+
+
+def check_range(weight: Tensor) -> None:
+    """Raise NotApplicableError where squares of a weight's values, or sums of them, leave float32.
+
+    By such sums techniques choose, and errors are told.
+    """
+    low, high = torch.aminmax(weight.float() if weight.dtype.itemsize == 1 else weight)
+    largest = max(-float(low), float(high))
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise NotApplicableError(
+            f"its largest value is {largest:g}, and only {SMALLEST:g} to {LARGEST:g} can be packed"
+        )
 
 
 def layer_record(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tauten.core.description import parse_json
+from tauten.core.errors import InputError
 
 LENGTH_BYTES = 8  # of the number that says how long the header is
 DTYPES = {
@@ -42,17 +43,30 @@ class Entry:
     start: int
     length: int
 
-    def read(self) -> Tensor:
-        """The tensor, in memory of its own.
+    def content(self) -> bytearray:
+        """The bytes of the tensor.
 
         Raises:
-            OSError, KeyError, RuntimeError: The file has changed, or its dtype isn't known.
+            OSError: The file has changed.
         """
         content = bytearray(self.length)
         with self.file.open("rb") as opened:
             opened.seek(self.start)
             if opened.readinto(content) != self.length:
                 raise OSError("it ends early")
+        return content
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own.
+
+        Raises:
+            OSError, RuntimeError: The file has changed.
+            InputError: Its dtype isn't one of torch's.
+        """
+        if self.dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise InputError(f"it is of dtype {self.dtype}, none of {known}: convert it")
+        content = self.content()
         if not content:
             return torch.empty(self.shape, dtype=DTYPES[self.dtype])
         return torch.frombuffer(content, dtype=DTYPES[self.dtype]).view(self.shape)

@@ -9,7 +9,6 @@ from tauten.core.files import whole_file
 from tauten.models.safetensors_header import LENGTH_BYTES, Entry, entries_of
 
 CHUNK_BYTES = 2**20
-ITEM_BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "BOOL": 8}
 
 
 class Joined:
@@ -63,8 +62,9 @@ def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
 
 
 def _item_bits(dtype: str) -> int:
-    digits = "".join(c for c in dtype.removeprefix("B") if c.isdigit())
-    return ITEM_BITS.get(dtype) or int(digits)
+    """Of `BF16`, `C64` or `F8_E4M3` the first number."""
+    digits = "".join(c for c in dtype.partition("_")[0] if c.isdigit())
+    return int(digits) if digits else 8  # BOOL
 
 
 def _copy(source: BinaryIO, out: BinaryIO, length: int) -> None:

@@ -177,8 +177,7 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
     check_loaded(model)
     model, home = to_cpu(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
-        check_finite(tensor, f"{name or type(model).__name__}: tensor {key!r}")
+    check_weights(model, name or type(model).__name__)
     return Source(
         name=name or type(model).__name__,
         kind=kind,
@@ -188,6 +187,12 @@ def module_source(model: nn.Module, name: str = "", kind: str = "module") -> Sou
         tokenizer=_tokenizer_of(model),
         home=home,
     )
+
+
+def check_weights(model: nn.Module, name: str) -> None:
+    """Raise CorruptError where a parameter of a model in memory holds NaN or infinity."""
+    for key, tensor in model.named_parameters():  # a buffer may be a mask of -inf
+        check_finite(tensor, f"{name}: tensor {key!r}")
 
 
 def _tokenizer_of(model: nn.Module) -> Callable[[], Any] | None:

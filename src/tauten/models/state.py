@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -24,13 +25,16 @@ def say_if_training(model: nn.Module) -> None:
 
 
 def check_loaded(model: nn.Module) -> None:
-    """Raise InputError where a tensor of a model in memory has no values yet."""
+    """Raise InputError where a tensor of a model in memory has no values yet, or isn't plain."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         place = f"tensor {name!r} of {type(model).__name__}"
         if is_lazy(tensor):
             raise InputError(f"{place} has no shape yet: call the model once on an input first")
         if tensor.is_meta:
             raise InputError(f"{place} has no values (it is on the meta device): load it first")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            kind = f"of dtype {tensor.dtype}" if tensor.is_quantized else f"{tensor.layout}"
+            raise InputError(f"{place} is {kind}: make it dense first, by to_dense or dequantize")
 
 
 def written_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -13,8 +13,15 @@ FLOAT = (torch.float32,)
 
 
 def floats(*shape: int) -> Tensor:
-    """A float32 buffer on the CPU for native code to fill."""
-    return torch.empty(shape, dtype=torch.float32, device=CPU)
+    """A float32 buffer on the CPU for native code to fill.
+
+    Raises:
+        MemoryError: There is no room for it.
+    """
+    try:
+        return torch.empty(shape, dtype=torch.float32, device=CPU)
+    except RuntimeError as error:
+        raise MemoryError(f"no memory for outputs of {shape}") from error
 
 
 def address(
@@ -45,5 +52,6 @@ def check(
         expected = " or ".join(map(dtype_name, dtypes))
         got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
         raise InputError(f"{name} is {got}: expected {tuple(shape)} {expected} on {device}")
-    if not tensor.is_contiguous():
-        raise InputError(f"{name} isn't contiguous")
+    place = tensor.data_ptr()
+    if not tensor.is_contiguous() or place % tensor.itemsize or not (place or not tensor.numel()):
+        raise InputError(f"{name} isn't contiguous and aligned in memory: pass a clone of it")

@@ -18,6 +18,8 @@ from tauten.formats.interleaved import COLUMNS
 from tauten.runtime import ops
 from tauten.runtime.buffers import address, floats
 
+_UNFIT = 5
+
 torch.library.define(
     "tauten::conv",
     "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? table, Tensor? bias, int bits, "
@@ -72,6 +74,11 @@ def _conv(
         *(address("bias", bias, (rows,)), address("y", y, y.shape), address("step", step, ())),
         *(int8 or table is not None, native.isa, torch.get_num_threads()),
     )
+    if status == _UNFIT:
+        raise InputError(
+            f"kernel {kernel}, stride {stride}, dilation {dilation}, edges {edges} on "
+            f"{tuple(x.shape)}: the padded image has more values than can be counted"
+        )
     if status:
         raise MemoryError(f"no memory to convolve {tuple(x.shape)} with {rows} rows")
     return y.to(x.dtype)
@@ -144,6 +151,9 @@ def _geometry(
     positions = output_size(size, kernel, stride, dilation, edges)
     if len(kernel) > 3:
         raise InputError(f"kernel {kernel}: expected 1 to 3 dimensions")
+    # A step that is never taken may be of any length; the library lays an image out by steps.
+    stride = tuple(s if n > 1 else 1 for s, n in zip(stride, positions, strict=True))
+    dilation = tuple(d if k > 1 else 1 for d, k in zip(dilation, kernel, strict=True))
     numbers: list[int] = []
     rows = (size, edges[-2::-2], edges[::-2], kernel, stride, dilation)
     for row, absent in zip(rows, (1, 0, 0, 1, 1, 1), strict=True):

@@ -15,7 +15,7 @@ from tauten.core.errors import InputError
 
 SETS = ("portable", "avx2", "avxvnni", "avx512")  # instruction sets, as the library numbers them
 _HUGE_PAGES_FROM_BYTES = 1 << 18  # smaller tensors rarely come from memory, but from cache
-_FOLDER = Path(__file__).parent / "native"
+FOLDER = "TAUTEN_NATIVE"  # environment variable: where the library is, such as one to debug
 
 
 @dataclass
@@ -48,7 +48,8 @@ class Library:
 @functools.cache
 def load() -> Library | None:
     """The native library, None (with one notice) where it wasn't built."""
-    paths = [_FOLDER / f"_kernels{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
+    folder = Path(os.environ.get(FOLDER) or Path(__file__).parent / "native")
+    paths = [folder / f"_kernels{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
     path = next(filter(Path.exists, paths), None)
     if path is None:
         logging.getLogger(__name__).warning(

@@ -1,11 +1,12 @@
 """Packed layers: drop-in for torch's, with the weight held in fewer bits."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tauten.core.errors import InputError
+from tauten.core.errors import CorruptError, InputError
 from tauten.formats.packed import PackedWeight, shard_range
 from tauten.runtime import kernels
 from tauten.runtime.buffers import CPU
@@ -81,6 +82,11 @@ class PackedModule(nn.Module):
         """Where torch asks, before it parametrizes a tensor, whether that has been done."""
         found = self._modules.get("parametrizations")
         return found if isinstance(found, nn.ModuleDict) else _Unparametrized()
+
+    def check_contents(self) -> None:
+        """Raise CorruptError where a step isn't one; the weight checks its own tensors."""
+        if self.step is not None and not 0 < float(self.step) < math.inf:
+            raise CorruptError(f"step is {float(self.step)}: expected a number above 0")
 
     def prepare(self) -> None:
         """Lay the weight out for the kernels that serve it; a weight still to be loaded stays."""

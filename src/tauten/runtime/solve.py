@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tauten.core.errors import InputError
 from tauten.runtime.buffers import address, floats
 from tauten.runtime.library import Library
 
@@ -33,7 +34,9 @@ def decide_columns(
     step, low, local = step.contiguous(), low.contiguous(), local.contiguous()
     shape, cells = values.shape, (len(values), step.shape[1])
     errors, first = floats(*shape), values[:1]  # rows may lie apart from each other
-    native.handle.tauten_decide_columns(
+    if len(values) > 1 and values.stride(0) < shape[1]:
+        raise InputError(f"values of stride {values.stride()}: expected rows that don't overlap")
+    status = native.handle.tauten_decide_columns(
         *(address("values", first, first.shape), len(values), values.stride(0)),
         *(address("errors", errors, shape), address("slope", slope, shape)),
         address("local", local, (shape[1], shape[1])),
@@ -41,6 +44,8 @@ def decide_columns(
         *(address("step", step, cells), address("low", low, cells), step.shape[1], top),
         *(native.isa, torch.get_num_threads()),
     )
+    if status:
+        raise InputError(f"groups of columns aren't all from 0 to {step.shape[1] - 1}")
     return errors
 
 

@@ -1,6 +1,7 @@
 // Convolutions as products: each output position is a token, made of the inputs that it sees.
 #include <algorithm>
 #include <atomic>
+#include <initializer_list>
 #include <new>
 #include <vector>
 
@@ -23,6 +24,36 @@ struct Geometry {
   int64_t span(int d) const { return dilation[d] * (kernel[d] - 1) + 1; }
   int64_t positions(int d) const { return (padded(d) - span(d)) / stride[d] + 1; }
 };
+
+constexpr int64_t kMostSize = int64_t{1} << 40;    // of a dimension, so that sums of them count
+constexpr int64_t kMostValues = int64_t{1} << 58;  // of an image, so that its bytes count
+
+// Product of sizes, more than `kMostValues` where 64 bits don't hold it or a size is negative.
+int64_t product(std::initializer_list<int64_t> sizes) {
+  int64_t all = 1;
+  for (const int64_t size : sizes)
+    if (size < 0 || __builtin_mul_overflow(all, size, &all)) return kMostValues + 1;
+  return all;
+}
+
+// Whether a kernel lies in a padded image, its steps lead nowhere beyond it, and all offsets count
+// in 64 bits.
+bool fits(const Geometry& g, int64_t samples, int64_t channels, int64_t out, int64_t in) {
+  for (int d = 0; d < 3; ++d) {
+    for (const int64_t size : {g.size[d], g.before[d], g.after[d]})
+      if (size < 0 || size > kMostSize) return false;
+    for (const int64_t size : {g.kernel[d], g.stride[d], g.dilation[d]})
+      if (size < 1 || size > kMostSize) return false;
+    if (product({g.dilation[d], g.kernel[d] - 1}) >= g.padded(d)) return false;
+    if (g.stride[d] > g.padded(d)) return false;
+  }
+  const int64_t line = ceil_div(g.padded(2), g.stride[2]) * g.stride[2];
+  const int64_t image = product({channels, g.padded(0), g.padded(1), line});
+  const int64_t seen = product({g.positions(0), g.positions(1), g.positions(2)});
+  return product({samples, image}) <= kMostValues && product({samples, seen, out}) <= kMostValues &&
+         image <= kMostValues && seen <= kMostValues &&
+         product({channels, g.kernel[0], g.kernel[1], g.kernel[2]}) == in;
+}
 
 // A padded image, (samples, channels, depth, height, stride, phase): what lies a stride apart in a
 // line is stored side by side, so that neighbouring positions always see neighbours.
@@ -216,7 +247,7 @@ void convolve(const float* image, const Seen* seen, const Layout& layout, const 
 
 // y (samples, out, positions) = products of a weight, as in `tauten_linear`, with what each
 // position sees of an image (samples, channels, depth, height, width); `geometry` are the numbers
-// of a `Geometry`. Returns as `tauten_linear`.
+// of a `Geometry`. Returns as `tauten_linear`, or 5 where these don't fit each other.
 TAUTEN_EXPORT int tauten_conv(const float* image, int64_t samples, int64_t channels,
                               const int64_t* geometry, const uint8_t* codes, const void* scale,
                               const void* zero, const uint8_t* book, int zero_kind, int half,
@@ -231,6 +262,7 @@ TAUTEN_EXPORT int tauten_conv(const float* image, int64_t samples, int64_t chann
   p.bias = bias, p.fixed_step = step;
   Geometry g;
   __builtin_memcpy(&g, geometry, sizeof g);
+  if (!fits(g, samples, channels, out, in)) return 5;
   const int64_t planes = samples * channels, values = planes * g.size[0] * g.size[1] * g.size[2];
   try {
     const Layout layout(g, samples, channels);

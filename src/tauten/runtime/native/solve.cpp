@@ -8,8 +8,8 @@ namespace {
 constexpr int64_t kRows = 16;  // that a thread takes at a time
 }
 
-// Decides columns as solve.h says; a descent if there is a `slope`. Returns 0, or 2 for an unknown
-// `isa`.
+// Decides columns as solve.h says; a descent if there is a `slope`. Returns 0, 2 for an unknown
+// `isa`, or 3 where a column's group is none of `groups`.
 TAUTEN_EXPORT int tauten_decide_columns(
     float* value, int64_t rows, int64_t stride, float* error, float* slope, const float* local,
     const int64_t* group, int64_t width, const float* step, const float* low, int64_t groups,
@@ -17,6 +17,8 @@ TAUTEN_EXPORT int tauten_decide_columns(
   using namespace tauten;
   const Kernels* k = kernels(isa);
   if (!k) return 2;
+  for (int64_t j = 0; j < width; ++j)
+    if (group[j] < 0 || group[j] >= groups) return 3;
   const Columns columns{value, stride, error, slope, local, group, width, {step, low, groups, top}};
   parallel_for(rows, kRows, threads, [&](int, int64_t begin, int64_t end) {
     k->decide_columns(columns, begin, end);

@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -39,7 +40,11 @@ void parallel_for(int64_t items, int64_t grain, int threads, Task task, void* co
   if (const GompParallel parallel = gomp_parallel.load(std::memory_order_relaxed))
     return parallel(Share::run, &share, static_cast<unsigned>(threads), 0);
   std::vector<std::thread> helpers;
-  for (int i = 1; i < threads; ++i) helpers.emplace_back(Share::run, &share);
+  helpers.reserve(threads);
+  try {
+    for (int i = 1; i < threads; ++i) helpers.emplace_back(Share::run, &share);
+  } catch (const std::system_error&) {  // the system has no more threads: these do it all
+  }
   Share::run(&share);
   for (std::thread& helper : helpers) helper.join();
 }
