@@ -57,13 +57,14 @@ $(SANITIZED)/built: $(VENV)/developing setup.py $(wildcard $(NATIVE)/*.cpp $(NAT
 	ls $(SANITIZED)/tauten/runtime/native/*.so
 	@touch $@
 
-# The best instruction set, then those that other machines have. Python itself leaks.
+# The best instruction set, then those that other machines have. Python itself leaks; without -s
+# pytest would keep what is found to itself.
 sanitize: $(SANITIZED)/built
 	@for set in "" avx2 portable; do echo "== $${set:-best}"; \
 	env LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TAUTEN_ISA=$$set \
 		TAUTEN_NATIVE=$(abspath $(SANITIZED))/tauten/runtime/native \
-		$(PYTEST) tests/formats tests/runtime tests/solvers || exit 1; done
+		$(PYTEST) -s tests/formats tests/runtime tests/solvers || exit 1; done
 
 check: $(VENV)/developing
 	$(BIN)/ruff format --check .

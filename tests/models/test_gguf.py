@@ -1,6 +1,7 @@
 """A GGUF file is read in one go, and inspected without its vocabulary and tensors."""
 
 import random
+import struct
 from pathlib import Path
 
 import gguf
@@ -135,3 +136,11 @@ def test_a_header_that_claims_too_much_is_refused(
     (tmp_path / "odd.gguf").write_bytes(replaced(content, place, value, length))
     with pytest.raises(CorruptError, match=r"odd\.gguf"):
         gguf_source.source(tmp_path / "odd.gguf")
+
+
+def test_a_value_that_is_not_finite_is_refused(file: Path, tmp_path: Path) -> None:
+    poisoned = tmp_path / "nan.gguf"
+    poisoned.write_bytes(file.read_bytes()[:-4] + struct.pack("<f", torch.nan))
+    message = r"nan.gguf: tensor 'model.layers.0.mlp.down_proj.weight' .* infinity in row 31"
+    with pytest.raises(CorruptError, match=message):
+        gguf_source.source(poisoned).skeleton()

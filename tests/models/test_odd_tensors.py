@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_conformance import TABLE
 from torch import Tensor, nn
 
 import tauten
 from tauten.core.errors import CorruptError, InputError
 from tauten.data.tensors import main_output
+from tauten.models.packing import packed_modules
 from tauten.models.source import open_source
 
 TOKENS = torch.arange(20)[None]
@@ -64,6 +66,21 @@ def test_floats_of_any_width_are_read_as_what_they_are(
     error = run(tauten.load(tmp_path / "out")) - run(model)
     assert error.norm() < 0.02 * run(model).norm()
     assert torch.equal(run(packed), run(tauten.load(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_technique_packs_what_is_stored_in_float8(llama_folder: Path, name: str) -> None:
+    change(llama_folder, NAME, lambda t: t.to(torch.float8_e4m3fn))
+    exact = run(open_source(llama_folder).open())
+    packed = tauten.quantize(llama_folder, technique=TABLE[name][0])
+    assert 0 < (run(packed) - exact).norm() <= TABLE[name][1] * exact.norm()
+
+
+def test_a_layer_that_is_in_float8_itself_stays() -> None:
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64)).eval()
+    model[1].weight = nn.Parameter(model[1].weight.to(torch.float8_e4m3fn), requires_grad=False)
+    packed = tauten.quantize(model, 4)
+    assert [n for n, _ in packed_modules(packed)] == ["0"]
 
 
 # What becomes of one weight, and what is said of it.

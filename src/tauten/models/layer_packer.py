@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tauten.core.dtypes import dtype_name
 from tauten.core.errors import NotApplicableError
 from tauten.core.inputs import LayerInputs
 from tauten.core.measurement import LayerRecord
@@ -58,8 +59,8 @@ class LayerPacker:
         assert isinstance(weight, Tensor)
         if found is None:
             return self.kept(name, weight, "no step of the recipe is for it"), None
-        if not weight.is_floating_point():
-            return self.kept(name, weight, "not floating"), None
+        if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+            return self.kept(name, weight, f"no technique takes {dtype_name(weight.dtype)}"), None
         technique = found[1].technique
         assert isinstance(technique, WeightTechnique), "other techniques don't reach the walk"
         try:
@@ -69,23 +70,34 @@ class LayerPacker:
                 record = self._record(name, weight, packed, 0, 0.0, f"tied to {owner}: stored once")
                 layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
                 return record, layer
-            matrix = packing.matrix_of(module, self._tensors.stored(weight).detach())
-            check_range(matrix)
+            matrix, stored_bytes = self._matrix(module, weight)
             packed = fitted or technique.encode(matrix, inputs)  # type: ignore[assignment]
         except NotApplicableError as error:
             return self.kept(name, weight, str(error)), None
-        if packed.size_bytes >= matrix.nbytes:
+        if packed.size_bytes >= stored_bytes:
             return self.kept(name, weight, "packing would not make it smaller"), None
         self.shared[id(weight)] = packed, name, weight
         reason = f"step {found[0]} of the recipe is for {found[1].place}{remark}"
         error_ratio = relative_error(matrix, packed)
-        record = self._record(name, weight, packed, matrix.nbytes, error_ratio, reason)
+        record = self._record(name, weight, packed, stored_bytes, error_ratio, reason)
         zeros, lost = zeros_of(matrix, packed)
         record = replace(record, zeros=zeros, zeros_lost=lost)
         layer = packing.packed_layer(module, packed, technique.activation_dtype, step)
         if not isinstance(module, nn.Embedding):  # the inputs are those of the head it is tied to
             self._correct_bias(layer, technique.bias_change(matrix, packed, inputs))
         return record, layer
+
+    def _matrix(self, module: nn.Module, weight: Tensor) -> tuple[Tensor, int]:
+        """A weight as techniques take it, (out, in, ...), and its bytes as stored.
+
+        Raises:
+            NotApplicableError: None could tell its errors.
+        """
+        stored = self._tensors.stored(weight).detach()
+        # bfloat16 holds all that float8 does, and torch computes in it.
+        values = stored.bfloat16() if stored.dtype.itemsize == 1 else stored
+        check_range(values)
+        return packing.matrix_of(module, values), stored.nbytes
 
     def kept(self, name: str, weight: Tensor, why: str) -> LayerRecord:
         """The record of a weight that stays as it is, counted once where it stands."""

@@ -21,7 +21,7 @@ def check_range(weight: Tensor) -> None:
 
     By such sums techniques choose, and errors are told.
     """
-    low, high = torch.aminmax(weight.float() if weight.dtype.itemsize == 1 else weight)
+    low, high = torch.aminmax(weight)
     largest = max(-float(low), float(high))
     if largest and not SMALLEST <= largest <= LARGEST:
         raise NotApplicableError(

@@ -68,6 +68,7 @@ inline void halves_to_floats(const uint16_t* halves, int64_t count, float* float
 template <class Value>
 inline const Value* row_values(const SparseProblem& s, int64_t first, int64_t count,
                                Value* scratch) {
+  if (count == 0) return scratch;  // where no row keeps anything there are no values
   if constexpr (sizeof(Value) == 1) {
     const uint8_t* packed = static_cast<const uint8_t*>(s.values);
     unpack_codes(packed, s.p.bits, s.slots, first, count, scratch);
