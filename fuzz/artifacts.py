@@ -13,9 +13,11 @@ from rich.console import Console
 import tauten
 from fuzz import models
 from fuzz.reader import Reader, plain
+from tauten.core.digests import SEAL, sealed
+from tauten.core.errors import TautenError
 from tauten.core.files import sha256_file
 from tauten.faces import print_artifact, write_report
-from tauten.models import artifact
+from tauten.models import artifact, covered
 
 DATA = models.images(8)
 # One recipe for each format of weights and each kind of structure that a module can be made into.
@@ -102,6 +104,14 @@ def seal(place: Path) -> None:
     try:
         manifest = json.loads(file.read_bytes())
         manifest["weights"]["sha256"] = sha256_file(place / artifact.WEIGHTS)
-        file.write_text(json.dumps(manifest))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        manifest["files"] = covered.digests(place)
+        _seal(file, manifest)
+        if (timing := place / artifact.TIMING).is_file():
+            _seal(timing, json.loads(timing.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, TautenError):
         return  # nothing to put right
+
+
+def _seal(file: Path, value: dict[str, Any]) -> None:
+    value.pop(SEAL, None)
+    file.write_text(json.dumps(sealed(value)))

@@ -146,7 +146,7 @@ def test_entropy_coding_is_smaller_and_replays(llama_folder: Path, tmp_path: Pat
         (("quantize", "os.path:join", "-o", "new"), "os.path:join raised TypeError"),
         (("optimize", "MODEL", "--max-drop", "2"), "write 2% or"),
         (("optimize", "MODEL", "--max-drop", "1 points more"), "0.5 points or 0.02 absolute"),
-        (("apply", "MODEL/config.json", "MODEL"), "expected a mapping with a list of steps"),
+        (("apply", "MODEL/config.json", "MODEL"), "config.json: recipe: steps is missing"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -158,7 +158,7 @@ def something_else_of_transformers(folder: Path) -> None:
 
 
 def kernels_of_the_hub(folder: Path) -> None:
-    change_config(folder, vision_config={"attn_implementation": {"": "someone/their-kernels"}})
+    change_config(folder, vision_config={"_attn_implementation": {"": "someone/their-kernels"}})
 
 
 def name_an_endless_shard(folder: Path) -> None:

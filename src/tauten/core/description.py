@@ -103,7 +103,7 @@ def parse_json(text: bytes | str, where: str, remedy: str = ANEW, wide: bool = F
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        _check_size(text, MOST_VALUES)
+        _check_size(text, MOST_VALUES, ",[{")
         values = json.loads(text, object_pairs_hook=_unique)
         _check_values(values, wide)
     except RecursionError:
@@ -122,7 +122,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         InputError: It isn't YAML within bounds.
     """
     try:
-        _check_size(text, MOST_YAML_VALUES)
+        _check_size(text, MOST_YAML_VALUES, ",[{:\n")
         _check_events(yaml.parse(text, _YamlLoader))
         loader = _YamlLoader(text)
         try:
@@ -199,11 +199,11 @@ def _told(error: ValidationError) -> str:
     return f"{path}={value}: {said}" if path else f"{value}: {said}"
 
 
-def _check_size(text: str, most_values: int) -> None:
+def _check_size(text: str, most_values: int, signs: str) -> None:
     """Raise ValueError where a text would take far more memory or time than it should."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES} bytes")
-    if sum(map(text.count, ",[{:\n")) > most_values:
+    if sum(map(text.count, signs)) > most_values:
         raise ValueError(f"more than {most_values} values")
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tauten.core.description import read_json
 from tauten.core.errors import CorruptError, TautenError
 from tauten.core.files import make_folder, sha256_file, write_json
 
@@ -102,9 +103,9 @@ def _kept() -> list[list[Any]]:
     if cache is None:
         return []
     try:
-        raw = json.loads(cache.read_text(encoding="utf-8"))
+        raw = read_json(cache, dict[str, Any])
         rows: list[list[Any]] = unsealed(raw, cache, "")["rows"] if SEAL in raw else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (TautenError, KeyError):
         return []
     return rows
 

@@ -23,6 +23,7 @@ except ImportError:  # not on Windows; there an exclusive open serves
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 _FULL = "the disk is full; free some, then the same command goes on where it stopped"
 _CLOSED = "can't be written ({}); make it writable, or pass another place"
 _GONE = "its folder isn't there (any more); make it, and run the same command again"
@@ -30,7 +31,7 @@ _SAID = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _CLOSED),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), _GONE),
-    errno.ELOOP: "is a link, and none is written through; remove it",
+    errno.ELOOP: "is a symbolic link; Tauten doesn't write through links: remove it",
     errno.EIO: "the disk fails ({}); check it, or pass a folder on another",
 }
 _OTHER = "can't be written ({}); pass another place"
@@ -78,7 +79,9 @@ def writing(path: Path) -> Iterator[None]:
 def refuse_link(path: Path) -> None:
     """Refuse to write through a link, which may lead anywhere."""
     if path.is_symlink():
-        raise InputError(f"{path} is a link, and none is written through; remove it")
+        raise InputError(
+            f"{path} is a symbolic link; Tauten doesn't write through links: remove it"
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -148,6 +151,9 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as network disks say
+                raise
         finally:
             os.close(descriptor)
 
@@ -161,11 +167,18 @@ def sync_files(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
+    """SHA-256 of a file's contents, in hexadecimal.
+
+    Raises:
+        InputError: It can't be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as opened:
+            while chunk := opened.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); get it anew") from None
     return digest.hexdigest()
 
 
@@ -217,7 +230,11 @@ def exclusive(folder: Path) -> Iterator[None]:
                 ) from None
             if _is_at(opened, lock):
                 break
-        yield
+        try:
+            yield
+        finally:
+            if fcntl is not None:  # while it is held: whoever waits for it takes a new one
+                lock.unlink(missing_ok=True)
 
 
 def try_lock(descriptor: int) -> None:

@@ -34,7 +34,8 @@ class Journal:
         self._path = path
         self.entries, whole = read_entries(path)
         if path.exists() and whole < path.stat().st_size:
-            os.truncate(path, whole)
+            with writing(path):
+                os.truncate(path, whole)
         if not self.entries:
             self.add("run", **run)
         elif self.entries[0] != json.loads(json.dumps({"event": "run", **run})):

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tauten.core.errors import InputError
+from tauten.core.errors import CorruptError, InputError
 from tauten.core.files import make_folder, sha256_file, whole_file
 from tauten.core.journal import Journal
 from tauten.distributed.wire import decode, encode
@@ -61,7 +61,11 @@ class Record:
 
     def read(self, id: str) -> Any:
         """A result."""
-        return decode(self._file(id).read_bytes())
+        file = self._file(id)
+        try:
+            return decode(file.read_bytes())
+        except OSError as error:
+            raise CorruptError(f"{file}: can't be read ({error.strerror})") from None
 
     def _is_whole(self, entry: dict[str, Any]) -> bool:
         file = self._file(entry["id"])

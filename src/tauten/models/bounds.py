@@ -6,6 +6,7 @@ claims: so what it claims is compared with the file first.
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +99,12 @@ class Bounds:
         # A byte holds the bits of 8 weights, and entropy coding makes them 8 times fewer at best.
         most_elements = ELEMENTS + 64 * self.size_bytes
 
+        building = threading.get_ident()
+
         def count(_: nn.Module, name: str, tensor: Tensor | None) -> None:
             nonlocal parameters, elements, buffer_bytes
+            if threading.get_ident() != building:  # hooks are those of the whole process
+                return
             if isinstance(tensor, nn.Parameter):
                 parameters, elements = parameters + 1, elements + tensor.numel()
             elif tensor is not None:

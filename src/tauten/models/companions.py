@@ -82,7 +82,9 @@ def module_folders(folder: Path) -> list[str]:
 
 def is_inside(name: str) -> bool:
     """Whether a name from a file can only be that of something in the same folder."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    parts = Path(name).parts
+    is_name = "\0" not in name and all(len(os.fsencode(part)) < 256 for part in parts)
+    return is_name and not Path(name).is_absolute() and ".." not in parts
 
 
 def inside(folder: Path, name: str | Path) -> Path:

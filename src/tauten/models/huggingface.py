@@ -152,11 +152,14 @@ def _is_architecture(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
 
 
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+
+
 def _named_kernels(raw: Any) -> list[str]:
     """Kernels that a configuration names; transformers would fetch and run them."""
     if not isinstance(raw, dict):
         return []
-    own = [raw.get(name) for name in ("attn_implementation", "experts_implementation")]
+    own = [value for key, value in raw.items() if key.removeprefix("_") in _IMPLEMENTATIONS]
     flat = [v for value in own for v in (value.values() if isinstance(value, dict) else [value])]
     inner = [name for value in raw.values() for name in _named_kernels(value)]
     return [value for value in flat if isinstance(value, str) and "/" in value] + inner

@@ -144,8 +144,8 @@ def open_source(model: "str | os.PathLike[str] | nn.Module | Source") -> Source:
 
 def names_code(model: Any) -> bool:
     """Whether a model's name is that of a function, which only a user may have imported and run."""
-    is_there = isinstance(model, str) and Path(model).expanduser().exists()
-    return isinstance(model, str) and not is_there and re.fullmatch(_FACTORY, model) is not None
+    is_one = isinstance(model, str) and re.fullmatch(_FACTORY, model) is not None
+    return is_one and not Path(model).exists()
 
 
 def _open_folder(path: Path) -> Source:

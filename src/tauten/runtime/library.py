@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.machinery
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 
 SETS = ("portable", "avx2", "avxvnni", "avx512")  # instruction sets, as the library numbers them
 _HUGE_PAGES_FROM_BYTES = 1 << 18  # smaller tensors rarely come from memory, but from cache
@@ -52,7 +52,7 @@ def load() -> Library | None:
     paths = [folder / f"_kernels{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
     path = next(filter(Path.exists, paths), None)
     if path is None:
-        logging.getLogger(__name__).warning(
+        logger(__name__).warning(
             "tauten's native kernels aren't built (no C++ compiler when it was installed): packed "
             "layers run in plain torch, much slower; install g++ or clang and reinstall tauten"
         )

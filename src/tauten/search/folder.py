@@ -1,19 +1,17 @@
 """The folder that a run works in, beside the one that it makes."""
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from tauten.core.errors import BusyError, InputError
-from tauten.core.files import check_free_space, disk_error, exclusive, writing
+from tauten.core.files import DISK_ERRORS, check_free_space, disk_error, exclusive, writing
 from tauten.core.temporary import TemporaryFolder, remove_orphans
 
 PARTIAL = ".partial"
 DONE = ".done"
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def check_out(out: Path | None) -> None:
@@ -52,8 +50,7 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
     folder = _partial(out)
     done = folder.with_name(folder.name + DONE)
     remove_orphans()
-    for left in folder.parent.glob(f"*{PARTIAL}{DONE}"):  # by a kill while they were removed
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(done, ignore_errors=True)  # left by a kill while it was removed
     check_out(out)
     with writing(folder):
         held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -79,6 +76,6 @@ def _working_in(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         is_ours = str(error.filename or "").startswith(str(folder))
-        if error.errno in _DISK or is_ours or not folder.exists():
+        if error.errno in DISK_ERRORS or is_ours or not folder.exists():
             raise disk_error(folder, error) from error
         raise

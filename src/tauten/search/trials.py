@@ -7,6 +7,7 @@ from typing import Any
 
 from tauten.core.errors import ENDING, told
 from tauten.core.figures import format_bytes, format_loss, loss_word
+from tauten.core.files import DISK_ERRORS
 from tauten.core.goal import Goal
 from tauten.core.measurement import Drop, Measurement, Quality, Trial
 from tauten.core.printing import logger
@@ -114,6 +115,8 @@ class Trials:
         except ENDING:
             raise
         except Exception as error:  # a technique or metric may be a user's: others go on without it
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
             return Trial(recipe, None, "failed", told(error))
         return Trial(recipe, measurement, self.verdict(measurement) or "within the goal")
 

@@ -2,12 +2,12 @@
 
 import functools
 import importlib.util
-import logging
 
 import torch
 from torch import Tensor
 
 from tauten.core.errors import InputError
+from tauten.core.printing import logger
 from tauten.formats.codebook import CodebookWeight
 from tauten.formats.integer import IntegerWeight
 from tauten.formats.packed import SCALE_DTYPES, PackedWeight
@@ -53,7 +53,7 @@ def takes_group(size: int) -> bool:
 
 @functools.cache
 def _give_notice() -> None:
-    logging.getLogger(__name__).warning(NOTICE)
+    logger(__name__).warning(NOTICE)
 
 
 @torch.library.impl("tauten::integer_linear", "CUDA")
