@@ -1,5 +1,6 @@
 """The campaign of damaged files sees every fault that is planted in a reader."""
 
+import json
 import os
 import random
 import signal
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+import tauten
 from fuzz import child, limits
+from fuzz.artifacts import seal
 from fuzz.campaign import Numbers
 from fuzz.child import VERDICTS, Batch, Damaged, UnreadableError, by_seed, read_many
 from fuzz.mutate import BYTES, FORMS, mutate
 from fuzz.reader import Reader, plain
 from fuzz.run import again, keep
 from tauten.core.errors import CorruptError, InputError
+from tauten.models.artifact import read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 WHOLE = b'{"format": 1, "names": ["a", "b"]}\n'
@@ -190,3 +194,15 @@ def test_a_file_that_is_gone_is_damage_too(tmp_path: Path) -> None:
     one = Batch(planted, tmp_path / "input", {"file.json": WHOLE}, lambda _: gone, 0)
     (finding,) = read_many(one)[1]
     assert finding.verdict == "foreign" and finding.content is None
+
+
+def test_a_sealed_folder_is_damaged_behind_its_digests(tmp_path: Path) -> None:
+    """What is forged says that it is whole: only what it holds is odd."""
+    tauten.quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)), out=tmp_path / "packed")
+    file = tmp_path / "packed" / "tauten.json"
+    manifest = json.loads(file.read_bytes())
+    file.write_text(json.dumps({**manifest, "reason": "another"}))
+    with pytest.raises(InputError, match="changed since it was written"):
+        read_manifest(tmp_path / "packed")
+    seal(tmp_path / "packed")
+    assert read_manifest(tmp_path / "packed")["reason"] == "another"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_bytes_are_synced_before_the_rename(
     assert seen[1:] == ([(True, [6])] if os.name == "posix" else [])
 
 
+def test_a_disk_that_syncs_no_folders_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.write_text(tmp_path / "weights", "text")
+    assert (tmp_path / "weights").read_text() == "text"
+
+
+def test_what_can_not_be_read_has_no_digest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="can't be read"):
+        files.sha256_file(tmp_path)
+
+
 def test_equal_values_give_equal_json(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a", {"x": 1, "y": [1.5, None]})
     files.write_json(tmp_path / "b", {"y": [1.5, None], "x": 1})
@@ -248,11 +269,17 @@ def test_a_folder_is_held_until_its_process_is_killed(tmp_path: Path) -> None:
 def test_a_link_in_the_place_of_a_folder_or_its_lock_is_refused(tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "victim")
-    with pytest.raises(InputError, match="run is a link"), files.exclusive(tmp_path / "run"):
+    with (
+        pytest.raises(InputError, match="run is a symbolic link"),
+        files.exclusive(tmp_path / "run"),
+    ):
         pass
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lock").symlink_to(tmp_path / "victim" / "made")
-    with pytest.raises(TautenError, match="lock: is a link"), files.exclusive(tmp_path / "other"):
+    with (
+        pytest.raises(TautenError, match="lock: is a symbolic link"),
+        files.exclusive(tmp_path / "other"),
+    ):
         pass
     assert os.listdir(tmp_path / "victim") == []
 
@@ -277,3 +304,4 @@ def test_the_hold_ends_with_its_block(tmp_path: Path) -> None:
         raise ValueError
     with files.exclusive(tmp_path), pytest.raises(BusyError), files.exclusive(tmp_path):
         pass
+    assert not list(tmp_path.iterdir()), "nor is the lock left"

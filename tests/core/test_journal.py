@@ -146,7 +146,7 @@ def test_a_journal_that_was_taken_away_does_not_come_back_without_its_lines(tmp_
 
 def test_a_link_in_the_place_of_a_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal").symlink_to(tmp_path / "victim")
-    with pytest.raises(InputError, match="journal is a link"):
+    with pytest.raises(InputError, match="journal is a symbolic link"):
         Journal(tmp_path / "journal", RUN)
     assert not (tmp_path / "victim").exists()
 

@@ -133,6 +133,6 @@ def test_a_folder_of_results_is_filled_by_one_process_at_a_time(tmp_path: Path) 
             next(model.map(ITEMS[:3], tmp_path / "results"))
         (tmp_path / "link").mkdir()
         (tmp_path / "link" / "results").symlink_to(tmp_path / "victim")
-        with pytest.raises(InputError, match="results is a link"):
+        with pytest.raises(InputError, match="results is a symbolic link"):
             next(model.map(ITEMS[:3], tmp_path / "link"))
         assert not (tmp_path / "victim").exists()

@@ -169,7 +169,7 @@ def test_the_report_is_not_written_through_a_link(llama_folder: Path, tmp_path: 
     for name in ("report.html.tmp", "report.html"):
         (tmp_path / "out" / name).unlink(missing_ok=True)
         (tmp_path / "out" / name).symlink_to(tmp_path / "victim")
-        with pytest.raises(InputError, match=f"{name} is a link"):
+        with pytest.raises(InputError, match=f"{name} is a symbolic link"):
             write_report(tmp_path / "out")
     assert not (tmp_path / "victim").exists()
 

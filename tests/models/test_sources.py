@@ -161,6 +161,13 @@ def kernels_of_the_hub(folder: Path) -> None:
     change_config(folder, vision_config={"_attn_implementation": {"": "someone/their-kernels"}})
 
 
+def name_a_shard_with_nul(folder: Path) -> None:
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "a\0.safetensors")
+    file.write_text(json.dumps(index))
+
+
 def name_an_endless_shard(folder: Path) -> None:
     file = folder / "model.safetensors.index.json"
     index = json.loads(file.read_text())
@@ -199,6 +206,7 @@ DAMAGE = {
     break_generation: "generation_config.json: damaged",
     truncate: "not a whole safetensors file",
     remove_shard: "is missing, though the index names it",
+    name_a_shard_with_nul: "is missing, though the index names it",
     name_an_endless_shard: "is missing, though the index names it",
     poison: "'model.norm.weight' holds NaN or infinity",
     lose_tensor: r"lacks tensor 'model.layers.1.mlp.up_proj.weight'",
@@ -345,3 +353,9 @@ def test_every_byte_of_a_folder_tells_it_from_others(llama_folder: Path) -> None
         assert known() != first, file.name
         file.write_bytes(whole)
     assert known() == first
+
+
+def test_attention_that_only_gpus_have_is_that_of_the_default(llama_folder: Path) -> None:
+    expected = open_source(llama_folder).open().config._attn_implementation
+    change_config(llama_folder, _attn_implementation="flash_attention_2")
+    assert open_source(llama_folder).open().config._attn_implementation == expected

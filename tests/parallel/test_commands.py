@@ -66,6 +66,6 @@ def test_a_plan_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_plan_is_not_written_through_a_link(tmp_path: Path) -> None:
     Path("plan.json").symlink_to(tmp_path / "victim")
-    with pytest.raises(InputError, match=r"plan\.json is a link"):
+    with pytest.raises(InputError, match=r"plan\.json is a symbolic link"):
         Plan("m", "latency", 1, {}, Layout()).save("plan.json")
     assert not (tmp_path / "victim").exists()

@@ -108,7 +108,7 @@ def test_links_in_the_place_of_what_a_run_writes_are_refused(tmp_path: Path) -> 
     with pytest.raises(tauten.BusyError, match="out exists"):
         check_out(tmp_path / "out")
     (tmp_path / "other.partial").symlink_to(tmp_path / "victim")
-    with pytest.raises(TautenError, match="is a link"), run_folder(tmp_path / "other", 0):
+    with pytest.raises(TautenError, match="is a symbolic link"), run_folder(tmp_path / "other", 0):
         pass
     assert os.listdir(tmp_path / "victim") == ["file"]
 

@@ -109,6 +109,10 @@ def read_config(folder: Path, reader: SafetensorsReader | None = None) -> Any:
     except Exception as error:  # its code may raise anything of odd values
         reason = first_line(error)
         raise InputError(f"{file}: transformers can't read this configuration ({reason})") from None
+    if "flash" in (
+        config._attn_implementation or ""
+    ):  # of GPUs alone; the default computes the same
+        config._attn_implementation = None
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise InputError(f"{folder} is already quantized ({method}); pass the original model")
