@@ -1,6 +1,7 @@
 """Text from everywhere, and what is wrong with it by file and line."""
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -18,6 +19,8 @@ from tauten.core.errors import InputError
 from tauten.data.documents import Document
 from tauten.data.text_files import PIECE_CHARACTERS
 from tauten.data.texts import BUILT_IN, read_texts
+
+PACKINGS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def load_texts(*args: Any, **options: Any) -> list[Document]:
@@ -132,10 +135,10 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("packing", ["", *PACKINGS])
 @pytest.mark.parametrize("name", FILES)
 def test_rows_are_documents_in_any_file(tmp_path: Path, name: str, packing: str) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[packing]
+    pack = {"": bytes, **PACKINGS}[packing]
     file = tmp_path / f"{name}{packing}"
     file.write_bytes(pack(FILES[name].encode()))
     assert [document.text for document in load_texts(file)] == ROWS
@@ -151,6 +154,17 @@ def test_utf_16_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"text": "one"}')
     with pytest.raises(InputError, match="holds one dict; expected a list of rows, or lines"):
         load_texts(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_compressed_text_that_is_damaged_anywhere_is_refused(
+    tmp_path: Path, packing: str
+) -> None:
+    whole, file = PACKINGS[packing](b"Some words. " * 20), tmp_path / f"a.txt{packing}"
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with contextlib.suppress(InputError):
+            load_texts(file)
 
 
 def test_a_text_without_blank_lines_is_cut_at_sentence_ends(tmp_path: Path) -> None:
@@ -233,6 +247,8 @@ def test_chats_without_a_template_or_against_it_are_refused() -> None:
             load_texts([CHAT], load_tokenizer=load)
     with pytest.raises(InputError, match=r"text 1: the chat template refuses it \(no user first"):
         load_texts([CHAT], load_tokenizer=lambda: chatty("{{ raise_exception('no user first') }}"))
+    with pytest.raises(InputError, match=r"text 1: the chat template refuses it \('bool' object"):
+        load_texts([CHAT], load_tokenizer=lambda: chatty("{% for m in true %}{% endfor %}"))
 
 
 def test_a_column_is_read_by_its_name(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import models
 import tauten
 from tauten.distributed.blueprint import blueprint, unpacked
 from tauten.models.companions import copy_companions, left_behind, module_folders
+from tauten.models.huggingface import tokenizer_loader
 from tauten.models.source import open_source
 
 CARRIED = (
@@ -112,6 +113,17 @@ def test_a_damaged_tokenizer_is_named_when_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(tauten.InputError, match="can't load its tokenizer"):
         tauten.quantize(tmp_path, 4, data=["some text", "and more of it"])
+
+
+def test_a_tokenizer_that_reads_no_text_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    wrong = json.dumps({**settings, "model_max_length": [1]})
+    (tmp_path / "tokenizer_config.json").write_text(wrong)
+    load = tokenizer_loader(tmp_path)
+    assert load is not None
+    with pytest.raises(tauten.InputError, match="can't load its tokenizer"):
+        load()
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc", "1_Pooling/../.."])

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _text_of(file: Path) -> str:
     if opener is not None:
         try:
             raw = opener(raw)
-        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise InputError(f"{file}: can't be decompressed ({error})") from None
     coding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8-sig")
     if coding == "utf-8-sig" and b"\0" in raw:

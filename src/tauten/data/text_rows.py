@@ -4,9 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import TemplateError
-
-from tauten.core.errors import InputError
+from tauten.core.errors import InputError, first_line
 
 LoadTokenizer = Callable[[], Any] | None
 SCALARS = (str, bool, int, float, type(None))  # what may stand beside texts or tensors in a row
@@ -75,8 +73,10 @@ class RowTexts:
             )
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
-            raise InputError(f"{place}: the chat template refuses it ({error})") from error
+        except Exception as error:  # a template is a program that came with the model
+            raise InputError(
+                f"{place}: the chat template refuses it ({first_line(error)})"
+            ) from error
 
 
 def is_chat(value: Any) -> bool:

@@ -184,7 +184,9 @@ def tokenizer_loader(folder: Path) -> Callable[[], Any] | None:
     def load() -> Any:
         check_folder(folder)
         try:
-            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            made = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            made("a")  # some settings are looked at only then
+            return made
         except Exception as error:  # the library tokenizers raises no other class
             raise InputError(
                 f"{folder}: transformers can't load its tokenizer ({first_line(error)}); get its "
