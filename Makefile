@@ -1,5 +1,6 @@
 # make demo: everything from nothing to a proven smaller model. make test: the same for the tests.
 # make check: form, types and rooms. make test-kernels: one instruction set, as in TAUTEN_ISA=avx2.
+# make fuzz MINUTES=60 SEED=1: damaged files. make kill: killed runs. Both go on where they stopped.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,10 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 # Each module is compiled once, when it is first imported, even where images forbid it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-kernels check bench clean
+MINUTES ?= 1
+SEED ?= 0
+
+.PHONY: install demo test test-kernels check bench fuzz kill clean
 
 install: $(VENV)/developing
 
@@ -56,5 +60,8 @@ check: $(VENV)/developing
 bench: $(VENV)/developing
 	$(BIN)/python bench/memory.py
 
+fuzz kill: $(VENV)/developing
+	$(BIN)/python -m fuzz.$(if $(filter fuzz,$@),run,kill) --minutes $(MINUTES) --seed $(SEED)
+
 clean:
-	rm -rf $(VENV) $(DEMO) $(DEMO).partial build *.egg-info src/*.egg-info
+	rm -rf $(VENV) fuzz/found $(DEMO) $(DEMO).partial build *.egg-info src/*.egg-info
