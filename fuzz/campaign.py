@@ -66,12 +66,15 @@ class Numbers:
         return dict(self._own.get(name, {}).get("counts", {}))
 
 
-def turns(names: Sequence[str], minutes: float, slice_s: float) -> Iterator[tuple[str, float]]:
-    """Names in turn and until when each may take, all the same time, until the minutes are over."""
+def turns(names: list[str], minutes: float, slice_s: float) -> Iterator[tuple[str, float]]:
+    """Names in turn and until when each may take, all the same time, until the minutes are over.
+
+    Whoever goes on with it may take names out of the list.
+    """
     end = time.monotonic() + 60 * minutes
     slice_s = min(slice_s, 60 * minutes / len(names))
     used = dict.fromkeys(names, 0.0)
-    while time.monotonic() < end:
+    while names and time.monotonic() < end:
         name = min(names, key=used.__getitem__)
         start = time.monotonic()
         yield name, start + slice_s

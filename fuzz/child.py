@@ -9,7 +9,6 @@ import json
 import math
 import mmap
 import os
-import resource
 import signal
 import struct
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
+from fuzz.limits import TIMED, end_in, lacks_memory, limit_memory, peak_bytes
 from fuzz.mutate import mutate
 from fuzz.reader import Reader
 from tauten.core.errors import TautenError
@@ -31,10 +31,6 @@ GOOD = ("same", "refused", "other")
 # silent: another value, though digests cover the file. foreign: an error of no class of ours.
 BAD = ("silent", "foreign", "crash", "hang", "memory")
 VERDICTS = (*GOOD, *BAD)
-SLOWEST_S = 10.0  # of computing; of waiting WAIT times that, as the machine may be busy
-WAIT = 12
-MOST_BYTES = 200 * 2**20  # of memory, and half as much again as the file
-_ADDRESS_BYTES = 2**30  # more may be reserved than is used: stacks and arenas of threads
 _STATE = struct.Struct(f"<{1 + len(VERDICTS)}q")  # the case that is read; how many had each verdict
 _FORMS = {
     ".json": "json",
@@ -43,8 +39,6 @@ _FORMS = {
     ".safetensors": "safetensors",
     **dict.fromkeys((".jinja", ".txt", ".csv", ".tsv", ".md", ".hosts"), "text"),
 }
-_TIMED = (signal.SIGPROF, signal.SIGALRM)
-_UNHAD = ("allocate memory", "bad_alloc", "alloc memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -116,6 +110,10 @@ class Batch:
     reported: tuple[str, ...] = BAD
 
 
+class UnreadableError(Exception):
+    """A reader can't read its input as it was made."""
+
+
 class Progress:
     """Memory that a child shares with its parent."""
 
@@ -163,8 +161,10 @@ def read_many(batch: Batch) -> tuple[Progress, list[Finding]]:
     if code:
         said = log.read_text(errors="replace")
         if progress.number < batch.first:
-            raise RuntimeError(f"{batch.reader.name}: undamaged it can't be read ({code}):\n{said}")
-        verdict = "hang" if -code in _TIMED else "crash"
+            raise UnreadableError(
+                f"{batch.reader.name}: undamaged it can't be read ({code}):\n{said}"
+            )
+        verdict = "hang" if -code in TIMED else "crash"
         progress.counts[verdict] += 1
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         done = batch.damaged(progress.number)
@@ -198,11 +198,11 @@ def print_to(file: TextIO) -> None:
 def _read_all(batch: Batch, progress: Progress, pipe: TextIO) -> None:
     warnings.simplefilter("ignore")
     faulthandler.enable()
-    for number in _TIMED:  # says where it hangs, and ends it
+    for number in TIMED:  # says where it hangs, and ends it
         faulthandler.register(number, chain=True)
     lay_out(batch.place, batch.whole)
     expected = batch.reader.read(batch.place)
-    allowed, kinds = _limit_memory(max(map(len, batch.whole.values()))), set[str]()
+    allowed, kinds = limit_memory(max(map(len, batch.whole.values()))), set[str]()
     for number in range(batch.first, batch.first + batch.most):
         lay_out(batch.place, batch.whole)
         done = batch.damaged(number)
@@ -250,7 +250,7 @@ def judged(
     reader: Reader, place: Path, expected: Any, file: str, allowed: int
 ) -> tuple[str, str, str]:
     """Verdict of a file, what was said, and the kind of finding."""
-    _end_in(SLOWEST_S)
+    end_in()
     verdict, said, kind = "same", "", file
     try:
         seen = reader.read(place)
@@ -264,25 +264,10 @@ def judged(
         if not reader.same(seen, expected):
             verdict = "silent" if reader.vouched else "other"
     finally:
-        _end_in(0)
+        end_in(0)
     if peak_bytes() > allowed:
         verdict, said = "memory", f"peak of {peak_bytes()} bytes, {allowed} allowed\n{said}"
     return verdict, said, kind
-
-
-def _end_in(seconds: float) -> None:
-    """End this process by a signal if it computes that long from now on; 0 for not at all."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, WAIT * seconds)
-
-
-def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was made of, is that memory couldn't be had."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _UNHAD):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _raised_at(error: BaseException) -> str:
@@ -293,19 +278,3 @@ def _raised_at(error: BaseException) -> str:
         return "no line of tauten"
     name = ours[-1].filename.rpartition("tauten/")[2]
     return f"{name}:{ours[-1].name}"
-
-
-def peak_bytes() -> int:
-    """Most memory that this process had resident since it was forked."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _limit_memory(file_bytes: int) -> int:
-    """Bytes that the peak may reach; far more is refused by the system."""
-    more = int(1.5 * file_bytes) + MOST_BYTES
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + more + _ADDRESS_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return peak_bytes() + more

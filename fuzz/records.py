@@ -26,6 +26,7 @@ from tauten.distributed.record import Record
 from tauten.faces import read_recipe
 from tauten.formats import bits, entropy
 from tauten.models.checkpoint import Checkpoint
+from tauten.models.training import Position
 from tauten.parallel.plan import Layout, Option, Plan
 
 RUN = {"source": "a model", "seed": 0, "goal": {"max_drop": 0.01}, "version": "1"}
@@ -72,11 +73,10 @@ def _recipe(place: Path) -> Any:
 def _make_journal(place: Path) -> None:
     place.mkdir()
     journal = Journal(place / "journal.jsonl", RUN)
-    for number in range(6):
-        digest = f"{number:064x}"
-        journal.add(
-            "block", trial="a1", part=f"layers.{number}", sha256=digest, specs={"a": [1, 2]}
-        )
+    for number in range(4):
+        part = {"part": f"layers.{number}", "sha256": f"{number:064x}"}
+        journal.add("block", trial="a1", **part, specs={"a": {"layer": "Identity"}}, layers=[])
+    journal.add("scores", of="a1", total=[1.0, 2.0], weight=[3.0, 4.0])
 
 
 def _journal(place: Path) -> Any:
@@ -126,7 +126,7 @@ def _make_checkpoint(place: Path) -> None:
 def _checkpoint(place: Path) -> Any:
     model, optimizer = _trained()
     file = place / "checkpoint.safetensors"
-    state = Checkpoint(file, dict(model.named_parameters()), optimizer).restore()
+    state = Checkpoint(file, dict(model.named_parameters()), optimizer).restore(Position)
     if state is None:  # nothing was saved
         raise CorruptError("gone")
     return plain([state, list(model.parameters()), [*optimizer.state.values()]])

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fuzz.campaign import Numbers, chosen, options, print_table, turns
-from fuzz.child import BAD, VERDICTS, Batch, Damaged, Finding, by_seed, read_many
+from fuzz.child import BAD, VERDICTS, Batch, Damaged, Finding, UnreadableError, by_seed, read_many
 from fuzz.reader import Reader
 from fuzz.readers import all_readers
 
@@ -42,7 +42,8 @@ def main() -> int:
     kinds: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         inputs: dict[str, dict[str, bytes]] = {}
-        for name, until in turns(names, given.minutes, SLICE_S):
+        able = list(names)
+        for name, until in turns(able, given.minutes, SLICE_S):
             place, reader = Path(folder, name.replace(" ", "-")), readers[name]
             if name not in inputs:
                 inputs[name] = make(reader, place)
@@ -50,7 +51,13 @@ def main() -> int:
             damaged = partial(by_seed, reader, inputs[name], given.seed)
             first = numbers.next(name)
             batch = Batch(reader, place, inputs[name], damaged, first, until, MOST)
-            progress, found = read_many(batch)
+            try:
+                progress, found = read_many(batch)
+            except UnreadableError as error:
+                print(error)
+                kinds.add(name)
+                able.remove(name)
+                continue
             numbers.add(name, progress.number + 1, progress.counts)
             for finding in found:
                 keep(finding, given.seed, inputs[name], given.found, kinds)

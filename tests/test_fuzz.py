@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from fuzz import child
+from fuzz import child, limits
 from fuzz.campaign import Numbers
-from fuzz.child import VERDICTS, Batch, Damaged, by_seed, read_many
+from fuzz.child import VERDICTS, Batch, Damaged, UnreadableError, by_seed, read_many
 from fuzz.mutate import BYTES, FORMS, mutate
 from fuzz.reader import Reader, plain
 from fuzz.run import again, keep
@@ -101,7 +101,7 @@ def test_a_planted_fault_has_its_verdict(
     tmp_path: Path, monkeypatch, planted, vouched: bool, verdict: str, said: str
 ) -> None:
     if verdict == "hang":
-        monkeypatch.setattr(child, "SLOWEST_S", 0.1)
+        monkeypatch.setattr(limits, "SLOWEST_S", 0.1)
     one = batch(reader(planted, vouched=vouched), tmp_path)
     progress, found = read_many(one)
     assert progress.counts == {**dict.fromkeys(VERDICTS, 0), verdict: 1}
@@ -125,7 +125,7 @@ def test_a_batch_goes_on_to_the_case_that_ends_it(tmp_path: Path) -> None:
 
 def test_a_reader_that_fails_undamaged_is_an_error(tmp_path: Path) -> None:
     broken = Reader("broken", lambda place: None, lambda place: 1 / 0)
-    with pytest.raises(RuntimeError, match=r"(?s)broken: undamaged.*ZeroDivisionError"):
+    with pytest.raises(UnreadableError, match=r"(?s)broken: undamaged.*ZeroDivisionError"):
         read_many(batch(broken, tmp_path))
 
 

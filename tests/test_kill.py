@@ -128,9 +128,13 @@ def test_a_process_that_is_left_is_seen_and_ended(tmp_path: Path, monkeypatch) -
     assert all("sleep(600)" in fault for fault in found)
 
 
-def test_a_command_that_leaves_something_undisturbed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="left in tmp"):
-        faults(lambda: Path(os.environ["TMPDIR"], "a").write_text(""), tmp_path / "room")
+def test_a_fault_of_an_undisturbed_run_is_seen(tmp_path: Path) -> None:
+    def leave() -> None:
+        Path(os.environ["TMPDIR"], "a").write_text("")
+        sys.exit(3)
+
+    faults = alone(lambda: Room(tmp_path).undisturbed(Command("planted", leave)).faults)
+    assert faults[:2] == ["called again it ends with exit code 3", "left in tmp: a"]
 
 
 def test_a_bad_case_is_kept(tmp_path: Path) -> None:

@@ -291,6 +291,10 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"none")
     with pytest.raises(InputError, match=r"b\.parquet: can't be read as parquet"):
         load_texts(tmp_path / "b.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(content.replace(b"text", b"te\x93t"))
+    with pytest.raises(InputError, match=r"c\.parquet: can't be read as parquet"):
+        load_texts(tmp_path / "c.parquet")
 
 
 def test_parquet_without_its_library_names_the_command(

@@ -184,6 +184,7 @@ def test_a_caller_that_talks_nonsense_harms_nobody(idle: HostEngine) -> None:
         ("a slots=2\n\n# c\na\n", r":4: a stands there twice"),
         ("-oProxyCommand=sh\n", r":1: '-oProxyCommand=sh' is no host's name"),
         ("a slots=0\n", r":1: 'slots=0'"),
+        (f"a slots={'9' * 5000}\n", r":1: 'slots=9+' after the host: expected slots=N, up to 9999"),
         ("# nothing\n", "no host in it"),
     ],
 )

@@ -142,7 +142,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{file}: reading it needs: pip install 'tauten[parquet]'") from None
     try:
         rows = parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: can't be read as parquet ({first_line(error)})") from None
     yield from enumerate(rows, 1)
 

@@ -66,9 +66,11 @@ def _host(where: str, words: list[str], known: set[str]) -> Host:
         raise InputError(f"{where}: {name} stands there twice; give it more slots instead")
     if not rest:
         return Host(name)
-    found = re.fullmatch(r"slots=([1-9]\d*)", " ".join(rest))
+    found = re.fullmatch(r"slots=([1-9][0-9]{0,3})", " ".join(rest))
     if found is None:
-        raise InputError(f"{where}: {' '.join(rest)!r} after the host: expected slots=N")
+        raise InputError(
+            f"{where}: {' '.join(rest)[:80]!r} after the host: expected slots=N, up to 9999"
+        )
     return Host(name, int(found[1]))
 
 
