@@ -18,6 +18,7 @@ from tauten.core.errors import InputError, TautenError
 from tauten.core.journal import Journal
 from tauten.core.recipe import Recipe
 from tauten.models.artifact import read_manifest, read_timing
+from tauten.models.packing import install_empty
 from tauten.models.source import open_source
 from tauten.parallel.plan import Layout, Option, Plan
 from tauten.report.html import render_html
@@ -256,3 +257,10 @@ def test_a_configuration_of_another_model_is_refused_in_words(
     (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(InputError, match=r"safetensors|config\.json|tmp"):
         open_source(tmp_path).open()
+
+
+@pytest.mark.parametrize("layer", [{}, [], None, 3, "Linear"])
+def test_a_layer_of_no_kind_is_refused(layer: Any) -> None:
+    model, _ = linear()
+    with pytest.raises(InputError, match=r"packed layer '0'.*layer"):
+        install_empty(model, {"0": {"layer": layer}})

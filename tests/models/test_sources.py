@@ -161,6 +161,13 @@ def kernels_of_the_hub(folder: Path) -> None:
     change_config(folder, vision_config={"attn_implementation": {"": "someone/their-kernels"}})
 
 
+def name_an_endless_shard(folder: Path) -> None:
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "9" * 5000 + ".safetensors")
+    file.write_text(json.dumps(index))
+
+
 def unknown_architecture(folder: Path) -> None:
     change_config(folder, architectures=["MyOwnForCausalLM"])
 
@@ -192,6 +199,7 @@ DAMAGE = {
     break_generation: "generation_config.json: damaged",
     truncate: "not a whole safetensors file",
     remove_shard: "is missing, though the index names it",
+    name_an_endless_shard: "is missing, though the index names it",
     poison: "'model.norm.weight' holds NaN or infinity",
     lose_tensor: r"lacks tensor 'model.layers.1.mlp.up_proj.weight'",
     reshape_tensor: r"up_proj.weight' is 95x64 .*needs 96x64",

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tauten.core.description import checked, parse_json
 from tauten.core.errors import CorruptError
-from tauten.core.files import whole_file
+from tauten.models.kept_tensors import read_tensors, write_tensors
 
 STATE = "state"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
@@ -40,13 +38,11 @@ class Checkpoint:
             earlier: Tensors to save in place of what those of that name hold now.
         """
         tensors = {**self._tensors, **earlier}
-        content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        content = dict(tensors)
         for name, tensor in self._tensors.items():
             for key, value in self._optimizer.state.get(tensor, {}).items():
                 content[f"{name}/{key}"] = value
-        encoded = safetensors.torch.save(content, {STATE: json.dumps(state)})
-        with whole_file(self._file) as opened:
-            opened.write(encoded)
+        write_tensors(self._file, content, {STATE: json.dumps(state)})
 
     def restore(self, kind: Any) -> Any:
         """Put what was saved into its places; None if nothing was saved.
@@ -60,16 +56,14 @@ class Checkpoint:
         """
         if not self._file.is_file():
             return None
+        saved, facts = read_tensors(self._file, "delete it to start anew")
         try:
-            with safe_open(self._file, framework="pt") as opened:
-                saved = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                text = opened.metadata()[STATE]
-            state = checked(kind, parse_json(text, STATE, wide=True), STATE)
+            state = checked(kind, parse_json(facts[STATE], STATE, wide=True), STATE)
             moments = self._moments(saved)
             with torch.no_grad():
                 for name, tensor in self._tensors.items():
                     tensor.copy_(saved[name])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CorruptError(
                 f"{self._file}: no checkpoint of this training ({error}); delete it to start anew"
             ) from error

@@ -179,7 +179,7 @@ def install_empty(model: nn.Module, specs: dict[str, dict[str, Any]]) -> nn.Modu
         CorruptError: A description doesn't fit the model.
     """
     for name, spec in specs.items():
-        kind = ChangedSpec if spec.get("layer") in CHANGED else PackedSpec
+        kind = ChangedSpec if spec.keys() == {"layer"} else PackedSpec
         checked(kind, spec, f"packed layer {name!r}")
     packed = {n: s["weight"] for n, s in specs.items() if "weight" in s}
     weights = {n: from_spec(weight) for n, weight in packed.items() if "tied_to" not in weight}

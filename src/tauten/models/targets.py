@@ -4,12 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from tauten.core.errors import CorruptError
-from tauten.core.files import make_folder, whole_file
+from tauten.core.files import make_folder
+from tauten.models.kept_tensors import read_tensors, write_tensors
 
 MAX_BYTES = 8 * 2**30
 
@@ -33,12 +31,8 @@ class Targets:
     def get(self, index: int | None, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of an index; those without one aren't kept."""
         if index is not None and self.holds(index):
-            file = self._file(index)
-            try:
-                return safetensors.torch.load_file(file)
-            except (OSError, SafetensorError) as error:
-                raise CorruptError(f"{file}: damaged ({error}); delete it") from None
-        tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+            return read_tensors(self._file(index), "delete it")[0]
+        tensors = compute()
         if index is not None:
             self.put(index, tensors)
         return tensors
@@ -52,8 +46,7 @@ class Targets:
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self._bytes + size > self._max_bytes:
             return False
-        with whole_file(self._file(index)) as opened:
-            opened.write(safetensors.torch.save(tensors))
+        write_tensors(self._file(index), tensors)
         self._bytes += size
         return True
 

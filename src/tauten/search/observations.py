@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
 from tauten.core.description import Count, checked, parse_json, read_json
 from tauten.core.errors import CorruptError
-from tauten.core.files import make_folder, whole_file, write_json
+from tauten.core.files import make_folder, write_json
 from tauten.core.inputs import LayerInputs
 from tauten.core.recipe import Recipe
 from tauten.core.technique import CalibratedTechnique
 from tauten.models.calibration import Calibration, CalibrationBatch, Filled
+from tauten.models.kept_tensors import read_tensors, write_tensors
 
 MAX_BYTES = 8 * 2**30  # a model whose inputs take more is observed for each recipe anew
 _INDEX = "layers.json"  # is there once all layers were observed
@@ -115,25 +113,24 @@ def _write(file: Path, seen: dict[str, LayerInputs]) -> int:
         values = vars(inputs)
         plain.append({key: v for key, v in values.items() if not isinstance(v, Tensor)})
         held = {key: v for key, v in values.items() if isinstance(v, Tensor)}
-        tensors |= {f"{number}.{key}": tensor.contiguous() for key, tensor in held.items()}
+        tensors |= {f"{number}.{key}": tensor for key, tensor in held.items()}
     facts = {"number_of": json.dumps(number_of), "plain": json.dumps(plain)}
-    with whole_file(file) as opened:
-        opened.write(safetensors.torch.save(tensors, facts))
+    write_tensors(file, tensors, facts)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _read(file: Path) -> dict[str, LayerInputs]:
+    tensors, facts = read_tensors(file, _REMEDY)
     try:
-        with safetensors.safe_open(file, "pt") as opened:
-            facts = opened.metadata()
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         plains = checked(list[_Plain], parse_json(facts["plain"], str(file)), file, _REMEDY)
         number_of = checked(dict[str, Count], parse_json(facts["number_of"], str(file)), file)
         found = []
         for number, plain in enumerate(plains):
             own = f"{number}."
-            held = {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}
+            held: dict[str, Any] = {
+                n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)
+            }
             found.append(LayerInputs(**plain, **held))
         return {name: found[number] for name, number in number_of.items()}
-    except (OSError, SafetensorError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise CorruptError(f"{file}: damaged ({error}); {_REMEDY}") from None
