@@ -11,6 +11,7 @@ import torch
 
 import tauten
 from fuzz import models
+from tauten.core import temporary
 from tauten.core.files import whole_file
 from tauten.models import artifact, training
 from tauten.parallel import launcher
@@ -46,7 +47,7 @@ def steady(memory: Path) -> None:
     training.CHECKPOINT_S = 0.0
     dense.time_packed = lambda *_: (1.0, 0.5)
     publish.resident_bytes = lambda _: 1
-    launcher._SHARED_MEMORY = memory
+    launcher.SHARED_MEMORY = temporary.SHARED_MEMORY = memory
 
 
 def make_inputs(folder: Path) -> None:
