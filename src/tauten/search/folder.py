@@ -17,7 +17,12 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def check_out(out: Path | None) -> None:
-    """Refuse an output folder that exists, unless it is that of a run to be finished."""
+    """Refuse an output folder that exists, unless it is that of a run to be finished.
+
+    What a run that was killed as it cleared up has left beside it goes.
+    """
+    if out is not None:
+        shutil.rmtree(_done(out), ignore_errors=True)
     if out is not None and os.path.lexists(out) and not is_unfinished(out):
         raise BusyError(f"{out} exists; delete it or pass another output folder")
 
@@ -30,6 +35,12 @@ def is_unfinished(out: Path) -> bool:
 def _partial(out: Path) -> Path:
     out = out.absolute()  # `.` has no name of its own
     return out.with_name(out.name + PARTIAL)
+
+
+def _done(out: Path) -> Path:
+    """Where a run's folder goes to be removed."""
+    folder = _partial(out)
+    return folder.with_name(folder.name + DONE)
 
 
 @contextlib.contextmanager
