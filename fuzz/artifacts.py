@@ -14,7 +14,6 @@ import tauten
 from fuzz import models
 from fuzz.reader import Reader, plain
 from tauten.core.digests import SEAL, sealed
-from tauten.core.errors import TautenError
 from tauten.core.files import sha256_file
 from tauten.faces import print_artifact, write_report
 from tauten.models import artifact, covered
@@ -99,19 +98,20 @@ def _report(place: Path) -> tuple[str, str]:
 
 
 def seal(place: Path) -> None:
-    """Put the digests of a damaged folder right, where its manifest can still hold them."""
-    file = place / artifact.MANIFEST
-    try:
-        manifest = json.loads(file.read_bytes())
+    """Put the digests of a damaged folder right, where its descriptions can still hold them."""
+    _seal(place / artifact.TIMING, dict)
+
+    def completed(manifest: dict[str, Any]) -> dict[str, Any]:
         manifest["weights"]["sha256"] = sha256_file(place / artifact.WEIGHTS)
-        manifest["files"] = covered.digests(place)
-        _seal(file, manifest)
-        if (timing := place / artifact.TIMING).is_file():
-            _seal(timing, json.loads(timing.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, TautenError):
-        return  # nothing to put right
+        return {**manifest, "files": covered.digests(place)}
+
+    _seal(place / artifact.MANIFEST, completed)
 
 
-def _seal(file: Path, value: dict[str, Any]) -> None:
-    value.pop(SEAL, None)
-    file.write_text(json.dumps(sealed(value)))
+def _seal(file: Path, completed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Seal what a file says, which `completed` puts right; one that says nothing stays."""
+    try:
+        said = {key: value for key, value in json.loads(file.read_bytes()).items() if key != SEAL}
+        file.write_text(json.dumps(sealed(completed(said))))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return

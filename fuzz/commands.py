@@ -47,7 +47,7 @@ def steady(memory: Path) -> None:
     training.CHECKPOINT_S = 0.0
     dense.time_packed = lambda *_: (1.0, 0.5)
     publish.resident_bytes = lambda _: 1
-    temporary.SHARED_MEMORY = launcher.SHARED_MEMORY = memory
+    launcher.SHARED_MEMORY = temporary.SHARED_MEMORY = memory
 
 
 def make_inputs(folder: Path) -> None:

@@ -11,9 +11,11 @@ from fuzz import models
 from fuzz.commands import LOOSE
 from fuzz.processes import End, run
 from fuzz.reader import Reader
+from fuzz.records import seal_journal
 from tauten.models import training
 
 OUT = "work/out"  # below the place of a reader
+JOURNAL = f"{OUT}.partial/journal.jsonl"
 
 
 def _pack(technique: Any, place: Path) -> None:
@@ -43,9 +45,13 @@ def resumed_readers() -> Iterator[Reader]:
         "half a search": (_search, 0.5),
     }
     for name, (call, part) in calls.items():
-        yield Reader(
-            f"resumed {name}", partial(_left, call, part), partial(_resume, call), vouched=True
-        )
+        make, read = partial(_left, call, part), partial(_resume, call)
+        yield Reader(f"resumed {name}", make, read, vouched=True)
+        yield Reader(f"forged {name}", make, read, (JOURNAL,), seal=_seal)
+
+
+def _seal(place: Path) -> None:
+    seal_journal(place / JOURNAL)
 
 
 def _left(call: Callable[[Path], None], part: float, place: Path) -> None:

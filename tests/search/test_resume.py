@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tauten
-from tauten.search.folder import run_folder
+from tauten.search.folder import check_out, run_folder
 
 KILLS = 12
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
@@ -90,3 +90,12 @@ def test_a_kill_while_a_run_clears_up_leaves_it_finished(tmp_path: Path, monkeyp
     with pytest.raises(tauten.BusyError, match="exists"), run_folder(out, 0):
         pass
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_command_that_is_refused_still_clears_up_after_a_killed_one(tmp_path: Path) -> None:
+    """The command line looks at the folder before it loads anything, and so before `run_folder`."""
+    (tmp_path / "out.partial.done" / "inside").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(tauten.BusyError, match="exists"):
+        check_out(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]

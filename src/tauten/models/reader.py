@@ -196,12 +196,13 @@ def _checked_entries(file: Path) -> list[Entry]:
 def _indexed_files(folder: Path) -> list[Path]:
     index: _Index = read_json(folder / INDEX, _Index)
     names = sorted(set(index["weight_map"].values()))
-    held = {file.name for file in folder.iterdir() if file.is_file()}
+    held = {file.name for file in folder.iterdir()}
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CorruptError(
                 f"{folder / INDEX} names {name!r}, which isn't a safetensors file of that folder"
             )
-        if name not in held:  # it may be no name that a file could have
+        # It may be no name that a file could have.
+        if name not in held or not inside(folder, name).is_file():
             raise CorruptError(f"{folder / name} is missing, though the index names it; get it too")
     return [inside(folder, name) for name in names]

@@ -15,7 +15,12 @@ DONE = ".done"
 
 
 def check_out(out: Path | None) -> None:
-    """Refuse an output folder that exists, unless it is that of a run to be finished."""
+    """Refuse an output folder that exists, unless it is that of a run to be finished.
+
+    What a run that was killed as it cleared up has left beside it goes.
+    """
+    if out is not None:
+        shutil.rmtree(_done(out), ignore_errors=True)
     if out is not None and os.path.lexists(out) and not is_unfinished(out):
         raise BusyError(f"{out} exists; delete it or pass another output folder")
 
@@ -28,6 +33,12 @@ def is_unfinished(out: Path) -> bool:
 def _partial(out: Path) -> Path:
     out = out.absolute()  # `.` has no name of its own
     return out.with_name(out.name + PARTIAL)
+
+
+def _done(out: Path) -> Path:
+    """Where a run's folder goes to be removed."""
+    folder = _partial(out)
+    return folder.with_name(folder.name + DONE)
 
 
 @contextlib.contextmanager
@@ -50,7 +61,6 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
     folder = _partial(out)
     done = folder.with_name(folder.name + DONE)
     remove_orphans()
-    shutil.rmtree(done, ignore_errors=True)  # left by a kill while it was removed
     check_out(out)
     with writing(folder):
         held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
