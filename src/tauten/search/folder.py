@@ -58,8 +58,7 @@ def run_folder(out: Path | None, disk_bytes: int) -> Iterator[Path]:
             with _working_in(temporary):
                 yield temporary
         return
-    folder = _partial(out)
-    done = folder.with_name(folder.name + DONE)
+    folder, done = _partial(out), _done(out)
     remove_orphans()
     check_out(out)
     with writing(folder):
