@@ -150,3 +150,14 @@ def test_parse_seconds(text: str, seconds: float) -> None:
 def test_parse_seconds_refuses(text: str) -> None:
     with pytest.raises(GoalError):
         parse_seconds(text)
+
+
+@pytest.mark.parametrize("field", ["max_drop", *LIMITS])
+def test_true_is_no_number(field: str) -> None:
+    with pytest.raises(GoalError, match=f"{field}=True"):
+        Goal(**{field: True})  # type: ignore[arg-type]
+
+
+def test_two_units_of_a_drop_are_refused() -> None:
+    with pytest.raises(GoalError, match="max_drop is in shares, and drop_unit='points'"):
+        Goal(max_drop="2%", drop_unit="points")

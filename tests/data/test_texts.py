@@ -343,3 +343,10 @@ def test_rows_without_text_are_left_out_and_counted(caplog: pytest.LogCaptureFix
     found = read_texts([{"text": None, "id": 1}, {"text": "a tale", "id": 2}])
     assert [document.text for document in found.documents] == ["a tale"]
     assert "left out: 1 document without text" in caplog.text
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_says_how_text_is_encoded(tmp_path: Path, coding: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("Grüße aus Köln".encode(coding))
+    assert read_texts(file).documents[0].text.strip() == "Grüße aus Köln"

@@ -135,4 +135,7 @@ def test_a_folder_of_results_is_filled_by_one_process_at_a_time(tmp_path: Path) 
         (tmp_path / "link" / "results").symlink_to(tmp_path / "victim")
         with pytest.raises(InputError, match="results is a symbolic link"):
             next(model.map(ITEMS[:3], tmp_path / "link"))
+        (tmp_path / "outside").symlink_to(tmp_path / "victim")
+        with pytest.raises(InputError, match="outside is a symbolic link"):
+            next(model.map(ITEMS[:3], tmp_path / "outside"))
         assert not (tmp_path / "victim").exists()

@@ -114,9 +114,23 @@ def test_a_change_on_purpose_is_accepted_by_a_command(packed: Path) -> None:
     tauten.load(packed)
     assert "nothing has changed" in CliRunner().invoke(app, ["accept", str(packed)]).stdout
     (packed / "model.safetensors").write_bytes(b"x" + (packed / "model.safetensors").read_bytes())
-    CliRunner().invoke(app, ["accept", str(packed)])
+    refused = CliRunner().invoke(app, ["accept", str(packed)])
+    assert isinstance(refused.exception, CorruptError) or refused.exit_code == 2
     with pytest.raises(CorruptError, match=r"model\.safetensors"):
         tauten.load(packed)
+
+
+def test_neither_weights_nor_a_missing_configuration_are_accepted(packed: Path) -> None:
+    (packed / "config.json").rename(packed.parent / "config.json")
+    manifest = artifact.read_manifest(packed)
+    with pytest.raises(CorruptError, match=r"config\.json is missing"):
+        covered.accept(packed, manifest)
+    (packed.parent / "config.json").rename(packed / "config.json")
+    with (packed / "model.safetensors").open("ab") as opened:
+        opened.write(b"x")
+    with pytest.raises(CorruptError, match="weights can't be accepted"):
+        covered.accept(packed, manifest)
+    assert artifact.read_manifest(packed) == manifest
 
 
 def test_a_recipe_is_replayed_as_it_was_written(packed: Path, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "int32": (lambda t: t.int(), "is 96x64 int32, but"),
     "bool": (lambda t: t > 0, "is 96x64 bool, but"),
     "complex": (lambda t: t.to(torch.complex64), "is 96x64 complex64, but"),
-    "four bits of others": (lambda t: t[:, ::2].to(torch.uint8), "is 96x32 uint8, but"),
+    "four bits of others": (
+        lambda t: t[:, ::2].to(torch.uint8),
+        r"is 96x32 \w+, but the model needs 96x64",
+    ),
     "other sizes": (lambda t: t[:-1].contiguous(), r"is 95x64 \w+, but the model needs 96x64"),
     "nan": (with_value(torch.nan), r"NaN or infinity in row 5 \(1 row of 96\)"),
     "-inf": (with_value(-torch.inf, 95), r"NaN or infinity in row 95"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -359,3 +360,20 @@ def test_attention_that_only_gpus_have_is_that_of_the_default(llama_folder: Path
     expected = open_source(llama_folder).open().config._attn_implementation
     change_config(llama_folder, _attn_implementation="flash_attention_2")
     assert open_source(llama_folder).open().config._attn_implementation == expected
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00003.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_on(llama_folder: Path, name: str) -> None:
+    file = llama_folder / name
+    assert file.is_file()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match=re.escape(name)):
+        open_source(llama_folder).open()
+
+
+def test_a_folder_that_lost_its_manifest_says_so(llama_folder: Path, tmp_path: Path) -> None:
+    tauten.quantize(llama_folder, out=tmp_path / "out")
+    (tmp_path / "out" / "tauten.json").unlink()
+    with pytest.raises(CorruptError, match=r"tauten\.json is missing"):
+        open_source(tmp_path / "out")

@@ -69,9 +69,10 @@ def test_killed_runs_end_with_the_same_bytes(llama_folder: Path, texts, tmp_path
 def test_what_was_being_removed_is_removed_by_the_next_run(tmp_path: Path) -> None:
     (tmp_path / "one.partial.done" / "inside").mkdir(parents=True)
     (tmp_path / "two.partial").mkdir()
-    with run_folder(tmp_path / "out", 0):
+    (tmp_path / "two.partial.done").mkdir()
+    with run_folder(tmp_path / "one", 0):
         pass
-    assert os.listdir(tmp_path) == ["two.partial"]
+    assert sorted(os.listdir(tmp_path)) == ["two.partial", "two.partial.done"]
 
 
 def test_a_kill_while_a_run_clears_up_leaves_it_finished(tmp_path: Path, monkeypatch) -> None:

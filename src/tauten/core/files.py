@@ -173,6 +173,8 @@ def sha256_file(path: Path) -> str:
         InputError: It can't be read.
     """
     digest = hashlib.sha256()
+    if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+        raise InputError(f"{path}: can't be read (no file, but a folder, pipe or device)")
     try:
         with path.open("rb") as opened:
             while chunk := opened.read(2**20):

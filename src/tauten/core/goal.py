@@ -63,7 +63,10 @@ class Goal:
         drop_unit: str = "",
     ):
         if isinstance(max_drop, str):
-            max_drop, drop_unit = parse_drop(max_drop)
+            max_drop, said = parse_drop(max_drop)
+            if drop_unit and said != drop_unit:
+                raise GoalError(f"max_drop is in {said or 'shares'}, and drop_unit={drop_unit!r}")
+            drop_unit = said
         limits = (
             _read("max_size_bytes", max_size_bytes, parse_bytes),
             _read("max_latency_s", max_latency_s, parse_seconds),
@@ -97,7 +100,12 @@ class Goal:
         if self.drop_unit not in DROP_UNITS:
             raise GoalError(f"drop_unit={self.drop_unit!r}: expected one of {DROP_UNITS}")
         for name, value in self.limits.items():
-            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, Real)
+                or not math.isfinite(value)
+                or value < 0
+            ):
                 raise GoalError(f"{name}={value!r}: expected a number, zero or more")
             if value == 0 and name != "max_drop":
                 raise GoalError(f"{name}=0: no model can meet it; give a positive limit")

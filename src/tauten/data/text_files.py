@@ -28,7 +28,12 @@ _OPENERS: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
 }
-_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_MARKS = {  # the first two begin as the others do
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 _TEXTS = (".txt", ".md", ".rst")
 _LINES = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")

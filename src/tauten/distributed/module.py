@@ -141,7 +141,7 @@ class DistributedModule(InferenceOnWorkers):
         with contextlib.ExitStack() as stack:
             record = None
             if folder is not None:
-                place = Path(folder).resolve()
+                place = Path(folder).absolute()
                 stack.enter_context(exclusive(place))
                 record = Record(place, self._run_id())
             workers = self._started()

@@ -54,6 +54,8 @@ class Metric(Mean):
             inspect.signature(function).bind(None, None)
         except TypeError as error:
             raise InputError(f"the metric {function} can't take (model, batch): {error}") from error
+        if higher_is_better not in (None, True, False):
+            raise InputError(f"higher_is_better={higher_is_better!r}: expected True or False")
         own = bool(getattr(function, "higher_is_better", True))
         self.higher_is_better = own if higher_is_better is None else higher_is_better
         self.name = str(name or getattr(function, "__name__", type(function).__name__))

@@ -147,6 +147,8 @@ def check_fetched(file: Path) -> None:
         CorruptError: It is a pointer of git-lfs.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited on for ever
+            raise CorruptError(f"{file}: no file, but a folder, pipe or device; get it anew")
         with file.open("rb") as opened:
             begins = opened.read(len(_POINTER))
     except OSError as error:

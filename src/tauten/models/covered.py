@@ -15,6 +15,7 @@ from tauten.models.companions import carried, inside, is_licence
 
 MANIFEST = "tauten.json"
 RECIPE = "recipe.yaml"
+CONFIG = "config.json"
 TIMING = "timing.json"
 _CHANGED = "changed since it was written: make the folder anew, or get the file again"
 _MISSING = "is missing: make the folder anew, or get the file again"
@@ -68,8 +69,19 @@ def accept(folder: Path, manifest: dict[str, Any]) -> list[str]:
         manifest: As `read_manifest` gives it.
     Returns:
         Names of what was changed, is missing, or was added.
+    Raises:
+        CorruptError: The weights were changed, or the configuration is missing.
     """
-    changed = list(changes(folder, manifest.get("files", {})))
+    said = changes(folder, manifest.get("files", {}))
+    weights = manifest["weights"]
+    if sha256_file(folder / weights["file"]) != weights["sha256"]:
+        raise CorruptError(
+            f"{folder / weights['file']} changed since it was written, and weights can't be "
+            "accepted: make the folder anew"
+        )
+    if said.get(CONFIG) == _MISSING:  # without it nobody knows the model
+        raise CorruptError(f"{folder / CONFIG} {_MISSING}")
+    changed = list(said)
     write_json(folder / MANIFEST, sealed({**manifest, "files": digests(folder)}))
     return changed
 

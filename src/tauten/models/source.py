@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tauten.core.errors import InputError
+from tauten.core.errors import CorruptError, InputError
 from tauten.core.printing import logger
 from tauten.models.devices import Home, to_cpu
 from tauten.models.experts import unfuse_experts
@@ -150,7 +150,10 @@ def names_code(model: Any) -> bool:
 
 def _open_folder(path: Path) -> Source:
     from tauten.models import huggingface, sentence
+    from tauten.models.covered import MANIFEST, RECIPE
 
+    if (path / RECIPE).is_file() and (path / huggingface.CONFIG).is_file():
+        raise CorruptError(f"{path / MANIFEST} is missing, beside a recipe: make the folder anew")
     if not sentence.is_sentence_folder(path):
         return huggingface.source(path)
     if sentence.is_installed():

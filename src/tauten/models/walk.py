@@ -94,6 +94,7 @@ class Walk:
             InputError: No layer at all was packed, or data is missing or without effect.
         """
         self.model.eval()  # before it is run: batch norms would learn from calibration data
+        self._check_patterns()
         changed = self._prepare()
         if self._calibration is None and self.recipe.block_tunings:
             raise InputError(f"{self.recipe.block_tunings[0].name} needs data: pass data=...")
@@ -130,6 +131,16 @@ class Walk:
         held += f"none of its layers is of a kind that can be packed ({kinds})"
         return f"{held}: pass a model with such layers"
 
+    def _check_patterns(self) -> None:
+        """Raise InputError where a recipe that packs names no layer at all."""
+        names = [name for name, _ in packable_modules(self.model)]
+        packs = len(self.recipe.shaping) < len(self.recipe.steps)
+        if packs and names and not any(map(self.recipe.step_for, names)):
+            raise InputError(
+                f"{self.recipe} changed nothing in {type(self.model).__name__}: no layer has such "
+                f"a name; its layers are {listed(names)}"
+            )
+
     def _check(self) -> None:
         """Raise InputError, or warn, for a recipe that did less than it says."""
         packed = [record for record in self.layers if record.name in self.specs]
@@ -137,9 +148,6 @@ class Walk:
             has_layers = any(True for _ in packable_modules(self.model))
             reasons = {record.reason for record in self.layers if has_layers}
             reasons = reasons or {self._nothing_to_do()}
-            names = [name for name, _ in packable_modules(self.model)]
-            if names and not any(map(self.recipe.step_for, names)):
-                reasons = {f"no layer has such a name; its layers are {listed(names)}"}
             raise InputError(
                 f"{self.recipe} changed nothing in {type(self.model).__name__}: "
                 f"{'; '.join(sorted(reasons))}"

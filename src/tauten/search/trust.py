@@ -60,6 +60,8 @@ def check_metric(
         drop = metric.drop(original, scores, TRUST, unit)
         why = _complaint(drop, share)
         if why:
+            if len(original.total) == len(batches):
+                why += f"; it gives one number a batch, of {len(batches)}: return one an example"
             raise InputError(f"the metric {metric.name} can't be trusted here: {why}")
         lost = drop.value if share == WHOLLY else lost
     return lost
