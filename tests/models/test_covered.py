@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 import tauten
 from tauten.cli import app
+from tauten.core.digests import sealed
 from tauten.core.errors import CorruptError
+from tauten.core.files import write_json
 from tauten.faces import read_recipe
 from tauten.models import artifact, covered
 
@@ -168,4 +170,11 @@ def test_folders_of_earlier_versions_load_and_can_be_covered(packed: Path) -> No
 def test_a_manifest_that_has_lost_its_digest_is_refused(packed: Path) -> None:
     unsealed(packed, lambda manifest: manifest.pop("sha256"))
     with pytest.raises(CorruptError, match=r"tauten\.json: damaged .*sha256.*make it anew"):
+        tauten.load(packed)
+
+
+def test_layers_to_be_loaded_dense_are_packed_ones(packed: Path) -> None:
+    manifest = artifact.read_manifest(packed)
+    write_json(packed / "tauten.json", sealed({**manifest, "written_out": ["nowhere"]}))
+    with pytest.raises(CorruptError, match="written_out='nowhere' is none of the modules"):
         tauten.load(packed)

@@ -60,6 +60,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     trials, chosen = manifest.get("trials", []), manifest.get("chosen")
     if chosen is not None and chosen >= len(trials):
         raise CorruptError(f"{file}: damaged (chosen={chosen} is none of the trials); {ANEW}")
+    if unknown := set(manifest.get("written_out", [])) - manifest["modules"].keys():
+        raise CorruptError(
+            f"{file}: damaged (written_out={min(unknown)!r} is none of the modules); {ANEW}"
+        )
     return manifest
 
 
